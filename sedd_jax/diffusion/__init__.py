@@ -1,0 +1,61 @@
+"""The mathematics of discrete diffusion: pure functions of arrays (docs/math.md)."""
+
+from sedd_jax.diffusion.bounds import Terms, bound_terms, mean_and_stderr
+from sedd_jax.diffusion.categorical import sample_categorical
+from sedd_jax.diffusion.losses import (
+  MIN_TIME,
+  LogScoreFn,
+  StatsFn,
+  TimeSampling,
+  denoising_score_entropy,
+  enumerated_denoising_score_entropy,
+  example_keys,
+  explicit_score_entropy,
+  from_log_score,
+  implicit_score_entropy,
+  sample_times,
+)
+from sedd_jax.diffusion.noise import Geometric, LogLinear, Noise
+from sedd_jax.diffusion.process import Absorbing, Process, Uniform
+from sedd_jax.diffusion.sampling import END_TIME, STEPS, Euler, Given, Step, Tweedie, sample
+from sedd_jax.diffusion.score import (
+  Parameterization,
+  ScoreStats,
+  dense_log_score,
+  dense_stats,
+)
+
+__all__ = [
+  "END_TIME",
+  "MIN_TIME",
+  "STEPS",
+  "Absorbing",
+  "Euler",
+  "Geometric",
+  "Given",
+  "LogLinear",
+  "LogScoreFn",
+  "Noise",
+  "Parameterization",
+  "Process",
+  "ScoreStats",
+  "StatsFn",
+  "Step",
+  "Terms",
+  "TimeSampling",
+  "Tweedie",
+  "Uniform",
+  "bound_terms",
+  "denoising_score_entropy",
+  "dense_log_score",
+  "dense_stats",
+  "enumerated_denoising_score_entropy",
+  "example_keys",
+  "explicit_score_entropy",
+  "from_log_score",
+  "implicit_score_entropy",
+  "mean_and_stderr",
+  "sample",
+  "sample_categorical",
+  "sample_times",
+]

@@ -1,0 +1,92 @@
+"""Noise schedules: the total noise that each time in [0, 1] carries (docs/math.md, section 2)."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.numerics import as_float
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLinear:
+  """Total noise under which the expected share of masked tokens is linear in t: (1 - eps) t.
+
+  Source: appendix C.1 of arXiv:2310.16834.
+
+  Attributes:
+    eps: probability that a token survives to t = 1 unchanged; in (0, 1).
+
+  Raises:
+    ValueError: eps is not in (0, 1).
+  """
+
+  eps: float = 1e-3
+
+  def __post_init__(self):
+    if not 0.0 < self.eps < 1.0:
+      raise ValueError(f"LogLinear: eps={self.eps} must lie in (0, 1), for example 1e-3")
+
+  def total(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """Total noise -log(1 - (1 - eps) t); float, shape of t."""
+    t = as_float(t)
+    early = t < 0.5  # Each form loses digits in the other half.
+    low = -jnp.log1p(-(1.0 - self.eps) * jnp.where(early, t, 0.0))
+    return jnp.where(early, low, -jnp.log(self._survival(t)))
+
+  def rate(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """d total / dt = (1 - eps) / (1 - (1 - eps) t); float, shape of t."""
+    return (1.0 - self.eps) / self._survival(as_float(t))
+
+  def time(self, total: jax.typing.ArrayLike) -> jax.Array:
+    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
+    return -jnp.expm1(-as_float(total)) / (1.0 - self.eps)
+
+  def _survival(self, t: jax.Array) -> jax.Array:
+    return (1.0 - t) + self.eps * t
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometric:
+  """Total noise sigma_min^(1 - t) sigma_max^t: equal steps of t multiply it equally.
+
+  Note that total(0) = sigma_min, not 0. Source: section 5.1 of arXiv:2310.16834.
+
+  Attributes:
+    sigma_min: total noise at t = 0.
+    sigma_max: total noise at t = 1.
+
+  Raises:
+    ValueError: not 0 < sigma_min < sigma_max < infinity.
+  """
+
+  sigma_min: float = 1e-4
+  sigma_max: float = 20.0
+
+  def __post_init__(self):
+    if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+      raise ValueError(
+        f"Geometric: sigma_min={self.sigma_min}, sigma_max={self.sigma_max} must satisfy "
+        "0 < sigma_min < sigma_max, for example 1e-4 and 20"
+      )
+
+  def total(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """Total noise; float, shape of t."""
+    t = as_float(t)
+    return jnp.exp((1.0 - t) * math.log(self.sigma_min) + t * math.log(self.sigma_max))
+
+  def rate(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """d total / dt = total(t) log(sigma_max / sigma_min); float, shape of t."""
+    return self.total(t) * self._log_range
+
+  def time(self, total: jax.typing.ArrayLike) -> jax.Array:
+    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
+    return (jnp.log(as_float(total)) - math.log(self.sigma_min)) / self._log_range
+
+  @property
+  def _log_range(self) -> float:
+    return math.log(self.sigma_max / self.sigma_min)
+
+
+Noise = LogLinear | Geometric

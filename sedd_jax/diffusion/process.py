@@ -1,0 +1,267 @@
+"""The two noising processes: their rates, transitions, ratios, score entropy and reverse steps.
+
+Every token jumps independently. Conventions, derivations and equation numbers: docs/math.md.
+
+Shapes: x and x0 are int[...]; total broadcasts to their shape; rows are float[..., S]. Where an
+argument is called log_score its own entry (y = x) is ignored and means 0.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.numerics import as_float, bernoulli, is_state, jump_or_stay, log_expm1
+from sedd_jax.diffusion.score import ScoreStats, dense_stats
+
+# Below this total noise the formulas are evaluated at it: no time in use comes near, and 1 / total
+# stays finite in float32.
+_TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Absorbing:
+  """Every real token turns into the mask at rate 1; the mask stays.
+
+  Source: equation 16 of arXiv:2310.16834.
+
+  Attributes:
+    vocab_size: V, the number of real tokens; the mask is state V, so there are V + 1 states.
+
+  Raises:
+    ValueError: vocab_size < 1.
+  """
+
+  vocab_size: int
+
+  def __post_init__(self):
+    _check_vocab(self)
+
+  @property
+  def num_states(self) -> int:
+    return self.vocab_size + 1
+
+  @property
+  def mask_id(self) -> int:
+    return self.vocab_size
+
+  def transition(self, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """P(x_t = . given x_0 = x0), float[..., S] (eq. 3)."""
+    x0, total = _position(x0, total)
+    stay = jnp.exp(-total)[..., None] * is_state(x0, self.num_states)
+    return stay - jnp.expm1(-total)[..., None] * self._is_mask_state(x0)
+
+  def rates(self, x: jax.Array) -> jax.Array:
+    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
+    x = jnp.asarray(x)
+    return self._is_mask_state(x) * 1.0 - is_state(x, self.num_states)
+
+  def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """Draws x_t given x_0 = x0; int32, shape of x0."""
+    x0, total = _position(x0, total)
+    jumped = bernoulli(key, -jnp.expm1(-total))
+    return jnp.where(jumped, self.mask_id, x0).astype(jnp.int32)
+
+  def score_entropy(
+    self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
+    x = jnp.asarray(x)
+    # Rows of unmasked tokens carry no loss. Zero them before exp: inf times a zero cotangent is NaN.
+    log_score = jnp.where((x == self.mask_id)[..., None], as_float(log_score), 0.0)
+    return self.score_entropy_from_stats(dense_stats(log_score, x, jnp.asarray(x0)), x, x0, total)
+
+  def score_entropy_from_stats(
+    self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """The same from three numbers a position (eq. 9); non-negative, 0 where x is not the mask.
+
+    With r = 1 / expm1(total) it is sum_exp - r z[x0] + r (log r - 1), grouped so that the large
+    terms cancel before they are summed.
+    """
+    x, total = _position(x, total)
+    log_ratio = -log_expm1(jnp.maximum(total, _TINY))
+    ratio = jnp.exp(log_ratio)
+    masked = x == self.mask_id
+    sum_exp = jnp.where(masked, stats.sum_exp, 0.0)
+    excess = jnp.where(masked, stats.at_x0, 0.0) - log_ratio
+    return jnp.where(masked, (sum_exp - ratio) - ratio * excess, 0.0)
+
+  def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Log rates of the reverse jumps, float[..., S]; -inf at the own state and where none leads."""
+    x = jnp.asarray(x)
+    jump = (x == self.mask_id)[..., None] & ~self._is_mask_state(x)
+    return jnp.where(jump, as_float(log_score), -jnp.inf)
+
+  def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
+    return _with_diagonal(jnp.exp(self.log_reverse_rates(log_score, x)), x)
+
+  def tweedie_probs(
+    self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 16).
+
+    A masked token becomes y with probability expm1(total_step) exp(log_score_y) and stays masked
+    with what is left.
+    """
+    x, total_step = _position(x, total_step)
+    log_jump = self.log_reverse_rates(log_score, x) + log_expm1(total_step)[..., None]
+    return jump_or_stay(log_jump, is_state(x, self.num_states))
+
+  def denoise_probs(
+    self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """The last step, over all the total noise that is left: the Tweedie step without the mask.
+
+    The law of a masked token is then its scores, normalised, whatever `total` is. Never leaves a
+    mask behind. float[..., S], sums to 1.
+    """
+    x, _ = _position(x, total)
+    real = ~self._is_mask_state(x)
+    z = jnp.where(real, as_float(log_score), -jnp.inf)
+    z = jnp.where(jnp.any(z > -jnp.inf, axis=-1, keepdims=True), z, jnp.where(real, 0.0, z))
+    z = jnp.minimum(z, jnp.finfo(z.dtype).max / 4)
+    masked = (x == self.mask_id)[..., None]
+    return jnp.where(masked, jax.nn.softmax(z, axis=-1), is_state(x, self.num_states))
+
+  def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Where sampling starts: all masks, int32[shape]; the key is not used."""
+    del key
+    return jnp.full(shape, self.mask_id, jnp.int32)
+
+  def _is_mask_state(self, x: jax.Array) -> jax.Array:
+    return is_state(jnp.full_like(x, self.mask_id), self.num_states)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+  """Every token turns into each of the V tokens at rate 1 / V, itself included.
+
+  Source: equation 15 of arXiv:2310.16834, with the rates divided by V as its code has them.
+
+  Attributes:
+    vocab_size: V, the number of tokens and of states.
+
+  Raises:
+    ValueError: vocab_size < 1.
+  """
+
+  vocab_size: int
+
+  def __post_init__(self):
+    _check_vocab(self)
+
+  @property
+  def num_states(self) -> int:
+    return self.vocab_size
+
+  @property
+  def mask_id(self) -> None:
+    return None
+
+  def transition(self, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """P(x_t = . given x_0 = x0), float[..., S] (eq. 3)."""
+    x0, total = _position(x0, total)
+    move = -jnp.expm1(-total) / self.vocab_size
+    return move[..., None] + jnp.exp(-total)[..., None] * is_state(x0, self.vocab_size)
+
+  def rates(self, x: jax.Array) -> jax.Array:
+    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
+    return 1.0 / self.vocab_size - is_state(jnp.asarray(x), self.vocab_size)
+
+  def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """Draws x_t given x_0 = x0; int32, shape of x0."""
+    x0, total = _position(x0, total)
+    key_jump, key_token = jax.random.split(key)
+    jumped = bernoulli(key_jump, -jnp.expm1(-total))
+    token = jax.random.randint(key_token, x0.shape, 0, self.vocab_size)
+    return jnp.where(jumped, token, x0).astype(jnp.int32)
+
+  def score_entropy(
+    self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
+    stats = dense_stats(log_score, jnp.asarray(x), jnp.asarray(x0))
+    return self.score_entropy_from_stats(stats, x, x0, total)
+
+  def score_entropy_from_stats(
+    self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """The same from three numbers a position (eq. 10, 11); non-negative.
+
+    With q = expm1(total) / (expm1(total) + V) the true ratios are q for every y at a token that
+    still is x0; elsewhere 1 / q for y = x0 and 1 for the others. q is never formed as
+    1 - V / (expm1(total) + V), which cancels.
+    """
+    x, total = _position(x, total)
+    x0 = jnp.asarray(x0)
+    vocab = self.vocab_size
+    log_em1 = log_expm1(jnp.maximum(total, _TINY))
+    log_q = log_em1 - jnp.logaddexp(log_em1, jnp.log(jnp.asarray(vocab, total.dtype)))
+    q, inv_q = jnp.exp(log_q), jnp.exp(-log_q)
+    clean = stats.sum_exp - q * (stats.sum_log - (vocab - 1) * (log_q - 1.0))
+    others = stats.sum_log - stats.at_x0
+    noisy = (stats.sum_exp - (vocab - 2) - inv_q) - others - inv_q * (stats.at_x0 + log_q)
+    return jnp.where(x == x0, clean, noisy) / vocab
+
+  def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Log rates of the reverse jumps, float[..., S]; -inf at the own state."""
+    z = as_float(log_score)
+    log_rate = z - jnp.log(jnp.asarray(self.vocab_size, z.dtype))
+    return jnp.where(is_state(jnp.asarray(x), self.vocab_size), -jnp.inf, log_rate)
+
+  def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
+    return _with_diagonal(jnp.exp(self.log_reverse_rates(log_score, x)), x)
+
+  def tweedie_probs(
+    self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 17).
+
+    Proportional to (s_y - (1 - e^-d) mean(s)) P(y becomes x in d). The first factor is negative
+    where the score is inconsistent: set to 0, and the rest renormalised.
+    """
+    x, total_step = _position(x, total_step)
+    z = jnp.minimum(as_float(log_score), jnp.finfo(total_step.dtype).max / 4)
+    own = is_state(x, self.vocab_size)
+    z = jnp.where(own, 0.0, z)
+    # Everything relative to the largest score: no overflow, and the largest entry stays positive.
+    below = jnp.expm1(z - jnp.max(z, axis=-1, keepdims=True))
+    mean_below = jnp.mean(below, axis=-1, keepdims=True)
+    kept = jnp.exp(-total_step)[..., None]
+    earlier = (below - mean_below) + kept * (1.0 + mean_below)
+    weight = jnp.maximum(earlier, 0.0) * self.transition(x, total_step)
+    norm = jnp.sum(weight, axis=-1, keepdims=True)
+    return jnp.where(norm > 0.0, weight / jnp.where(norm > 0.0, norm, 1.0), own)
+
+  def denoise_probs(
+    self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """The last step, over all the total noise that is left: the Tweedie step."""
+    return self.tweedie_probs(log_score, x, total)
+
+  def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Where sampling starts: uniform tokens, int32[shape]."""
+    return jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
+
+
+Process = Absorbing | Uniform
+
+
+def _check_vocab(process: Process) -> None:
+  if process.vocab_size < 1:
+    name = type(process).__name__
+    raise ValueError(f"{name}: vocab_size={process.vocab_size} must be at least 1")
+
+
+def _position(x: jax.typing.ArrayLike, total: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+  """x and total as arrays, total of x's shape."""
+  x, total = jnp.asarray(x), as_float(total)
+  return x, jnp.broadcast_to(total, x.shape)
+
+
+def _with_diagonal(off_diagonal: jax.Array, x: jax.Array) -> jax.Array:
+  own = is_state(jnp.asarray(x), off_diagonal.shape[-1])
+  return jnp.where(own, -jnp.sum(off_diagonal, axis=-1, keepdims=True), off_diagonal)

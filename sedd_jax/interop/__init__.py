@@ -1,0 +1,1 @@
+"""Weights in and out: the original's PyTorch layouts, and one loader for everything."""

@@ -1,0 +1,194 @@
+"""The score transformer: SEDD's bidirectional transformer, conditioned on total noise by adaLN.
+
+Flax NNX serves as a definition language only: modules hold parameters, no state and no randomness
+(dropout keys are arguments). `build.py` turns them into pure functions of nested dicts and scans
+over the stacked blocks.
+
+Source: appendix C.2 of arXiv:2310.16834 and its code (after DiT, arXiv:2212.09748). Residual
+stream, layer norms and conditioning stay float32; linear maps and attention use `dtype`.
+
+B: sequences, L: positions, D: width, C: width of the conditioning, H: heads, S: states.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sedd_jax.models.attention import attention, rotary
+
+_NOISE_FEATURES = 256
+_MLP_RATIO = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreTransformerConfig:
+  """Shape and numerics of the network.
+
+  Attributes:
+    num_states: S, rows of the embedding and columns of the output layer.
+    width: D.
+    blocks: number of transformer blocks.
+    heads: H; must divide width into heads of even width (rotary pairs features).
+    cond_dim: C.
+    dropout: rate on the outputs of attention and MLP, in training only.
+    dtype: compute dtype of linear maps and attention.
+    remat: what a block keeps for its backward pass: `none` (everything), `dots` (matrix products
+      without batch dimensions), `full` (nothing but its input).
+    pad_multiple: embedding and output tables are padded in memory to a multiple of this.
+
+  Raises:
+    ValueError: a field is out of range; the message names it.
+  """
+
+  num_states: int
+  width: int = 768
+  blocks: int = 12
+  heads: int = 12
+  cond_dim: int = 128
+  dropout: float = 0.1
+  dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+  remat: Literal["none", "dots", "full"] = "none"
+  pad_multiple: int = 128
+
+  def __post_init__(self):
+    for name in ("num_states", "width", "blocks", "heads", "cond_dim", "pad_multiple"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+    if self.width % (2 * self.heads):
+      raise ValueError(
+        f"model.heads={self.heads} must divide model.width={self.width} into heads of even width"
+      )
+    if not 0.0 <= self.dropout < 1.0:
+      raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
+    if self.dtype not in ("float32", "bfloat16", "float64"):
+      raise ValueError(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
+    if self.remat not in ("none", "dots", "full"):
+      raise ValueError(f"model.remat={self.remat!r} must be 'none', 'dots' or 'full'")
+
+  @property
+  def padded_states(self) -> int:
+    return -(-self.num_states // self.pad_multiple) * self.pad_multiple
+
+  @property
+  def stream_dtype(self) -> jnp.dtype:
+    """dtype of the residual stream, the norms and the conditioning."""
+    return jnp.promote_types(self.dtype, jnp.float32)
+
+
+class Block(nnx.Module):
+  """Attention and MLP, each shifted, scaled and gated by the conditioning."""
+
+  def __init__(self, config: ScoreTransformerConfig, *, rngs: nnx.Rngs):
+    width, dtype = config.width, config.dtype
+    self.heads = config.heads
+    self.dropout = config.dropout
+    self.norm1 = _norm(config, rngs)
+    self.qkv = _linear(width, 3 * width, dtype, rngs, use_bias=False)
+    self.attn_out = _linear(width, width, dtype, rngs, use_bias=False)
+    self.norm2 = _norm(config, rngs)
+    self.mlp_in = _linear(width, _MLP_RATIO * width, dtype, rngs)
+    self.mlp_out = _linear(_MLP_RATIO * width, width, dtype, rngs)
+    self.modulation = _zero_linear(config.cond_dim, 6 * width, dtype, rngs)
+
+  def __call__(
+    self, h_BLD: jax.Array, cond_BC: jax.Array, dropout_keys: jax.Array | None
+  ) -> jax.Array:
+    """float[B, L, D] to the same; dropout_keys is [B], or None outside training."""
+    modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+    keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
+
+    a_BLD = self.norm1(h_BLD) * (1.0 + scale1) + shift1
+    heads = (*h_BLD.shape[:2], self.heads, -1)
+    q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(a_BLD), 3, axis=-1))
+    out_BLD = self.attn_out(attention(rotary(q), rotary(k), v).reshape(h_BLD.shape))
+    h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
+
+    m_BLD = self.norm2(h_BLD) * (1.0 + scale2) + shift2
+    out_BLD = self.mlp_out(jax.nn.gelu(self.mlp_in(m_BLD), approximate=True))
+    return h_BLD + gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
+
+
+class Ends(nnx.Module):
+  """What stands before and after the blocks: embedding, noise conditioning, last norm, output."""
+
+  def __init__(self, config: ScoreTransformerConfig, *, rngs: nnx.Rngs):
+    width, cond, dtype = config.width, config.cond_dim, config.stream_dtype
+    self.embedding = nnx.Embed(
+      config.num_states, width, dtype=dtype, embedding_init=_uniform(width), rngs=rngs
+    )
+    self.noise_in = _linear(_NOISE_FEATURES, cond, dtype, rngs)
+    self.noise_out = _linear(cond, cond, dtype, rngs)
+    self.norm = _norm(config, rngs)
+    self.modulation = _zero_linear(cond, 2 * width, config.dtype, rngs)
+    self.output = _zero_linear(width, config.num_states, config.dtype, rngs)
+
+  def embed(self, tokens_BL: jax.Array) -> jax.Array:
+    return self.embedding(tokens_BL)
+
+  def condition(self, total_B: jax.Array) -> jax.Array:
+    """float[B, C] from total noise: sinusoids of the raw value, two linear maps, SiLU."""
+    features = noise_features(total_B.astype(self.noise_in.dtype))
+    return jax.nn.silu(self.noise_out(jax.nn.silu(self.noise_in(features))))
+
+  def finish(self, h_BLD: jax.Array, cond_BC: jax.Array) -> jax.Array:
+    """The hidden states that the output layer reads."""
+    modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
+    shift, scale = jnp.split(modulation, 2, axis=-1)
+    return self.norm(h_BLD) * (1.0 + scale) + shift
+
+
+def noise_features(total_B: jax.Array) -> jax.Array:
+  """float[B, 256]: cosines, then sines, of total * 10000^(-i / 128), i = 0 .. 127."""
+  half = _NOISE_FEATURES // 2
+  frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=total_B.dtype) / half)
+  angle = total_B[:, None] * frequency[None, :]
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _norm(config: ScoreTransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(
+    config.width,
+    epsilon=1e-5,
+    use_bias=False,
+    use_fast_variance=False,
+    dtype=config.stream_dtype,
+    rngs=rngs,
+  )
+
+
+def _linear(
+  fan_in: int, fan_out: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs, *, use_bias: bool = True
+) -> nnx.Linear:
+  init = _uniform(fan_in)
+  return nnx.Linear(
+    fan_in, fan_out, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs
+  )
+
+
+def _zero_linear(
+  fan_in: int, fan_out: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+) -> nnx.Linear:
+  return nnx.Linear(fan_in, fan_out, dtype=dtype, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+
+def _uniform(fan_in: int) -> nnx.Initializer:
+  """U(-1, 1) / sqrt(fan_in), torch's default for linear maps and SEDD's for the embedding."""
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _two_keys(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+  pairs = jax.vmap(jax.random.split)(keys_B)
+  return pairs[:, 0], pairs[:, 1]
+
+
+def _dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
+  if keys_B is None or rate == 0.0:
+    return z_BLD
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, z_BLD.shape[1:]))(keys_B)
+  return jnp.where(keep, z_BLD / (1.0 - rate), 0.0)

@@ -1,0 +1,58 @@
+"""Shared settings: CPU with 4 fake devices, strict ranks; golden data and skips."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture
+def x64():
+  """Runs the test in float64."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture
+def strict_keys():
+  """Fails the test where a PRNG key is used twice."""
+  with jax.debug_key_reuse(True):
+    yield
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Loads golden arrays by file name: from tests/golden, else from ../shared/golden."""
+
+  def load(name: str) -> dict[str, np.ndarray]:
+    for folder in (Path(__file__).parent / "golden", SHARED / "golden"):
+      if (folder / name).is_file():
+        with np.load(folder / name) as arrays:
+          return dict(arrays)
+    pytest.skip(f"golden file {name} is not here: it lies in ../shared/golden, beside the checkout")
+
+  return load
+
+
+@pytest.fixture
+def shared_path():
+  """A path in ../shared, or a skip where the checkout stands alone."""
+
+  def find(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+      pytest.skip(f"../shared/{name} is not here: it is not part of the package")
+    return path
+
+  return find
