@@ -67,7 +67,7 @@ class Absorbing:
   ) -> jax.Array:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
     x = jnp.asarray(x)
-    # Rows of unmasked tokens carry no loss. Zero them before exp: inf times a zero cotangent is NaN.
+    # Rows of unmasked tokens carry no loss. Zeroed before exp: inf times a zero cotangent is NaN.
     log_score = jnp.where((x == self.mask_id)[..., None], as_float(log_score), 0.0)
     return self.score_entropy_from_stats(dense_stats(log_score, x, jnp.asarray(x0)), x, x0, total)
 

@@ -10,7 +10,6 @@ safetensors needs no torch; the pickles do.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,12 @@ _BUFFERS = ("rotary_emb.inv_freq",)
 
 
 def is_hub_layout(path: Path) -> bool:
+  """Whether a folder holds config.json and weights."""
   return (path / "config.json").is_file() and any((path / name).is_file() for name in _WEIGHTS)
 
 
 def is_run_layout(path: Path) -> bool:
+  """Whether a folder is a run of the original code."""
   return (path / ".hydra" / "config.yaml").is_file()
 
 

@@ -35,7 +35,8 @@ _REMAT_POLICIES = {
 }
 
 
-def _no_constraint(h_BLD: jax.Array) -> jax.Array:
+def no_constraint(h_BLD: jax.Array) -> jax.Array:
+  """What one device needs."""
   return h_BLD
 
 
@@ -47,7 +48,7 @@ class Network:
     config: shape and numerics.
     process: the noising process it models.
     parameterization: how raw outputs become log scores (`diffusion/score.py`).
-    constrain: sharding constraint for activations [B, L, D], put at the embedding and at each block.
+    constrain: sharding constraint for activations [B, L, D], for the embedding and each block.
 
   Raises:
     ValueError: the parameterization does not fit the process, or the sizes disagree.
@@ -56,7 +57,7 @@ class Network:
   config: ScoreTransformerConfig
   process: Process
   parameterization: Parameterization = "score"
-  constrain: Constrain = _no_constraint
+  constrain: Constrain = no_constraint
 
   def __post_init__(self):
     if self.config.num_states != self.process.num_states:

@@ -1,0 +1,49 @@
+"""What all verbs share: run a main, print errors as errors."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
+
+# What bad input raises. Anything else is a bug, and shows its traceback.
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+def run(main: Callable[[], int | None], usage: str) -> None:
+  """Parses flags, runs main and exits with what it returns; 2 after an error.
+
+  Args:
+    main: the verb.
+    usage: shown by --help, examples included.
+  """
+  logging.set_verbosity(logging.ERROR)  # Libraries' warnings; ours are errors or console lines.
+  sys.modules["__main__"].__doc__ = usage
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _fail(f"unexpected argument {argv[1]!r}: flags start with --")
+    try:
+      code = main()
+    except _USER_ERRORS as error:
+      if _DEBUG.value:
+        raise
+      _fail(str(error))
+    else:
+      sys.exit(code or 0)
+
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    # ml_collections: an override of a field that is not there, or of the wrong type.
+    _fail(str(error).strip("'\""))
+
+
+def _fail(message: str) -> None:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,37 @@
+"""`sedd VERB [flags]`: finds the verb and hands over to its main."""
+
+import difflib
+import importlib
+import sys
+
+VERBS = {
+  "train": "train a model, or go on with a run",
+  "sample": "print text from a trained model",
+  "evaluate": "bound the perplexity of a trained model on held-out text",
+}
+_USAGE = "usage: sedd VERB [flags]\n\n" + "\n".join(
+  f"  sedd {verb:<9} {what}" for verb, what in VERBS.items()
+)
+
+
+def main() -> None:
+  """The console command."""
+  verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+  if verb in ("--help", "-h", "help"):
+    print(f"{_USAGE}\n\n`sedd VERB --help` lists a verb's flags.")
+    return
+  if verb not in VERBS:
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    print(
+      f"sedd: unknown verb {verb!r}" + (f", did you mean {near[0]!r}?" if near else ""),
+      _USAGE,
+      sep="\n",
+      file=sys.stderr,
+    )
+    sys.exit(2)
+  del sys.argv[1]
+  importlib.import_module(f"sedd_jax.cli.{verb}").run()
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,25 @@
+"""Text: corpora, tokenizers, blocks and batches."""
+
+from sedd_jax.data.batches import Batches, cut_blocks, encode_documents
+from sedd_jax.data.corpus import Corpus, check_same, embedded, load_corpus
+from sedd_jax.data.dataset import DataConfig, Dataset, load_dataset
+from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
+
+__all__ = [
+  "BPE",
+  "Batches",
+  "Bytes",
+  "Chars",
+  "Corpus",
+  "DataConfig",
+  "Dataset",
+  "Tokenizer",
+  "check_same",
+  "cut_blocks",
+  "embedded",
+  "encode_documents",
+  "from_json",
+  "from_name",
+  "load_corpus",
+  "load_dataset",
+]

@@ -1,0 +1,112 @@
+"""Checkpoints of a run: the train state and, beside it, all that is needed to use it again.
+
+The only module that imports orbax. A checkpoint holds one item per
+field of the train state (embedding and output tables without padding, so that any mesh restores
+them), and in its metadata one JSON text: resolved config, tokenizer, identity of the corpus.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from sedd_jax.models import Network, Params
+from sedd_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+  """The checkpoints under one run directory; saves in the background.
+
+  Args:
+    workdir: the run directory.
+    keep_last: how many of the latest to keep.
+    keep_every: also keep those whose step is a multiple of this; 0 for none.
+  """
+
+  def __init__(self, workdir: Path, *, keep_last: int = 2, keep_every: int = 0):
+    policies = ocp.training.preservation_policies
+    keep: list[Any] = [policies.LatestN(keep_last)]
+    if keep_every:
+      keep.append(policies.EveryNSteps(keep_every))
+    self._checkpointer = ocp.training.Checkpointer(
+      (workdir / FOLDER).absolute(), preservation_policy=policies.AnyPreservationPolicy(keep)
+    )
+    self._pending: Any = None
+
+  def latest_step(self) -> int | None:
+    """The step of the newest whole checkpoint, or None."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  def save(self, state: TrainState, network: Network, meta: Mapping[str, Any]) -> None:
+    """Starts to save; waits first for the save before it. A step that is saved already is left."""
+    self.wait()
+    step = int(state.step)
+    if self.latest_step() == step:
+      return
+    fields = jax.jit(lambda state: _fields(network.unpad(state)))(state)
+    # Scalars and keys go together: orbax takes trees, not bare arrays.
+    items = {name: {name: value} for name, value in fields.items()}
+    self._pending = self._checkpointer.save_checkpointables_async(
+      step, items, force=True, custom_metadata={"run": json.dumps(meta)}
+    )
+
+  def wait(self) -> None:
+    """Waits until what was started is on disk."""
+    if self._pending is not None:
+      self._pending.result()
+      self._pending = None
+
+  def close(self) -> None:
+    """Waits, and lets go of the directory."""
+    self.wait()
+    self._checkpointer.close()
+
+  def load_state(self, step: int, network: Network, like: TrainState) -> TrainState:
+    """The train state of a step.
+
+    Args:
+      network: pads the tables.
+      like: shapes and shardings (arrays or ShapeDtypeStructs) of the padded state.
+    """
+    abstract = jax.eval_shape(lambda state: _fields(network.unpad(state)), like)
+    items = {
+      name: {name: jax.tree.map(_placed, tree, getattr(like, name))}
+      for name, tree in abstract.items()
+    }
+    loaded = self._checkpointer.load_checkpointables(step, items)
+    state = TrainState(**{name: loaded[name][name] for name in abstract})
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(network.pad, out_shardings=shardings)(state)
+
+  def load_average(self, step: int, network: Network) -> Params:
+    """The moving average of the parameters alone, padded, on the first device."""
+    shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    loaded = self._checkpointer.load_checkpointables(step, {"ema": {"ema": abstract}})
+    return network.pad(loaded["ema"]["ema"])
+
+  def load_meta(self, step: int) -> dict[str, Any]:
+    """Config, tokenizer and corpus identity, as `save` was given them."""
+    metadata = self._checkpointer.checkpointables_metadata(step)
+    return json.loads(metadata.custom_metadata["run"])  # pyright: ignore[reportArgumentType]
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+  return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _placed(unpadded: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:
+  """Where to load a leaf: as `like` is sharded; a table whose padding is cut off goes whole to all
+  devices first, since its own size need not divide."""
+  sharding = like.sharding
+  if unpadded.shape != like.shape and isinstance(sharding, jax.sharding.NamedSharding):
+    sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P())
+  return jax.ShapeDtypeStruct(unpadded.shape, unpadded.dtype, sharding=sharding)

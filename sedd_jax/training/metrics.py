@@ -1,0 +1,48 @@
+"""Metrics of a run: one JSON object a line, and TensorBoard events."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+  """Appends metrics to a run directory.
+
+  A run that is killed and resumed writes some steps twice; `read_metrics` keeps the later line.
+  """
+
+  def __init__(self, workdir: Path):
+    self._file = (workdir / FILE).open("a", encoding="utf-8")
+    self._events = SummaryWriter(str(workdir / "tensorboard"))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """One line: step, unix time, and the values."""
+    line = {"step": step, "time": round(time.time(), 3), **values}
+    self._file.write(json.dumps(line) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+  """All lines in the order of their steps, the last one of each kind and step.
+
+  A line cut short by a kill is skipped.
+  """
+  kept: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
+  for text in (workdir / FILE).read_text(encoding="utf-8").splitlines():
+    try:
+      line = json.loads(text)
+    except json.JSONDecodeError:
+      continue
+    kept[line["step"], tuple(sorted(line))] = line
+  return sorted(kept.values(), key=lambda line: line["step"])

@@ -1,0 +1,96 @@
+"""AdamW with warm-up and clipping, and the moving average of the parameters."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """The original's settings by default.
+
+  Attributes:
+    learning_rate: peak.
+    warmup: steps of linear warm-up; step i = 1, 2, ... uses learning_rate * min(i / warmup, 1).
+    schedule: after warm-up, `constant`, or `cosine` down to 0 at the last step.
+    b1: decay of Adam's first moment.
+    b2: decay of Adam's second moment.
+    eps: added to the root of the second moment.
+    weight_decay: decoupled; on kernels only, not on biases, norms and embeddings.
+    clip: largest global norm of the gradient; 0 turns clipping off.
+    ema: decay of the moving average; step i uses min(ema, (1 + i) / (10 + i)).
+
+  Raises:
+    ValueError: a field is out of range; the message names it.
+  """
+
+  learning_rate: float = 3e-4
+  warmup: int = 2500
+  schedule: Literal["constant", "cosine"] = "constant"
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip: float = 1.0
+  ema: float = 0.9999
+
+  def __post_init__(self):
+    if self.learning_rate <= 0:
+      raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+    if self.schedule not in ("constant", "cosine"):
+      raise ValueError(f"optimizer.schedule={self.schedule!r} must be 'constant' or 'cosine'")
+    for name in ("warmup", "weight_decay", "clip"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+    for name in ("b1", "b2", "ema"):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
+    if self.eps <= 0:
+      raise ValueError(f"optimizer.eps={self.eps} must be positive")
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+  """The schedule, a function of the number of updates made before."""
+  after = (
+    optax.constant_schedule(1.0)
+    if config.schedule == "constant"
+    else optax.cosine_decay_schedule(1.0, max(num_steps - config.warmup, 1))
+  )
+
+  def schedule(count):
+    warm = jnp.minimum((count + 1) / max(config.warmup, 1), 1.0)
+    return config.learning_rate * warm * after(jnp.maximum(count + 1 - config.warmup, 0))
+
+  return schedule
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+  """The optax chain: clip, then AdamW.
+
+  Args:
+    num_steps: length of the run, for the cosine schedule.
+  """
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+    optax.adamw(
+      learning_rate(config, num_steps),
+      b1=config.b1,
+      b2=config.b2,
+      eps=config.eps,
+      weight_decay=config.weight_decay,
+      mask=_decays,
+    ),
+  )
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+  """The moving average after update number `step` = 1, 2, ..., with the original's warm-up."""
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(params, ema, 1.0 - decay)
+
+
+def _decays(params: Any) -> Any:
+  return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,140 @@
+"""One training step: the only one, whatever the mesh and the accumulation.
+
+B: global batch, L: positions, A: micro-batches.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sedd_jax.diffusion import (
+  MIN_TIME,
+  Noise,
+  TimeSampling,
+  denoising_score_entropy,
+  example_keys,
+  sample_times,
+)
+from sedd_jax.models import Network, Params
+from sedd_jax.training.optimizer import update_ema
+from sedd_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """What is minimised: the mean over a batch of the denoising score entropy of each sequence.
+
+  Attributes:
+    network: the score network.
+    noise: its schedule.
+    time_sampling: `low_discrepancy` or `iid`.
+    min_time: smallest training time.
+  """
+
+  network: Network
+  noise: Noise
+  time_sampling: TimeSampling = "low_discrepancy"
+  min_time: float = MIN_TIME
+
+  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+    """float[B], nats per sequence, dropout on.
+
+    Args:
+      x0: int[B, L], clean tokens.
+      t: float[B], times.
+      keys: PRNG keys [B].
+    """
+    pairs = jax.vmap(jax.random.split)(keys)
+    dropout_keys = pairs[:, 1] if self.network.config.dropout else None
+    return denoising_score_entropy(
+      functools.partial(self.network.score_stats, params, dropout_keys=dropout_keys),
+      x0,
+      t,
+      pairs[:, 0],
+      process=self.network.process,
+      noise=self.noise,
+    )
+
+
+def loss_and_grad(
+  objective: Objective,
+  params: Params,
+  batch: jax.Array,
+  key: jax.Array,
+  step: jax.Array,
+  *,
+  accumulation: int,
+) -> tuple[jax.Array, Params]:
+  """The objective on one batch and its gradient.
+
+  Noise and times depend on (key, step, position in the batch): the result is the same, rounding
+  apart, for any accumulation.
+
+  Args:
+    batch: int[B, L]; B is a multiple of accumulation.
+    key: the run's key.
+    step: int[], updates made before.
+
+  Returns:
+    float[] in nats per sequence, and a tree like params.
+  """
+  size = batch.shape[0]
+  time_key = jax.random.fold_in(jax.random.fold_in(key, step), size)
+
+  def micro(carry, scanned):
+    x0, index = scanned
+
+    def mean_loss(params):
+      t = sample_times(
+        time_key, index, size, sampling=objective.time_sampling, min_time=objective.min_time
+      )
+      return jnp.mean(objective.per_example(params, x0, t, example_keys(key, step, index)))
+
+    loss_and_grad = jax.value_and_grad(mean_loss)(params)
+    return jax.tree.map(lambda a, b: a + b / accumulation, carry, loss_and_grad), None
+
+  rows = batch.reshape(accumulation, -1, batch.shape[1])
+  index = jnp.arange(size, dtype=jnp.int32).reshape(accumulation, -1)
+  zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+  total, _ = jax.lax.scan(micro, zero, (rows, index))
+  return total
+
+
+def apply_gradient(
+  state: TrainState, grad: Params, *, optimizer: optax.GradientTransformation, ema: float
+) -> TrainState:
+  """One update of parameters, moments and moving average."""
+  updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  step = state.step + 1
+  return state.replace(
+    step=step,
+    params=params,
+    ema=update_ema(state.ema, params, step, ema),
+    opt_state=opt_state,
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: jax.Array,
+  *,
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  ema: float,
+  accumulation: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One step on a global batch int[B, L].
+
+  Returns:
+    The new state, and float32[] metrics: `loss` (nats per sequence, before the update) and
+    `grad_norm` (before clipping).
+  """
+  loss, grad = loss_and_grad(
+    objective, state.params, batch, state.key, state.step, accumulation=accumulation
+  )
+  new_state = apply_gradient(state, grad, optimizer=optimizer, ema=ema)
+  return new_state, {"loss": loss, "grad_norm": optax.global_norm(grad)}
