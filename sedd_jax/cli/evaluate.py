@@ -74,7 +74,8 @@ def _table(report: dict) -> str:
       f"  bound ({name})".ljust(19) + f"{value:.4f} ± {report[f'bits_per_char_{name}_stderr']:.4f}"
     )
 
-  return f"""step {report["step"]}: {report["blocks"]} held-out blocks, {report["num_times"]} draws each
+  blocks, draws = report["blocks"], report["num_times"]
+  return f"""step {report["step"]}: {blocks} held-out blocks, {draws} draws each
 bits per character (lower is better; ± one standard error of the Monte Carlo estimate)
 {bound("strict")}
 {bound("paper")}

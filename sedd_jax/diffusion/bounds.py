@@ -7,7 +7,8 @@ which its integrand is tame:
   main   times from MIN_TIME to 1,                 total = noise.total(t)
   high   total noise from that of t = 1 to infinity
 
-`paper` is the main piece alone, as the original and its peers report. `strict` is the sum of all
+`paper` is the main piece alone; the original and its peers report the mean over those times, which
+is 1 / (1 - MIN_TIME) times as much. `strict` is the sum of all
 three: a true bound for the reverse process run in continuous time. Beyond t = 1 the absorbing
 model is taken to be its network at t = 1 with the one factor that depends on the noise,
 1 / expm1(total), carried on; the uniform process stops at t = 1, where the samplers start, and
@@ -162,7 +163,8 @@ def _integrate(
 
 
 def _carried_on(stats_fn: StatsFn, last: jax.Array) -> StatsFn:
-  """The absorbing model beyond t = 1: log scores at `last`, moved by log expm1(last / total)."""
+  """The absorbing model beyond t = 1: log scores at `last`, moved by
+  log(expm1(last) / expm1(total))."""
 
   def stats_beyond(x, x0, total):
     stats = stats_fn(x, x0, jnp.broadcast_to(last, total.shape))
@@ -175,5 +177,9 @@ def _carried_on(stats_fn: StatsFn, last: jax.Array) -> StatsFn:
 
 def _prior_divergence(process: Uniform, total: jax.Array) -> jax.Array:
   """KL(P(x_t given x_0) || uniform) for one token, nats; the same for every x_0."""
-  p = process.transition(jnp.zeros((), jnp.int32), total)
-  return jnp.sum(p * jnp.log(p * process.vocab_size))
+  survival = jnp.exp(-total)
+  others = process.vocab_size - 1
+  # V p is 1 + (V - 1) survival at x_0 and 1 - survival elsewhere.
+  own = (1.0 + others * survival) * jnp.log1p(others * survival)
+  rest = others * (1.0 - survival) * jnp.log1p(-survival)
+  return jnp.maximum((own + rest) / process.vocab_size, 0.0)

@@ -157,7 +157,7 @@ def explicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array)
 
 
 def implicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array) -> jax.Array:
-  """The explicit one without its constant and without any ratio (theorem 3.4; eq. 7).
+  """The explicit one without its constant and without any ratio (proposition 3.3; eq. 7).
 
   Arguments as in `explicit_score_entropy`; p only weights an average over x. float[].
   """
@@ -169,7 +169,7 @@ def implicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array)
 def enumerated_denoising_score_entropy(
   log_score: jax.Array, p0: jax.Array, transition: jax.Array, rates: jax.Array
 ) -> jax.Array:
-  """The form that training uses, with the known ratios of P(. given x0) (theorem 3.5; eq. 8).
+  """The form that training uses, with the known ratios of P(. given x0) (theorem 3.4; eq. 8).
 
   Args:
     log_score: as in `explicit_score_entropy`.

@@ -45,7 +45,7 @@ class Step(Protocol):
 class Euler:
   """First order in the rate: jump to y with probability (t - t_next) rate(t) reverse_rate_y.
 
-  Source: equation 18 of arXiv:2310.16834 (tau-leaping); eq. 15 in docs/math.md.
+  Source: equation 17 of arXiv:2310.16834 (tau-leaping); eq. 15 in docs/math.md.
   """
 
   def probs(self, log_score, x, t, t_next, *, process, noise):
@@ -58,7 +58,7 @@ class Euler:
 class Tweedie:
   """Exact per position at the exact score ("analytic" in the original).
 
-  Source: theorem 4.1 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
+  Source: theorems 4.1 and 4.2 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
   """
 
   def probs(self, log_score, x, t, t_next, *, process, noise):
@@ -90,8 +90,9 @@ def sample(
   """Samples sequences: num_steps steps from t = 1 to END_TIME, then a denoising step.
 
   The network is called num_steps + 1 times. Given tokens are put back before every call and at the
-  end: for the absorbing process this draws from the exact conditional law (of the same sampler);
-  for the uniform one it is the original's heuristic and not the posterior.
+  end: for the absorbing process this is the same sampler run on the conditional law, exact at the
+  exact score but for the error of its steps; for the uniform one it is the original's heuristic
+  and not the posterior.
 
   Args:
     log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].

@@ -50,7 +50,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used.
     FloatingPointError: the loss is not finite; the message names the step.
   """
-  # ----------------------------------------------------------------------------------- Run directory
+  # ---------------------------------------------------------------------------------- Run directory
   workdir = workdir.absolute()
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
@@ -64,7 +64,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     keep_every=experiment.checkpoint.keep_every,
   )
 
-  # ------------------------------------------------------------------------------- Network and state
+  # ------------------------------------------------------------------------------ Network and state
   network = experiment.network(dataset.tokenizer.vocab_size, constrain_activations(mesh))
   noise = experiment.diffusion.make_noise()
   optimizer = make_optimizer(experiment.optimizer, num_steps)
@@ -83,7 +83,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     "corpus": dataset.identity,
   }
 
-  # --------------------------------------------------------------------------------------- Functions
+  # -------------------------------------------------------------------------------------- Functions
   step_fn = jax.jit(
     functools.partial(
       train_step,
@@ -104,7 +104,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
   to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
   tokens_per_step = batch_size * experiment.data.length
 
-  # -------------------------------------------------------------------------------------------- Loop
+  # ------------------------------------------------------------------------------------------- Loop
   metrics = MetricsWriter(workdir)
   waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
   clock = _Clock()
@@ -168,7 +168,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     read_waiting()
     checkpoints.close()
 
-    # ---------------------------------------------------------------------------------------- Report
+    # --------------------------------------------------------------------------------------- Report
     if interrupt.signal:
       metrics.close()
       console.say(
