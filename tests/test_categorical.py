@@ -60,7 +60,7 @@ def test_positions_draw_independently(strict_keys):
 
 # The tail: one head, and TAILS states that are GAP nats below it and 0.27 % of the mass together.
 
-GAP, TAILS, DRAWS, ROWS = 17.0, 2**16, 4000, 4
+GAP, TAILS, DRAWS, ROWS = 17.0, 2**16, 3000, 4
 
 
 def races(tails_win):

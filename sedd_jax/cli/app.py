@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -30,8 +31,7 @@ def run(main: Callable[[], int | None], usage: str) -> None:
       if _DEBUG.value:
         raise
       _fail(str(error))
-    else:
-      sys.exit(code or 0)
+    sys.exit(code or 0)
 
   app.run(guarded, flags_parser=_parse)
 
@@ -44,6 +44,6 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(str(error).strip("'\""))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   print(f"error: {message}", file=sys.stderr)
   sys.exit(2)

@@ -22,10 +22,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or on
 
 
 def main() -> int:
-  for flag in (_CONFIG, _WORKDIR):
-    if flag.value is None:
-      raise ValueError(f"--{flag.name} is missing; for example\n{USAGE}")
-  return train(Experiment.from_config(_CONFIG.value.to_dict()), Path(_WORKDIR.value))
+  config, workdir = _CONFIG.value, _WORKDIR.value
+  if config is None or workdir is None:
+    missing = "--config" if config is None else "--workdir"
+    raise ValueError(f"{missing} is missing; for example\n{USAGE}")
+  return train(Experiment.from_config(config.to_dict()), Path(workdir))
 
 
 def run() -> None:

@@ -215,11 +215,8 @@ def _gpt2_definition(vocab: Mapping[str, int], merges: str) -> str:
   from tokenizers import Tokenizer as Library
   from tokenizers import decoders, models, pre_tokenizers
 
-  pairs = [
-    tuple(line.split(" "))
-    for line in merges.splitlines()
-    if line and not line.startswith("#version")
-  ]
+  lines = (line for line in merges.splitlines() if line and not line.startswith("#version"))
+  pairs = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
   library = Library(models.BPE(vocab=dict(vocab), merges=pairs))
   library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   library.decoder = decoders.ByteLevel()

@@ -154,8 +154,8 @@ class Model:
       return np.std(estimates_GB, axis=0, ddof=1) / len(estimates_GB) ** 0.5
 
     return SequenceBound(
-      paper=terms.paper.mean(0),
-      strict=terms.strict.mean(0),
+      paper=np.mean(terms.paper, axis=0),
+      strict=np.mean(terms.strict, axis=0),
       paper_stderr=stderr(terms.paper),
       strict_stderr=stderr(terms.strict),
     )

@@ -11,7 +11,7 @@ Leaves under blocks/ are stacked along a leading axis. `embedding` and `output` 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sedd_jax.diffusion import Parameterization, Process, ScoreStats, dense_log_
 from sedd_jax.models.score_transformer import Block, Ends, ScoreTransformerConfig
 
 Params = dict[str, Any]
+Tree = TypeVar("Tree")
 Constrain = Callable[[jax.Array], jax.Array]
 
 # Path of each padded leaf, and the axis that counts states.
@@ -176,8 +177,8 @@ class Network:
       parameterization=self.parameterization,
     )
 
-  def pad(self, params: Params) -> Params:
-    """Pads the tables with zeros for use in memory; other leaves are returned as they are."""
+  def pad(self, params: Tree) -> Tree:
+    """Pads the tables of parameters, or of a whole train state, with zeros for use in memory."""
     extra = self.config.padded_states - self.config.num_states
 
     def leaf(path, x):
@@ -188,7 +189,7 @@ class Network:
 
     return jax.tree.map_with_path(leaf, params)
 
-  def unpad(self, params: Params) -> Params:
+  def unpad(self, params: Tree) -> Tree:
     """The inverse of `pad`: the shapes that checkpoints and exports hold."""
 
     def leaf(path, x):
@@ -207,7 +208,7 @@ def _pure(module: nnx.Module) -> Params:
   return nnx.to_pure_dict(nnx.split(module)[1])
 
 
-def _graph(module: type[nnx.Module], config: ScoreTransformerConfig) -> nnx.GraphDef:
+def _graph(module: type[Block] | type[Ends], config: ScoreTransformerConfig) -> nnx.GraphDef:
   abstract = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
   return nnx.split(abstract)[0]
 

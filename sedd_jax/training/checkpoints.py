@@ -5,7 +5,6 @@ field of the train state (embedding and output tables without padding, so that a
 them), and in its metadata one JSON text: resolved config, tokenizer, identity of the corpus.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,9 @@ class Checkpoints:
     if keep_every:
       keep.append(policies.EveryNSteps(keep_every))
     self._checkpointer = ocp.training.Checkpointer(
-      (workdir / FOLDER).absolute(), preservation_policy=policies.AnyPreservationPolicy(keep)
+      str((workdir / FOLDER).absolute()),
+      # Orbax's own protocol and policies disagree in the type of an argument.
+      preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
     )
     self._pending: Any = None
 
@@ -96,11 +97,12 @@ class Checkpoints:
   def load_meta(self, step: int) -> dict[str, Any]:
     """Config, tokenizer and corpus identity, as `save` was given them."""
     metadata = self._checkpointer.checkpointables_metadata(step)
-    return json.loads(metadata.custom_metadata["run"])  # pyright: ignore[reportArgumentType]
+    custom: Any = metadata.custom_metadata
+    return json.loads(custom["run"])
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-  return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+  return {name: getattr(state, name) for name in TrainState.__annotations__}
 
 
 def _placed(unpadded: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:

@@ -130,7 +130,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
             "train_bits_per_char": loss * to_bits,
             "loss_nats_per_sequence": loss,
             "grad_norm": float(values["grad_norm"]),
-            "learning_rate": float(rates(done - 1)),
+            "learning_rate": float(np.asarray(rates(done - 1))),
             "tokens_per_second": rate,
           },
         )

@@ -88,8 +88,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
   """The moving average after update number `step` = 1, 2, ..., with the original's warm-up."""
-  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return optax.incremental_update(params, ema, 1.0 - decay)
+  warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(params, ema, 1.0 - warm)
 
 
 def _decays(params: Any) -> Any:

@@ -110,7 +110,8 @@ def apply_gradient(
   updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   step = state.step + 1
-  return state.replace(
+  return dataclasses.replace(
+    state,  # pyright: ignore[reportArgumentType]  (a dataclass that flax makes)
     step=step,
     params=params,
     ema=update_ema(state.ema, params, step, ema),
@@ -137,4 +138,4 @@ def train_step(
     objective, state.params, batch, state.key, state.step, accumulation=accumulation
   )
   new_state = apply_gradient(state, grad, optimizer=optimizer, ema=ema)
-  return new_state, {"loss": loss, "grad_norm": optax.global_norm(grad)}
+  return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grad)}

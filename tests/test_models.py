@@ -1,0 +1,196 @@
+"""The score transformer against the original's numbers, and its invariances."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.diffusion import Absorbing, Uniform
+from sedd_jax.interop.original import params_from_tensors, tensors_from_params
+from sedd_jax.models import Network, ScoreTransformerConfig
+
+PROCESSES = {"absorb": Absorbing, "uniform": Uniform}
+
+
+def golden_network(arrays, name, dtype):
+  """The tiny model of a golden file, and its parameters."""
+  process = PROCESSES[name](int(arrays["cfg_tokens"]))
+  network = Network(
+    config=ScoreTransformerConfig(
+      num_states=process.num_states,
+      width=int(arrays["cfg_hidden_size"]),
+      blocks=int(arrays["cfg_n_blocks"]),
+      heads=int(arrays["cfg_n_heads"]),
+      cond_dim=int(arrays["cfg_cond_dim"]),
+      dropout=0.0,
+      dtype=dtype,
+    ),
+    process=process,
+    parameterization="scaled" if arrays["cfg_scale_by_sigma"] else "score",
+  )
+  tensors = {k[6:]: v.astype(dtype) for k, v in arrays.items() if k.startswith("param/")}
+  params = jax.tree.map(jnp.asarray, params_from_tensors(network, tensors))
+  return network, network.pad(params)
+
+
+def golden_loss(network, params, arrays, dtype):
+  """The objective on the golden file's corrupted batch."""
+  x, x0, total = arrays["loss_xt"], arrays["loss_x0"], jnp.asarray(arrays["loss_sigma"], dtype)
+  stats = network.score_stats(params, x, x0, total)
+  entropy = network.process.score_entropy_from_stats(stats, x, x0, total[:, None])
+  return jnp.mean(arrays["loss_dsigma"].astype(dtype) * entropy.sum(-1))
+
+
+def small_network(process, **changes):
+  shape = dict(width=32, blocks=2, heads=2, cond_dim=16, dropout=0.0)
+  config = ScoreTransformerConfig(num_states=process.num_states, **(shape | changes))
+  return Network(config=config, process=process)
+
+
+def random_params(network, seed=0):
+  """Parameters none of which is zero, so that every one of them matters."""
+  params = network.unpad(network.init(jax.random.key(seed)))
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return network.pad(jax.tree.unflatten(tree, noisy))
+
+
+@pytest.mark.parametrize("name", ["absorb", "uniform"])
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-8)])
+def test_log_score_equals_the_original(golden, x64, name, dtype, atol):
+  arrays = golden(f"model_{name}.npz")
+  network, params = golden_network(arrays, name, dtype)
+  for prefix in ("", "alt_"):
+    total = arrays[prefix + "sigma"].astype(dtype)
+    got = network.log_score(params, arrays[prefix + "indices"], jnp.asarray(total))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, arrays[prefix + "log_score"], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["absorb", "uniform"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+def test_loss_and_gradient_equal_the_original(golden, x64, name, dtype, tolerance):
+  arrays = golden(f"model_{name}.npz")
+  network, params = golden_network(arrays, name, dtype)
+  loss, grad = jax.value_and_grad(lambda p: golden_loss(network, p, arrays, dtype))(params)
+  # The original's own uniform loss is off by up to 1e-8 in float64 (its README says so).
+  loss_tolerance = tolerance if name == "absorb" or dtype == "float32" else 5e-8
+  np.testing.assert_allclose(loss, arrays["loss"].mean(), rtol=loss_tolerance)
+  grads = tensors_from_params(network, network.unpad(grad))
+  assert set(grads) == {k[5:] for k in arrays if k.startswith("grad/")}
+  for key, got in grads.items():
+    want = arrays[f"grad/{key}"]
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert error < tolerance, f"{key}: relative L2 {error:.2e}"
+
+
+@pytest.mark.parametrize(
+  ("width", "blocks", "heads", "count"),
+  [(768, 12, 12, 169_627_218), (1024, 24, 16, 424_477_010)],
+  ids=["small", "medium"],
+)
+def test_parameter_counts_equal_the_published_models(width, blocks, heads, count):
+  config = ScoreTransformerConfig(num_states=50258, width=width, blocks=blocks, heads=heads)
+  assert Network(config=config, process=Absorbing(50257)).num_parameters() == count
+
+
+def test_padding_never_reaches_scores_or_gradients():
+  process = Absorbing(10)
+  tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, 11)
+  total = jnp.array([0.3, 2.0])
+
+  def loss(network, params):
+    return jnp.sum(network.log_score(params, tokens, total) ** 2)
+
+  padded, exact = (small_network(process, pad_multiple=m) for m in (128, 1))
+  params = random_params(padded)
+  assert params["ends"]["output"]["kernel"].shape == (32, 128)
+  value, grad = jax.value_and_grad(functools.partial(loss, padded))(params)
+  want, want_grad = jax.value_and_grad(functools.partial(loss, exact))(padded.unpad(params))
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4),
+    padded.unpad(grad),
+    want_grad,
+  )
+  jax.tree.map(np.testing.assert_array_equal, grad, padded.pad(padded.unpad(grad)))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_no_gradient(remat):
+  process = Absorbing(10)
+  tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, 11)
+
+  def grad(policy):
+    network = small_network(process, remat=policy)
+    params = random_params(network)
+    return jax.grad(lambda p: jnp.sum(network.raw(p, tokens, jnp.ones(2)) ** 2))(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grad("none"), grad(remat)
+  )
+
+
+def test_bfloat16_compute_keeps_scores_in_float32():
+  process = Absorbing(10)
+  params = random_params(small_network(process))
+  tokens = jax.random.randint(jax.random.key(0), (2, 5), 0, 11)
+  total = jnp.array([1e-3, 6.0])
+  half = small_network(process, dtype="bfloat16")
+  got = half.log_score(params, tokens, total)
+  want = small_network(process).log_score(params, tokens, total)
+  assert got.dtype == jnp.float32
+  assert half.hidden(params, tokens, total).dtype == jnp.float32
+  difference = np.abs(got - want)
+  # bfloat16 has 8 bits: the result is near, and it is not the float32 one.
+  assert 1e-4 < difference.max() < 0.05 * np.abs(want).max()
+
+
+def test_dropout_depends_on_each_examples_key_alone():
+  network = small_network(Absorbing(10), dropout=0.5)
+  params = random_params(network)
+  tokens = jax.random.randint(jax.random.key(0), (4, 5), 0, 11)
+  total, keys = jnp.full(4, 0.5), jax.random.split(jax.random.key(1), 4)
+  whole = network.hidden(params, tokens, total, keys)
+  part = network.hidden(params, tokens[2:], total[2:], keys[2:])
+  np.testing.assert_allclose(whole[2:], part, rtol=1e-5, atol=1e-5)
+  other = network.hidden(params, tokens, total, keys[::-1])
+  assert np.abs(whole - other).max() > 0.1
+  # Kept units are scaled up, so that the mean over keys is near what no dropout gives.
+  dropped = network.raw(params, tokens, total, None)
+  assert dropped.shape == (4, 5, 11)
+
+
+def test_fresh_scaled_network_is_the_uniform_posterior():
+  process = Absorbing(10)
+  network = Network(
+    config=small_network(process).config, process=process, parameterization="scaled"
+  )
+  tokens, total = jnp.full((1, 4), 10), jnp.array([0.7])
+  log_score = network.log_score(network.init(jax.random.key(0)), tokens, total)
+  np.testing.assert_allclose(log_score[..., :10], -np.log(10 * np.expm1(0.7)), rtol=1e-6)
+  np.testing.assert_array_equal(log_score[..., 10], 0.0)
+
+
+@pytest.mark.parametrize(
+  ("changes", "field"),
+  [
+    (dict(heads=3), "model.heads=3"),
+    (dict(dropout=1.0), "model.dropout=1.0"),
+    (dict(blocks=0), "model.blocks=0"),
+    (dict(dtype="float16"), "model.dtype='float16'"),
+    (dict(remat="some"), "model.remat='some'"),
+  ],
+)
+def test_bad_shapes_are_refused_by_name(changes, field):
+  with pytest.raises(ValueError, match=field.replace(".", r"\.")):
+    small_network(Absorbing(10), **changes)
+
+
+def test_uniform_refuses_absorbing_parameterizations():
+  process = Uniform(10)
+  with pytest.raises(ValueError, match="needs the absorbing process"):
+    Network(config=small_network(process).config, process=process, parameterization="scaled")

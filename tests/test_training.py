@@ -1,0 +1,176 @@
+"""Optimizer, step and moving average: against the original, and the same on any split."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_models import golden_network, small_network
+
+from sedd_jax.diffusion import Absorbing, LogLinear, Uniform
+from sedd_jax.interop.original import tensors_from_params
+from sedd_jax.parallel import (
+  MeshConfig,
+  batch_sharding,
+  constrain_activations,
+  make_mesh,
+  tree_shardings,
+)
+from sedd_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from sedd_jax.training.state import TrainState, create_state
+from sedd_jax.training.step import Objective, apply_gradient, loss_and_grad, train_step
+
+
+@pytest.mark.parametrize("name", ["absorb", "uniform"])
+def test_updates_and_average_equal_the_original(golden, x64, name):
+  arrays, steps = golden(f"model_{name}.npz"), golden(f"train_{name}.npz")
+  network, params = golden_network(arrays, name, "float64")
+  optimizer = make_optimizer(
+    OptimizerConfig(
+      learning_rate=float(steps["lr"]),
+      warmup=int(steps["warmup"]),
+      b1=float(steps["beta1"]),
+      b2=float(steps["beta2"]),
+      eps=float(steps["eps"]),
+      weight_decay=float(steps["weight_decay"]),
+      clip=float(steps["grad_clip"]),
+    ),
+    num_steps=100,
+  )
+  state = TrainState(
+    step=jnp.int32(0),
+    params=params,
+    ema=params,
+    opt_state=optimizer.init(params),
+    key=jax.random.key(0),
+  )
+  from sedd_jax.diffusion import Geometric
+
+  noise = LogLinear() if name == "absorb" else Geometric()
+
+  @jax.jit
+  def objective(params, xt, x0, t):
+    total = noise.total(t)
+    stats = network.score_stats(params, xt, x0, total)
+    entropy = network.process.score_entropy_from_stats(stats, xt, x0, total[:, None])
+    return jnp.mean(noise.rate(t) * entropy.sum(-1))
+
+  accumulation = int(steps["accum"])
+  for i in range(len(steps["x0"])):
+    micro = [
+      jax.value_and_grad(objective)(
+        state.params, steps["xt"][i, a], steps["x0"][i, a], steps["t"][i, a]
+      )
+      for a in range(accumulation)
+    ]
+    loss, grad = jax.tree.map(lambda *xs: sum(xs) / accumulation, *micro)
+    np.testing.assert_allclose(loss, steps["loss"][i], rtol=1e-6)
+    state = apply_gradient(state, grad, optimizer=optimizer, ema=float(steps["ema_decay"]))
+  for prefix, tree in (("final/", state.params), ("ema/", state.ema)):
+    for key, got in tensors_from_params(network, network.unpad(tree)).items():
+      np.testing.assert_allclose(got, steps[prefix + key], atol=1e-9, rtol=1e-6, err_msg=key)
+
+
+def test_learning_rate_warms_up_from_the_first_step_and_follows_the_cosine():
+  constant = learning_rate(OptimizerConfig(learning_rate=2.0, warmup=4), 10)
+  np.testing.assert_allclose([constant(i) for i in range(6)], [0.5, 1, 1.5, 2, 2, 2])
+  cosine = learning_rate(OptimizerConfig(learning_rate=2.0, warmup=4, schedule="cosine"), 10)
+  want = [0.5, 1, 1.5, 2, *(1 + np.cos(np.pi * np.arange(1, 7) / 6))]
+  np.testing.assert_allclose([cosine(i) for i in range(10)], want, atol=1e-6)
+
+
+def test_weight_decay_spares_biases_norms_and_embeddings():
+  network = small_network(Absorbing(10))
+  params = jax.tree.map(jnp.ones_like, network.init(jax.random.key(0)))
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup=0, weight_decay=0.5), 10)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  for path, update in jax.tree.leaves_with_path(updates):
+    want = -0.05 if path[-1].key == "kernel" else 0.0
+    np.testing.assert_allclose(update, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("process", [Absorbing(10), Uniform(10)], ids=["absorbing", "uniform"])
+def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
+  network = small_network(process, dropout=0.3)
+  objective = Objective(network=network, noise=LogLinear())
+  params = network.init(jax.random.key(0))
+  batch = jax.random.randint(jax.random.key(1), (8, 6), 0, 10)
+
+  def run(accumulation):
+    return jax.jit(functools.partial(loss_and_grad, objective, accumulation=accumulation))(
+      params, batch, jax.random.key(2), jnp.int32(3)
+    )
+
+  loss, grad = run(1)
+  for accumulation in (2, 8):
+    other_loss, other_grad = run(accumulation)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), other_grad, grad
+    )
+
+
+@pytest.mark.parametrize(
+  "axes", [dict(), dict(fsdp=4, replica=1), dict(fsdp=2, tensor=2, replica=1)], ids=str
+)
+def test_three_steps_are_the_same_on_any_mesh(axes):
+  """Dropout on; one device against four, for the whole state."""
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3, warmup=2), 10)
+  noise, process = LogLinear(), Absorbing(10)
+  batches = jax.random.randint(jax.random.key(1), (3, 8, 6), 0, 10)
+
+  def run(mesh):
+    constrain = constrain_activations(mesh) if mesh else (lambda h: h)
+    config = small_network(process, dropout=0.3).config
+    from sedd_jax.models import Network
+
+    network = Network(config=config, process=process, constrain=constrain)
+    create = functools.partial(create_state, network=network, optimizer=optimizer)
+    key = jax.random.key(0)
+    shardings = tree_shardings(mesh, jax.eval_shape(create, key)) if mesh else None
+    state = jax.jit(create, out_shardings=shardings)(key)
+    step = jax.jit(
+      functools.partial(
+        train_step,
+        objective=Objective(network=network, noise=noise),
+        optimizer=optimizer,
+        ema=0.99,
+      )
+    )
+    losses = []
+    for batch in batches:
+      batch = jax.device_put(batch, batch_sharding(mesh)) if mesh else batch
+      state, metrics = step(state, batch)
+      losses.append(float(metrics["loss"]))
+    return losses, state
+
+  losses, state = run(make_mesh(MeshConfig(**axes)))
+  want_losses, want = run(None)
+  np.testing.assert_allclose(losses, want_losses, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, want.params)
+  if axes.get("fsdp", 1) > 1:
+    kernel = state.params["blocks"]["qkv"]["kernel"]
+    assert kernel.addressable_shards[0].data.size < kernel.size, "the kernel is not sharded"
+
+
+def test_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(ValueError, match=r"mesh\.fsdp=3.*4 devices"):
+    make_mesh(MeshConfig(fsdp=3))
+
+
+def test_run_key_never_advances_and_step_counts():
+  network = small_network(Absorbing(10))
+  optimizer = make_optimizer(OptimizerConfig(), 10)
+  state = create_state(jax.random.key(0), network, optimizer)
+  batch = jnp.zeros((2, 6), jnp.int32)
+  after, _ = train_step(
+    state,
+    batch,
+    objective=Objective(network=network, noise=LogLinear()),
+    optimizer=optimizer,
+    ema=0.99,
+  )
+  assert int(after.step) == 1
+  assert (jax.random.key_data(after.key) == jax.random.key_data(state.key)).all()
