@@ -120,7 +120,10 @@ def test_every_piece_counts_and_paper_lies_below_strict(process, noise):
   assert (pieces["low"] + pieces["high"] < 0.05 * pieces["main"]).all()
 
 
-# How it is estimated.
+# How it is estimated. Beside the usual schedule, a narrow one: its ends carry much of the integral
+# and not a thousandth, so that each piece shows.
+
+estimated = pytest.mark.parametrize("noise", [LogLinear(), Geometric(0.3, 2.0)], ids=str)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("num_times", "num_groups"))
@@ -151,7 +154,6 @@ def repetitions(toy, noise, seed=0):
 @both
 @pytest.mark.parametrize("piece", ["low", "main", "high"])
 def test_estimates_are_unbiased_in_every_piece(process, piece):
-  # A narrow schedule: the ends carry much of the integral and not a thousandth.
   toy, noise = random_toy(process, wrong=WRONG), Geometric(0.3, 2.0)
   estimates = np.asarray(getattr(repetitions(toy, noise), piece)).mean(axis=1)
   exact = exact_pieces(toy, noise)[piece]
@@ -159,11 +161,11 @@ def test_estimates_are_unbiased_in_every_piece(process, piece):
   # 9 sequences, 4 standard errors each; a piece without noise must be exact.
   np.testing.assert_array_less(np.abs(estimates.mean(axis=0) - exact), 4 * stderr + 1e-12)
   assert exact.min() > 0.02
-  assert (stderr < 0.1 * exact).all()
+  assert (stderr < 0.25 * exact).all()
 
 
 @both
-@noises
+@estimated
 @pytest.mark.parametrize("kind", ["paper", "strict"])
 def test_the_mean_estimate_is_that_of_the_enumeration(process, noise, kind):
   toy = random_toy(process, wrong=WRONG)
@@ -177,7 +179,7 @@ def test_the_mean_estimate_is_that_of_the_enumeration(process, noise, kind):
 
 
 @both
-@noises
+@estimated
 def test_the_standard_error_is_honest(process, noise):
   # 300 estimates of one mean scatter as each of them says.
   toy = random_toy(process, wrong=WRONG)
@@ -187,7 +189,7 @@ def test_the_standard_error_is_honest(process, noise):
 
 
 @both
-@noises
+@estimated
 def test_estimated_paper_lies_below_estimated_strict(process, noise):
   terms = repetitions(random_toy(process, wrong=WRONG), noise)
   assert (terms.paper <= terms.strict).all()
@@ -212,7 +214,7 @@ def test_an_estimate_depends_on_its_key_alone():
 
 @both
 def test_groups_are_independent(process):
-  groups = repetitions(random_toy(process, wrong=WRONG), Geometric()).strict
+  groups = repetitions(random_toy(process, wrong=WRONG), LogLinear()).strict
   centred = groups - groups.mean(axis=0, keepdims=True)
   products = (centred[:, 0] * centred[:, 1]).reshape(-1)
   spread = centred.std(axis=0).prod(axis=0)
@@ -254,10 +256,9 @@ def test_low_discrepancy_times_beat_independent_ones():
   assert spread(num_groups=1) < 0.3 * spread(num_groups=16)
 
 
-@both
-def test_no_key_is_used_twice(process, strict_keys):
+def test_no_key_is_used_twice(strict_keys):
+  process, keys = Absorbing(3), jax.random.split(jax.random.key(0), 2)
   stats_fn = from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)))
-  keys = jax.random.split(jax.random.key(0), 2)
   terms = jax.jit(
     lambda keys: bound_terms(
       stats_fn, jnp.zeros((2, 3), jnp.int32), keys, process=process, noise=LogLinear(), num_times=2

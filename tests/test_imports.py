@@ -46,9 +46,9 @@ def faults(module: str, names: set[str]) -> list[str]:
   floor = module.split("/")[0]
   for name in names:
     parts = name.split(".")
-    if parts[0] == "sedd_jax" and floor in FLOORS and len(parts) > 1 and parts[1] in FLOORS:
-      if FLOORS.index(parts[1]) > FLOORS.index(floor):
-        found.append(f"{module} imports {name}, which lies above it")
+    ours = parts[0] == "sedd_jax" and len(parts) > 1 and {floor, parts[1]} <= set(FLOORS)
+    if ours and FLOORS.index(parts[1]) > FLOORS.index(floor):
+      found.append(f"{module} imports {name}, which lies above it")
     for package, places in ONLY_IN.items():
       if f"{name}.".startswith(f"{package}.") and not module.startswith(places):
         found.append(f"{module} imports {name}, which belongs in {', '.join(places)}")

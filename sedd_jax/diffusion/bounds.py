@@ -14,17 +14,16 @@ model is taken to be its network at t = 1 with the one factor that depends on th
 1 / expm1(total), carried on; the uniform process stops at t = 1, where the samplers start, and
 `high` is the divergence of x_1 from the uniform prior.
 
-B: sequences, G: independent groups of draws, K: draws in a group.
+B: sequences, G: independent groups of draws, D: all draws.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, sample_times, score_entropy_at
+from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, score_entropy_at
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
 from sedd_jax.diffusion.process import Process, Uniform
@@ -85,34 +84,48 @@ def bound_terms(
     raise ValueError(
       f"num_times={num_times} must be a positive multiple of num_groups={num_groups}"
     )
-  first, last = noise.total(MIN_TIME), noise.total(1.0)
   draws = num_times // num_groups
   end_draws = -(-draws // _END_SHARE)
+  last = noise.total(1.0)
+  pieces = [(_low, end_draws), (_main, draws)]
+  if not isinstance(process, Uniform):
+    pieces.append((_high, end_draws))
 
-  def low(u):
-    # Density u makes the variance finite: a jump of probability `total` costs 1 / total.
-    return first * u**2, 2.0 * first * u
+  # One row per draw: its piece, its group, its place in the group, and the shift of its time.
+  schedule = [
+    (piece, group, i, i / count)
+    for piece, (_, count) in enumerate(pieces)
+    for group in range(num_groups)
+    for i in range(count)
+  ]
+  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
+  branches = [functools.partial(substitution, noise) for substitution, _ in pieces]
+  stats_beyond = _carried_on(stats_fn, last)
 
-  def main(u):
-    t = MIN_TIME + (1.0 - MIN_TIME) * u
-    return noise.total(t), (1.0 - MIN_TIME) * noise.rate(t)
+  def one_draw(_, draw):
+    piece, group, i, shift = draw
 
-  def high(u):
-    # u is the chance to survive from t = 1 on: total = last - log u.
-    u = jnp.maximum(u, jnp.finfo(u.dtype).tiny)
-    return last - jnp.log(u), 1.0 / u
+    def of_example(key):
+      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
+      key_time, key_corrupt = jax.random.split(key)
+      # One random shift for the evenly spaced times of a group; corruptions are independent.
+      return (jax.random.uniform(key_time) + shift) % 1.0, jax.random.fold_in(key_corrupt, i)
 
-  estimate = functools.partial(_integrate, x0=x0, keys=keys, process=process, num_groups=num_groups)
+    u_B, corrupt_keys = jax.vmap(of_example)(keys)
+    total_B, weight_B = jax.lax.switch(piece, branches, u_B)
+    entropy_B = score_entropy_at(stats_beyond, x0, total_B, corrupt_keys, process=process)
+    return None, weight_B * entropy_B
+
+  _, values_DB = jax.lax.scan(one_draw, None, schedule_D)
+  estimates, start = [], 0
+  for _, count in pieces:
+    stop = start + num_groups * count
+    estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
+    start = stop
   if isinstance(process, Uniform):
-    prior = jnp.sum(_prior_divergence(process, last) * jnp.ones_like(x0, last.dtype), axis=-1)
-    high_GB = jnp.broadcast_to(prior, (num_groups, x0.shape[0]))
-  else:
-    high_GB = estimate(_carried_on(stats_fn, last), high, draws=end_draws, stream=2)
-  return Terms(
-    low=estimate(stats_fn, low, draws=end_draws, stream=0),
-    main=estimate(stats_fn, main, draws=draws, stream=1),
-    high=high_GB,
-  )
+    prior = x0.shape[1] * _prior_divergence(process, last)
+    estimates.append(jnp.full_like(estimates[0], prior))
+  return Terms(*estimates)
 
 
 def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,46 +142,33 @@ def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.mean(estimates_GB), jnp.sqrt(jnp.sum(variance_B)) / batch
 
 
-def _integrate(
-  stats_fn: StatsFn,
-  substitution: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-  *,
-  x0: jax.Array,
-  keys: jax.Array,
-  process: Process,
-  num_groups: int,
-  draws: int,
-  stream: int,
-) -> jax.Array:
-  """float[G, B]: mean over draws of weight * score entropy, with (total, weight) of u in (0, 1)."""
-  order = jnp.arange(draws)
+# The three substitutions: u in [0, 1) to (total noise, d total / du), each float[B].
 
-  def one_draw(carry, draw):
-    group, i = draw
 
-    def of_example(key):
-      key = jax.random.fold_in(jax.random.fold_in(key, stream), group)
-      key_time, key_corrupt = jax.random.split(key)
-      u = sample_times(key_time, order[i], draws, min_time=0.0)
-      return u, jax.random.fold_in(key_corrupt, i)
+def _low(noise: Noise, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # Density u makes the variance finite: a jump of probability `total` costs 1 / total.
+  first = noise.total(MIN_TIME)
+  return first * u**2, 2.0 * first * u
 
-    u_B, corrupt_keys = jax.vmap(of_example)(keys)
-    total_B, weight_B = substitution(u_B)
-    entropy_B = score_entropy_at(stats_fn, x0, total_B, corrupt_keys, process=process)
-    return carry, weight_B * entropy_B
 
-  groups, indices = jnp.meshgrid(jnp.arange(num_groups), order, indexing="ij")
-  _, values = jax.lax.scan(one_draw, None, (groups.reshape(-1), indices.reshape(-1)))
-  return jnp.mean(values.reshape(num_groups, draws, -1), axis=1)
+def _main(noise: Noise, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  t = MIN_TIME + (1.0 - MIN_TIME) * u
+  return noise.total(t), (1.0 - MIN_TIME) * noise.rate(t)
+
+
+def _high(noise: Noise, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # u is the chance to survive from t = 1 on: total = total(1) - log u.
+  u = jnp.maximum(u, 2.0**-24)
+  return noise.total(1.0) - jnp.log(u), 1.0 / u
 
 
 def _carried_on(stats_fn: StatsFn, last: jax.Array) -> StatsFn:
-  """The absorbing model beyond t = 1: log scores at `last`, moved by
-  log(expm1(last) / expm1(total))."""
+  """The model beyond t = 1: its scores at `last` times expm1(last) / expm1(total)."""
 
   def stats_beyond(x, x0, total):
-    stats = stats_fn(x, x0, jnp.broadcast_to(last, total.shape))
-    shift = (log_expm1(last) - log_expm1(total))[:, None]
+    known = jnp.minimum(total, last)
+    stats = stats_fn(x, x0, known)
+    shift = jnp.where(total > last, log_expm1(known) - log_expm1(total), 0.0)[:, None]
     # sum_log is not moved: the absorbing score entropy does not use it.
     return ScoreStats(stats.sum_exp * jnp.exp(shift), stats.sum_log, stats.at_x0 + shift)
 

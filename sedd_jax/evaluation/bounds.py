@@ -38,7 +38,7 @@ class BoundEstimator:
   Args:
     network: the score network.
     noise: its schedule.
-    num_times: draws of the main piece for each block, a multiple of 2.
+    num_times: draws of the main piece for each block and pass, a multiple of 2.
     batch_size: blocks per call.
   """
 
@@ -59,15 +59,22 @@ class BoundEstimator:
 
     self._terms = terms
 
-  def terms(self, params: Params, blocks: np.ndarray, *, seed: int = 0) -> Terms:
-    """Estimates for each block, float[2, N] in nats; a block's depend on (seed, its index) alone.
+  def terms(self, params: Params, blocks: np.ndarray, *, seed: int = 0, passes: int = 1) -> Terms:
+    """Estimates for each block, float[2 passes, N] in nats.
+
+    Those of a block depend on (seed, its index) alone.
 
     Args:
       params: padded, as the network takes them.
       blocks: int[N, L].
       seed: of times and corruptions.
+      passes: independent passes of num_times draws each.
     """
     key = jax.random.key(seed)
+    of_pass = [self._pass(params, blocks, jax.random.fold_in(key, i)) for i in range(passes)]
+    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)
+
+  def _pass(self, params: Params, blocks: np.ndarray, key: jax.Array) -> Terms:
     count = len(blocks)
     parts = []
     for first in range(0, count, self._batch_size):
@@ -79,14 +86,20 @@ class BoundEstimator:
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
 
   def bound(
-    self, params: Params, blocks: np.ndarray, *, chars_per_block: float, seed: int = 0
+    self,
+    params: Params,
+    blocks: np.ndarray,
+    *,
+    chars_per_block: float,
+    seed: int = 0,
+    passes: int = 1,
   ) -> Bound:
     """The mean over blocks, in bits per character.
 
     Args:
       chars_per_block: mean number of characters in a block.
     """
-    terms = self.terms(params, blocks, seed=seed)
+    terms = self.terms(params, blocks, seed=seed, passes=passes)
     scale = 1.0 / (math.log(2.0) * chars_per_block)
     paper, paper_stderr = mean_and_stderr(jnp.asarray(terms.paper))
     strict, strict_stderr = mean_and_stderr(jnp.asarray(terms.strict))

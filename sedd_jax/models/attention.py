@@ -14,9 +14,11 @@ def attention(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Ar
   inputs, and the exact tests run in float64.
   """
   dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
-  logits_BHLM = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=dtype)
+  q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (q_BLHK, k_BLHK, v_BLHK))
+  logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHLK, preferred_element_type=dtype)
   weights_BHLM = jax.nn.softmax(logits_BHLM * q_BLHK.shape[-1] ** -0.5, axis=-1)
-  return jnp.einsum("bhlm,bmhk->blhk", weights_BHLM.astype(v_BLHK.dtype), v_BLHK)
+  out_BHLK = jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHLK.dtype), v_BHLK)
+  return jnp.swapaxes(out_BHLK, 1, 2)
 
 
 def rotary(z_BLHK: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ B: sequences, L: positions, D: width, C: width of the conditioning, H: heads, S:
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -104,13 +105,16 @@ class Block(nnx.Module):
 
     a_BLD = self.norm1(h_BLD) * (1.0 + scale1) + shift1
     heads = (*h_BLD.shape[:2], self.heads, -1)
-    q, k, v = (part.reshape(heads) for part in jnp.split(self.qkv(a_BLD), 3, axis=-1))
-    out_BLD = self.attn_out(attention(rotary(q), rotary(k), v).reshape(h_BLD.shape))
+    q, k, v = (part.reshape(heads) for part in jnp.split(_rows(self.qkv, a_BLD), 3, axis=-1))
+    out_BLD = _rows(self.attn_out, attention(rotary(q), rotary(k), v).reshape(h_BLD.shape))
     h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
 
     m_BLD = self.norm2(h_BLD) * (1.0 + scale2) + shift2
-    out_BLD = self.mlp_out(jax.nn.gelu(self.mlp_in(m_BLD), approximate=True))
+    out_BLD = _rows(self._mlp, m_BLD)
     return h_BLD + gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
+
+  def _mlp(self, m_TD: jax.Array) -> jax.Array:
+    return self.mlp_out(jax.nn.gelu(self.mlp_in(m_TD), approximate=True))
 
 
 class Ends(nnx.Module):
@@ -148,6 +152,16 @@ def noise_features(total_B: jax.Array) -> jax.Array:
   frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=total_B.dtype) / half)
   angle = total_B[:, None] * frequency[None, :]
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def _rows(function: Callable[[jax.Array], jax.Array], z_BLD: jax.Array) -> jax.Array:
+  """Applies a map of rows with all positions on one axis.
+
+  The gradient of a kernel then contracts one axis: half the time of two on XLA's CPU backend, and
+  the same matrix product on others.
+  """
+  out_TE = function(z_BLD.reshape(-1, z_BLD.shape[-1]))
+  return out_TE.reshape(*z_BLD.shape[:-1], -1)
 
 
 def _norm(config: ScoreTransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

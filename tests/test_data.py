@@ -1,0 +1,168 @@
+"""Corpora, tokenizers, blocks and batches."""
+
+import gzip
+import json
+import lzma
+import sys
+
+import numpy as np
+import pytest
+
+from sedd_jax.data import (
+  BPE,
+  Batches,
+  Bytes,
+  Chars,
+  DataConfig,
+  check_same,
+  cut_blocks,
+  embedded,
+  encode_documents,
+  from_json,
+  load_corpus,
+  load_dataset,
+)
+
+
+def paragraphs(documents):
+  return [p for document in documents for p in document.split("\n\n") if len(p) > 80]
+
+
+def test_no_long_embedded_paragraph_is_in_both_train_and_heldout():
+  corpus = embedded()
+  train, heldout = paragraphs(corpus.train), paragraphs(corpus.heldout)
+  assert len(train) > 300
+  assert len(heldout) > 20
+  assert not set(train) & set(heldout)
+  assert len(train) == len(set(train)), "a paragraph is repeated in train"
+
+
+@pytest.mark.parametrize(("version", "symbols"), [((3, 11), 103), ((3, 13), 104)])
+def test_embedded_corpus_is_the_known_text(version, symbols):
+  if sys.version_info[:2] != version:
+    pytest.skip(f"the text of Python {version} is not here")
+  corpus = embedded()
+  assert Chars.of((*corpus.train, *corpus.heldout)).vocab_size == symbols
+  assert corpus.name.endswith(".".join(map(str, version)))
+
+
+def test_missing_embedded_corpus_names_the_option(monkeypatch):
+  monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+  with pytest.raises(FileNotFoundError, match=r"--config\.data"):
+    embedded()
+
+
+def test_another_corpus_is_refused_by_name():
+  corpus = embedded()
+  stored = corpus.identity() | {"name": "language reference of Python 3.9", "sha256": "0" * 64}
+  check_same(corpus.identity(), corpus.identity())
+  with pytest.raises(ValueError, match=r"language reference of Python 3\.9.*000000"):
+    check_same(stored, corpus.identity())
+
+
+def test_identity_sees_texts_and_where_they_are_cut(tmp_path):
+  (tmp_path / "a.txt").write_text("abcdefghij")
+  one, two = (load_corpus(str(tmp_path / "a.txt"), split=s) for s in ((0.5, 1.0), (0.6, 1.0)))
+  assert one.identity() != two.identity()
+  assert one.train == ("abcde",)
+  assert one.heldout == ("fghij",)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+def test_text_and_json_lines_are_read_from_all_kinds_of_files(tmp_path, suffix):
+  opener = {"": open, ".gz": gzip.open, ".xz": lzma.open}[suffix]
+  with opener(tmp_path / f"a.txt{suffix}", "wt", encoding="utf-8") as file:
+    file.write("Grüße\nzwei")
+  with opener(tmp_path / f"b.jsonl{suffix}", "wt", encoding="utf-8") as file:
+    file.writelines(json.dumps({"body": text}) + "\n" for text in ("eins", "zwei"))
+  corpus = load_corpus(
+    f"{tmp_path}/*.txt*", heldout_files=f"{tmp_path}/*.jsonl*", text_field="body"
+  )
+  assert corpus.train == ("Grüße\nzwei",)
+  assert corpus.heldout == ("eins", "zwei")
+
+
+def test_faults_of_files_are_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match="nothing"):
+    load_corpus(f"{tmp_path}/nothing*.txt")
+  (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"body": "y"}\n')
+  with pytest.raises(ValueError, match=r"a\.jsonl: line 2 .*'text'"):
+    load_corpus(f"{tmp_path}/a.jsonl")
+  (tmp_path / "b.txt").write_bytes(b"\xff\xfe\xff")
+  with pytest.raises(ValueError, match=r"b\.txt"):
+    load_corpus(f"{tmp_path}/b.txt")
+  (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"x" * 1000)[:20])
+  with pytest.raises(ValueError, match=r"c\.txt\.gz"):
+    load_corpus(f"{tmp_path}/c.txt.gz")
+  with pytest.raises(ValueError, match=r"data\.files is empty.*--config\.data\.files"):
+    load_corpus("")
+  (tmp_path / "d.parquet").write_text("")
+  with pytest.raises(ValueError, match=r"\.parquet"):
+    load_corpus(f"{tmp_path}/d.parquet")
+
+
+def test_a_block_longer_than_the_text_is_refused(tmp_path):
+  (tmp_path / "a.txt").write_text("abc " * 100)
+  config = DataConfig(files=str(tmp_path / "a.txt"), length=64)
+  with pytest.raises(ValueError, match=r"data\.length=64 .*held-out text \(20 tokens\)"):
+    load_dataset(config)
+
+
+@pytest.mark.parametrize("tokenizer", [Chars("\n abcßü—"), Bytes()], ids=["chars", "bytes"])
+def test_tokenizers_give_the_text_back(tokenizer):
+  text = "ab — ßü\ncab"
+  again = from_json(json.loads(json.dumps(tokenizer.to_json())))
+  for one in (tokenizer, again):
+    ids = one.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.max() < one.vocab_size
+    assert one.decode(ids) == text
+
+
+def test_unknown_character_is_named():
+  with pytest.raises(ValueError, match="'z' is not one of the 3"):
+    Chars("abc").encode("abz")
+
+
+def test_gpt2_tokenizer_gives_the_known_ids(shared_path):
+  tokenizer = BPE.from_folder(shared_path("data/gpt2-tokenizer"))
+  assert tokenizer.vocab_size == 50257
+  assert tokenizer.eos_id == 50256
+  # Known from GPT-2: leading spaces belong to the word, and bytes cover all of Unicode.
+  assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+  assert tokenizer.encode("<|endoftext|>").tolist() == [50256]
+  text = "It's 12,345 naïve — 東京 🙂\n\n  x"
+  again = from_json(tokenizer.to_json())
+  assert again.decode(again.encode(text)) == text
+  stream = encode_documents(["Hello world", "Hello"], tokenizer)
+  assert stream.tolist() == [15496, 995, 50256, 15496, 50256]
+
+
+def test_gpt2_without_a_network_names_the_option(monkeypatch):
+  import huggingface_hub.constants
+
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  with pytest.raises(ConnectionError, match="gpt2:/path/to/folder"):
+    BPE.from_hub("no-such-tokenizer")
+
+
+def test_documents_without_eos_are_joined_by_a_blank_line():
+  assert Bytes().decode(encode_documents(["a", "b"], Bytes())) == "a\n\nb"
+
+
+def test_blocks_drop_the_remainder():
+  assert cut_blocks(np.arange(11), 4, "some").tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_batches_are_a_function_of_the_step_and_visit_every_block_once_an_epoch():
+  blocks = np.arange(24, dtype=np.int32).reshape(12, 2)
+  batches = Batches(blocks, batch_size=4, seed=3)
+  first, second = (
+    np.concatenate([batches[step] for step in steps]) for steps in ((0, 1, 2), (3, 4, 5))
+  )
+  for epoch in (first, second):
+    assert sorted(map(tuple, epoch)) == sorted(map(tuple, blocks))
+  assert not np.array_equal(first, second), "the order is the same in every epoch"
+  again = Batches(blocks, batch_size=4, seed=3)
+  np.testing.assert_array_equal(again[4], batches[4])
+  assert not np.array_equal(Batches(blocks, batch_size=4, seed=4)[0], batches[0])

@@ -1,0 +1,217 @@
+"""Whole runs: what they leave behind, and that nothing is lost when they are stopped."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import sedd_jax
+from sedd_jax.data import DataConfig
+from sedd_jax.parallel import MeshConfig
+from sedd_jax.training.checkpoints import Checkpoints
+from sedd_jax.training.experiment import (
+  CheckpointConfig,
+  Experiment,
+  ModelConfig,
+  ReportConfig,
+  TrainConfig,
+)
+from sedd_jax.training.loop import train
+from sedd_jax.training.metrics import read_metrics
+from sedd_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sedd_jax.training.state import create_state
+
+TINY = Experiment(
+  data=DataConfig(length=32),
+  model=ModelConfig(width=16, blocks=1, heads=2, cond_dim=8, dropout=0.1),
+  optimizer=OptimizerConfig(learning_rate=1e-3, warmup=5),
+  train=TrainConfig(steps=8, batch_size=4),
+  report=ReportConfig(
+    log_every=2, evaluate_every=4, evaluate_times=2, evaluate_blocks=8, preview_every=4,
+    preview_steps=2, samples=2,
+  ),
+  checkpoint=CheckpointConfig(every=4, keep_last=2, keep_every=0),
+  mesh=MeshConfig(replica=4),
+)  # fmt: skip
+
+
+def with_steps(steps, experiment=TINY):
+  return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=steps))
+
+
+def final_state(workdir, experiment=TINY):
+  """The state at the latest checkpoint, as numpy arrays."""
+  model = sedd_jax.load(workdir)
+  network = model.network
+  optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
+  like = jax.jit(lambda key: create_state(key, network, optimizer))(jax.random.key(0))
+  checkpoints = Checkpoints(workdir)
+  step = checkpoints.latest_step()
+  state = checkpoints.load_state(step, network, like)
+  checkpoints.close()
+  state = dataclasses.replace(state, key=jax.random.key_data(state.key))
+  return step, jax.tree.map(np.asarray, state)
+
+
+def command(workdir, *overrides):
+  """The same tiny run as a process of its own, from the quickstart's config."""
+  fields = {
+    "data.length": 32, "model.width": 16, "model.blocks": 1, "model.heads": 2,
+    "model.cond_dim": 8, "model.dropout": 0.1, "optimizer.learning_rate": 1e-3,
+    "optimizer.warmup": 5, "optimizer.schedule": "constant", "optimizer.ema": 0.9999,
+    "train.batch_size": 4, "report.evaluate_every": 0, "report.preview_every": 0,
+    "report.evaluate_times": 2, "report.preview_steps": 2, "report.samples": 1,
+    "checkpoint.every": 10,
+  }  # fmt: skip
+  root = Path(__file__).resolve().parent.parent
+  return [
+    sys.executable, "-m", "sedd_jax.cli.train",
+    f"--config={root}/configs/quickstart.py", f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in fields.items()), *overrides,
+  ]  # fmt: skip
+
+
+def wait_for(condition, process, what):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None, f"the run ended before {what}: {process.communicate()}"
+    assert time.monotonic() < deadline, f"no {what} within two minutes"
+    time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A finished tiny run."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  assert train(TINY, workdir) == 0
+  return workdir
+
+
+def test_run_directory_holds_all_that_it_should(run):
+  assert Experiment.from_config(json.loads((run / "config.json").read_text())) == TINY
+  assert json.loads((run / "versions.json").read_text())["jax"] == jax.__version__
+  assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+  assert list((run / "tensorboard").glob("events.*"))
+  assert {path.name for path in (run / "samples").iterdir()} == {
+    "step_00000004.txt", "final_00000008.txt",
+  }  # fmt: skip
+  assert {int(path.name) for path in (run / "checkpoints").iterdir()} == {4, 8}
+  lines = read_metrics(run)
+  assert [line["step"] for line in lines if "grad_norm" in line] == [2, 4, 6, 8]
+  assert [line["step"] for line in lines if "heldout_bits_per_char_strict" in line] == [4, 8]
+  assert not list(run.rglob("*.partial"))
+
+
+def test_metrics_report_the_loss_before_each_update(run):
+  """At its zero start the scaled network is the uniform law: about log2 V bits per character."""
+  first = read_metrics(run)[0]
+  assert first["train_bits_per_char"] == pytest.approx(np.log2(103), rel=0.35)
+  assert first["learning_rate"] == pytest.approx(1e-3 * 2 / 5)
+
+
+def test_finished_run_resumed_changes_nothing(run):
+  before = final_state(run)
+  assert train(TINY, run) == 0
+  jax.tree.map(np.testing.assert_array_equal, final_state(run), before)
+
+
+def test_loaded_run_samples_and_refuses_unknown_characters(run):
+  model = sedd_jax.load(run)
+  texts = model.decode(model.sample(2, steps=3))
+  assert [len(text) for text in texts] == [32, 32]
+  assert model.info["step"] == 8
+  with pytest.raises(ValueError, match="東"):
+    model.encode("東")
+
+
+def test_loaded_run_uses_the_moving_average(run):
+  model = sedd_jax.load(run)
+  _, state = final_state(run)
+  jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, model.params), state.ema)
+  difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.ema, state.params)
+  assert max(jax.tree.leaves(difference)) > 0
+
+
+def test_changed_config_is_refused_with_the_difference(run):
+  other = dataclasses.replace(TINY, seed=1)
+  with pytest.raises(ValueError, match=r"config\.seed: 0 -> 1"):
+    train(other, run)
+
+
+def test_changed_corpus_is_refused_by_name(tmp_path):
+  text = tmp_path / "text.txt"
+  text.write_text("the quick brown fox " * 200)
+  experiment = dataclasses.replace(with_steps(4), data=DataConfig(files=str(text), length=16))
+  workdir = tmp_path / "run"
+  assert train(experiment, workdir) == 0
+  text.write_text("the quick brown dog " * 200)
+  with pytest.raises(ValueError, match=r"trained on the corpus .*text\.txt"):
+    train(with_steps(6, experiment), workdir)
+
+
+def test_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / "thesis.tex").write_text("precious")
+  with pytest.raises(FileExistsError, match="not empty"):
+    train(TINY, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_non_finite_loss_stops_the_run_and_names_the_step(tmp_path):
+  wild = dataclasses.replace(
+    with_steps(50), optimizer=OptimizerConfig(learning_rate=1e6, warmup=0, clip=0.0)
+  )
+  with pytest.raises(FloatingPointError, match=r"loss of step \d+ is (nan|inf)"):
+    train(wild, tmp_path / "run")
+
+
+def test_killed_and_resumed_run_equals_the_undisturbed_one_to_the_bit(tmp_path):
+  killed, straight = tmp_path / "killed", tmp_path / "straight"
+  process = subprocess.Popen(
+    command(killed, "--config.train.steps=1000000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  )
+  saved = lambda: list((killed / "checkpoints").glob("*[0-9]"))  # noqa: E731
+  wait_for(saved, process, "a checkpoint")
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  checkpoints = Checkpoints(killed)
+  steps = checkpoints.latest_step() + 10
+  checkpoints.close()
+  for workdir in (killed, straight):
+    done = subprocess.run(
+      command(workdir, f"--config.train.steps={steps}"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("going on from the checkpoint" in done.stdout) == (workdir == killed)
+  experiment = with_steps(steps)
+  (step, state), (want_step, want) = (
+    final_state(killed, experiment),
+    final_state(straight, experiment),
+  )
+  assert step == want_step == steps
+  jax.tree.map(np.testing.assert_array_equal, state, want)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_says_how_to_go_on(tmp_path, number):
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(
+    command(workdir, "--config.train.steps=1000000", "--config.checkpoint.every=1000000"),
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+  )
+  metrics = workdir / "metrics.jsonl"
+  wait_for(lambda: metrics.is_file() and metrics.stat().st_size, process, "metrics")
+  process.send_signal(number)
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 128 + number
+  assert "The same command goes on from there" in out
+  assert sedd_jax.load(workdir).info["step"] > 0
