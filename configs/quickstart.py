@@ -3,6 +3,8 @@
 sedd train --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from sedd_jax.data import DataConfig
@@ -27,4 +29,4 @@ def get_config() -> ConfigDict:
     ),
     checkpoint=CheckpointConfig(every=200, keep_last=2, keep_every=0),
   )
-  return ConfigDict(experiment.to_config())
+  return ConfigDict(dataclasses.asdict(experiment))

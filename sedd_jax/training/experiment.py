@@ -48,6 +48,26 @@ class DiffusionConfig:
   parameterization: Parameterization = "scaled"
   time_sampling: TimeSampling = "low_discrepancy"
 
+  def __post_init__(self):
+    if self.time_sampling not in ("low_discrepancy", "iid"):
+      raise ValueError(
+        f"diffusion.time_sampling={self.time_sampling!r} must be 'low_discrepancy' or 'iid'"
+      )
+
+  @classmethod
+  def paper(cls, process: str) -> "DiffusionConfig":
+    """The pairings of arXiv:2310.16834: `absorb` with log-linear noise, `uniform` with geometric.
+
+    Raises:
+      ValueError: the name is neither.
+    """
+    match process:
+      case "absorb":
+        return cls(process="absorbing", noise="loglinear", parameterization="scaled")
+      case "uniform":
+        return cls(process="uniform", noise="geometric", parameterization="score")
+    raise ValueError(f"process {process!r} must be 'absorb' or 'uniform'")
+
   def make_process(self, vocab_size: int) -> Process:
     match self.process:
       case "absorbing":
@@ -126,6 +146,13 @@ class ReportConfig:
   preview_steps: int = 128
   samples: int = 4
 
+  def __post_init__(self):
+    if self.evaluate_times < 2 or self.evaluate_times % 2:
+      raise ValueError(f"report.evaluate_times={self.evaluate_times} must be positive and even")
+    for name in ("preview_steps", "samples", "evaluate_blocks"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -163,7 +190,7 @@ class Experiment:
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
-    """From nested dicts, as `to_config` gives them; what is left out has its default.
+    """From nested dicts, as `dataclasses.asdict` gives them; what is left out has its default.
 
     Raises:
       ValueError: a field is unknown, of the wrong type or out of range; the message names it.
@@ -173,10 +200,6 @@ class Experiment:
     experiment.network(vocab_size=2)
     experiment.diffusion.make_noise()
     return experiment
-
-  def to_config(self) -> dict[str, Any]:
-    """Nested dicts of plain values."""
-    return dataclasses.asdict(self)
 
   def network(self, vocab_size: int, constrain: Constrain = no_constraint) -> Network:
     """The network for a vocabulary.

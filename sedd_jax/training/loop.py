@@ -3,6 +3,7 @@
 On a first read skip to the banner `Loop`.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -59,7 +60,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
   mesh = make_mesh(experiment.mesh)
   check_batch(mesh, batch_size, experiment.train.accumulation)
   dataset = load_dataset(experiment.data)
-  rundir.open_run(workdir, experiment.to_config())
+  config = dataclasses.asdict(experiment)
+  rundir.open_run(workdir, config)
   checkpoints = Checkpoints(
     workdir,
     keep_last=experiment.checkpoint.keep_last,
@@ -80,7 +82,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
     state = checkpoints.load_state(first, network, state)
   first = first or 0
   meta = {
-    "config": experiment.to_config(),
+    "config": config,
     "tokenizer": dataset.tokenizer.to_json(),
     "corpus": dataset.identity,
   }
