@@ -142,8 +142,9 @@ def test_the_loss_at_the_true_score_integrates_to_the_likelihood(process, length
   np.testing.assert_allclose(integral + prior, -np.log(toy.p0.reshape(-1)), atol=1e-9)
 
 
-@both
-@noises
+@pytest.mark.parametrize(
+  ("process", "noise"), [(Absorbing(3), Geometric()), (Uniform(3), LogLinear())], ids=str
+)
 def test_the_denoising_loss_is_rate_times_the_score_entropy(process, noise, x64, strict_keys):
   # Its Monte Carlo mean at one time against the enumeration; 4 standard errors.
   toy, draws, t = random_toy(process, wrong=0.3), 20_000, 0.6

@@ -1,0 +1,35 @@
+"""The scripts in launch/."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SUPERVISE = Path(__file__).resolve().parent.parent / "launch" / "supervise.sh"
+
+
+def supervise(script, log, retries=5):
+  return subprocess.run(
+    [SUPERVISE, "bash", "-c", script],
+    env=os.environ | {"PAUSE": "0", "RETRIES": str(retries), "LOG": str(log)},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_a_preempted_command_is_started_again_until_it_is_done(tmp_path):
+  log = tmp_path / "log"
+  script = 'echo run >> "$LOG"; [ "$(wc -l < "$LOG")" -ge 3 ] || exit 143'
+  done = supervise(script, log)
+  assert done.returncode == 0
+  assert log.read_text() == "run\n" * 3
+  assert "exit code 143, restart 2 of 5" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "runs"), [(2, 1), (130, 1), (0, 1), (137, 3)])
+def test_errors_of_the_user_are_not_repeated(tmp_path, code, runs):
+  log = tmp_path / "log"
+  done = supervise(f'echo run >> "$LOG"; exit {code}', log, retries=2)
+  assert done.returncode == code
+  assert log.read_text() == "run\n" * runs
