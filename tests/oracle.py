@@ -17,6 +17,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.integrate
 import scipy.linalg
 import scipy.special
@@ -129,7 +130,7 @@ class Toy:
     """Log concrete scores float[B, L, S], for `sample` and `bound_terms`; any total > 0."""
     size, batch = self.process.num_states, x_BL.shape[0]
     token_BSS = self.token_transition(total_B)
-    p = jnp.broadcast_to(jnp.asarray(self.p_start), (batch, len(self.states)))
+    p = jnp.broadcast_to(self.p_start.astype(token_BSS.dtype), (batch, len(self.states)))
     for _ in range(self.length):  # Each turn transforms the first axis and puts it last.
       p = p.reshape(batch, size, -1).mT @ token_BSS
     log_p = jnp.log(p.reshape(batch, -1))
@@ -275,6 +276,14 @@ def _random_toy(process, length, wrong):
   shape = (process.vocab_size,) * length
   p0 = np.random.default_rng(0).dirichlet(np.ones(np.prod(shape))) + 0.01
   return Toy(process, (p0 / p0.sum()).reshape(shape), wrong)
+
+
+@pytest.fixture
+def quick_compilation():
+  """Compiles without optimisation: where many small programs run once, that is where time goes."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def chi_square_p_value(counts: np.ndarray, p: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import quick_compilation as quick_compilation
 from oracle import random_toy
 
 from sedd_jax.diffusion import (
@@ -23,7 +24,7 @@ from sedd_jax.diffusion import (
   mean_and_stderr,
 )
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 WRONG = 0.3
 both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
 noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)

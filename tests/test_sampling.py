@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import chi_square_p_value, random_toy, total_variation
+from oracle import quick_compilation as quick_compilation
 
 from sedd_jax.diffusion import (
   END_TIME,
@@ -25,6 +26,7 @@ from sedd_jax.diffusion import (
   sample,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
 noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 steps = pytest.mark.parametrize("step", [Tweedie(), Euler()], ids=str)
@@ -143,7 +145,7 @@ def posterior(toy, given):
 @noises
 @steps
 @pytest.mark.parametrize("num_steps", [1, 7])
-def test_the_law_of_the_sampler_is_a_law_without_masks(process, noise, step, num_steps):
+def test_the_law_of_the_sampler_is_a_law_without_masks(process, noise, step, num_steps, x64):
   toy = random_toy(process)
   law = sampler_law(toy, noise, step, num_steps)
   np.testing.assert_allclose(law.sum(), 1.0, rtol=1e-12)
@@ -153,7 +155,7 @@ def test_the_law_of_the_sampler_is_a_law_without_masks(process, noise, step, num
 @both
 @noises
 @steps
-def test_samplers_converge_with_order_1(process, noise, step):
+def test_samplers_converge_with_order_1(process, noise, step, x64):
   # At the exact score all that is left is that positions move independently within a step.
   toy = random_toy(process)
   counts = np.array([8, 16, 32, 64])
@@ -166,7 +168,7 @@ def test_samplers_converge_with_order_1(process, noise, step):
 
 @both
 @noises
-def test_tweedie_is_exact_for_one_token(process, noise):
+def test_tweedie_is_exact_for_one_token(process, noise, x64):
   # One position leaves nothing to move independently of: two steps are as good as many. What the
   # samplers' start costs remains (p_1 is not quite uniform), and rounding, times e^20 under
   # geometric noise.
@@ -176,7 +178,7 @@ def test_tweedie_is_exact_for_one_token(process, noise):
   assert error < start + 1e-7
 
 
-def test_euler_is_tweedie_for_absorbing_log_linear_noise():
+def test_euler_is_tweedie_for_absorbing_log_linear_noise(x64):
   # (t - s) rate / expm1(total) = (t - s) / t = expm1(total_t - total_s) / expm1(total_t).
   toy, noise = random_toy(Absorbing(3)), LogLinear()
   euler, tweedie = (sampler_law(toy, noise, step, 8) for step in (Euler(), Tweedie()))
@@ -228,7 +230,7 @@ def test_sample_draws_from_the_enumerated_law(process, step):
 @noises
 @steps
 @pytest.mark.parametrize("num_steps", [1, 5])
-def test_infilling_one_token_is_exact_at_any_number_of_steps(noise, step, num_steps):
+def test_infilling_one_token_is_exact_at_any_number_of_steps(noise, step, num_steps, x64):
   toy = random_toy(Absorbing(3), length=3)
   for given in ((None, 1, 2), (0, None, 0), (2, 2, None)):
     law = sampler_law(toy, noise, step, num_steps, given)
@@ -236,7 +238,7 @@ def test_infilling_one_token_is_exact_at_any_number_of_steps(noise, step, num_st
 
 
 @noises
-def test_absorbing_infilling_converges_to_the_posterior(noise):
+def test_absorbing_infilling_converges_to_the_posterior(noise, x64):
   toy, given = random_toy(Absorbing(3), length=3), (1, None, None)
   errors = [
     total_variation(sampler_law(toy, noise, Tweedie(), n, given), posterior(toy, given))
@@ -249,7 +251,7 @@ def test_absorbing_infilling_converges_to_the_posterior(noise):
 
 @noises
 @pytest.mark.parametrize("given", [(1, None), (None, 2)])
-def test_uniform_clamping_is_not_the_posterior(noise, given):
+def test_uniform_clamping_is_not_the_posterior(noise, given, x64):
   # The original's heuristic: the clamped chain has a limit, and it is another law: 0.05 away in
   # total variation given the first token and 0.02 given the second, however many steps are taken.
   toy = random_toy(Uniform(3))

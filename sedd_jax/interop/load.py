@@ -79,6 +79,6 @@ def _download(hub_id: str) -> Path:
     return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
   except Exception as error:
     raise ConnectionError(
-      f"cannot fetch {hub_id!r} from the Hugging Face hub ({type(error).__name__}: {error}). "
-      "Without a network, give the path of a downloaded folder."
+      f"there is no folder {hub_id!r}, and as a hub id it cannot be fetched "
+      f"({type(error).__name__}: {error})"
     ) from error
