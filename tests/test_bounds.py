@@ -130,7 +130,7 @@ estimated = pytest.mark.parametrize("noise", [LogLinear(), Geometric(0.3, 2.0)],
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("num_times", "num_groups"))
 def estimate(toy, noise, keys, num_times, num_groups=2):
   """Terms of every clean sequence, for keys [R, M]: float[R, G, M] each."""
-  stats_fn = from_log_score(toy.log_score_fn)
+  stats_fn = from_log_score(toy.log_score_fn, toy.process)
   x0 = jnp.asarray(toy.states[toy.clean])
   return jax.vmap(
     lambda keys: bound_terms(
@@ -202,7 +202,7 @@ def test_an_estimate_depends_on_its_key_alone():
 
   @jax.jit
   def strict(x0, keys):
-    stats_fn = from_log_score(toy.log_score_fn)
+    stats_fn = from_log_score(toy.log_score_fn, toy.process)
     terms = bound_terms(stats_fn, x0, keys, process=toy.process, noise=noise, num_times=4)
     return terms.strict
 
@@ -237,7 +237,7 @@ def test_low_discrepancy_times_beat_independent_ones():
   def spread(num_groups):
     def main(key):
       keys = jax.random.split(key, 1)
-      stats_fn = from_log_score(log_score_fn)
+      stats_fn = from_log_score(log_score_fn, process)
       terms = bound_terms(
         stats_fn,
         x0,
@@ -259,7 +259,7 @@ def test_low_discrepancy_times_beat_independent_ones():
 
 def test_no_key_is_used_twice(strict_keys):
   process, keys = Absorbing(3), jax.random.split(jax.random.key(0), 2)
-  stats_fn = from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)))
+  stats_fn = from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)), process)
   terms = jax.jit(
     lambda keys: bound_terms(
       stats_fn, jnp.zeros((2, 3), jnp.int32), keys, process=process, noise=LogLinear(), num_times=2
@@ -274,7 +274,7 @@ def test_invalid_num_times_is_refused(num_times, num_groups):
   toy = random_toy(Absorbing(3))
   with pytest.raises(ValueError, match=f"num_times={num_times}.*num_groups={num_groups}"):
     bound_terms(
-      from_log_score(toy.log_score_fn),
+      from_log_score(toy.log_score_fn, toy.process),
       jnp.zeros((1, 2), jnp.int32),
       jax.random.split(jax.random.key(0), 1),
       process=toy.process,

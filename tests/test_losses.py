@@ -152,7 +152,7 @@ def test_the_denoising_loss_is_rate_times_the_score_entropy(process, noise, x64,
   x0 = np.broadcast_to(toy.states[toy.clean[5]], (draws, toy.length))
   loss = jax.jit(
     lambda keys: denoising_score_entropy(
-      from_log_score(toy.log_score_fn),
+      from_log_score(toy.log_score_fn, toy.process),
       jnp.asarray(x0),
       jnp.full(draws, t),
       keys,
@@ -186,7 +186,7 @@ def test_conditional_gives_the_weighted_cross_entropy_of_mdlm(noise, x64):
   @jax.jit
   def loss_and_corrupted(x0, t, keys):
     loss = denoising_score_entropy(
-      from_log_score(log_score_fn), x0, t, keys, process=process, noise=noise
+      from_log_score(log_score_fn, process), x0, t, keys, process=process, noise=noise
     )
     return loss, jax.vmap(process.corrupt)(keys, x0, noise.total(t))
 
@@ -344,7 +344,7 @@ def test_no_key_is_used_twice(process, strict_keys):
     index = jnp.arange(x0.shape[0])
     t = sample_times(time_key, index, x0.shape[0])
     return denoising_score_entropy(
-      from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states))),
+      from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)), process),
       x0,
       t,
       example_keys(draw_key, step, index),
@@ -362,7 +362,10 @@ def test_the_loss_of_an_example_depends_on_its_key_alone(process, x64):
   keys, t = jax.random.split(jax.random.key(0), 6), jnp.linspace(0.1, 0.9, 6)
   loss = jax.jit(
     functools.partial(
-      denoising_score_entropy, from_log_score(toy.log_score_fn), process=process, noise=LogLinear()
+      denoising_score_entropy,
+      from_log_score(toy.log_score_fn, toy.process),
+      process=process,
+      noise=LogLinear(),
     )
   )
   whole = loss(x0, t, keys)

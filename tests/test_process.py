@@ -218,7 +218,7 @@ def test_tweedie_is_the_staggered_score_times_the_transition(golden, x64):
 
 
 def extended_score_entropy(process, log_score, x, x0, total):
-  """The definition for one position, summed in extended precision (section 2 of the design)."""
+  """The definition for one position in extended precision: its value, and its terms' size."""
   z, total = log_score.astype(np.longdouble), np.longdouble(total)
   vocab = np.longdouble(process.vocab_size)
   y = np.arange(z.size)
@@ -234,7 +234,8 @@ def extended_score_entropy(process, log_score, x, x0, total):
   keep = (y != x) & (weight > 0)
   z, weight, r = z[keep], weight[keep], p[keep] / p[x]
   k = r * (np.log(np.where(r > 0, r, 1)) - 1)
-  return (weight * (np.exp(z) - r * z + k)).sum()
+  size = weight * (np.exp(z) + np.abs(r * z) + np.abs(k))
+  return (weight * (np.exp(z) - r * z + k)).sum(), size.sum()
 
 
 @pytest.mark.parametrize("vocab", [2, 27, 50257, 128256])
@@ -250,7 +251,7 @@ def test_score_entropy_is_right_to_1e_5_in_float32(kind, vocab):
     rows = np.broadcast_to(log_score, (totals.size, process.num_states))
     ours = score_entropy(process, rows, x, x0, totals)
     exact = [
-      extended_score_entropy(process, log_score, *row) for row in zip(x, x0, totals, strict=True)
+      extended_score_entropy(process, log_score, *row)[0] for row in zip(x, x0, totals, strict=True)
     ]
     np.testing.assert_allclose(ours, np.array(exact, np.float64), rtol=1e-5)
 
@@ -267,9 +268,25 @@ def test_score_entropy_is_right_to_1e_9_in_float64(kind, vocab, x64):
   rows = np.broadcast_to(log_score, (totals.size, process.num_states))
   ours = score_entropy(process, rows, x, x0, totals)
   exact = [
-    extended_score_entropy(process, log_score, *row) for row in zip(x, x0, totals, strict=True)
+    extended_score_entropy(process, log_score, *row)[0] for row in zip(x, x0, totals, strict=True)
   ]
   np.testing.assert_allclose(ours, np.array(exact, np.float64), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Absorbing, Uniform])
+def test_float32_loses_only_rounding_near_the_truth(kind):
+  # There the terms cancel, so that the error is small beside them and not beside the rest.
+  process, totals = kind(50257), np.float32([1e-4, 1e-2, 1.0, 20.0])
+  rng = np.random.default_rng(0)
+  x0 = np.full(totals.size, 3)
+  noisy = np.full_like(x0, process.mask_id if kind is Absorbing else 5)
+  for x in (noisy, x0):
+    truth = np.maximum(true_log_ratio(process, x, x0, totals), -30.0)
+    rows = (truth + 0.1 * rng.normal(size=truth.shape)).astype(np.float32)
+    ours = score_entropy(process, rows, x, x0, totals)
+    exact = [extended_score_entropy(process, *row) for row in zip(rows, x, x0, totals, strict=True)]
+    value, size = np.array(exact, np.float64).T
+    np.testing.assert_array_less(np.abs(ours - value), 3e-7 * size + 1e-30)
 
 
 def true_log_ratio(process, x, x0, total):
@@ -384,7 +401,12 @@ def test_huge_scores_of_unmasked_rows_leave_the_training_gradient_alone():
       return jnp.broadcast_to(row, (*x.shape, process.num_states))
 
     return denoising_score_entropy(
-      from_log_score(log_score_fn), x0, jnp.full(1, 0.5), keys, process=process, noise=LogLinear()
+      from_log_score(log_score_fn, process),
+      x0,
+      jnp.full(1, 0.5),
+      keys,
+      process=process,
+      noise=LogLinear(),
     ).sum()
 
   value, gradient = loss(200.0)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.process import Process
-from sedd_jax.diffusion.score import ScoreStats, dense_stats
+from sedd_jax.diffusion.score import ScoreStats
 
 LogScoreFn = Callable[[jax.Array, jax.Array], jax.Array]  # x_BL, total_B -> log_score_BLS
 StatsFn = Callable[[jax.Array, jax.Array, jax.Array], ScoreStats]  # x_BL, x0_BL, total_B -> [B, L]
@@ -26,9 +26,9 @@ TimeSampling = Literal["low_discrepancy", "iid"]
 MIN_TIME = 1e-3
 
 
-def from_log_score(log_score_fn: LogScoreFn) -> StatsFn:
+def from_log_score(log_score_fn: LogScoreFn, process: Process) -> StatsFn:
   """The StatsFn of a function that returns dense log scores."""
-  return lambda x_BL, x0_BL, total_B: dense_stats(log_score_fn(x_BL, total_B), x_BL, x0_BL)
+  return lambda x_BL, x0_BL, total_B: process.stats(log_score_fn(x_BL, total_B), x_BL, x0_BL)
 
 
 def denoising_score_entropy(

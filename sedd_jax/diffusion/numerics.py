@@ -51,6 +51,9 @@ def jump_or_stay(log_jump: jax.Array, own: jax.Array) -> jax.Array:
     float[..., S], non-negative, sums to 1.
   """
   log_jump = jnp.where(own, -jnp.inf, jnp.minimum(log_jump, jnp.finfo(log_jump.dtype).max / 4))
-  log_sum = jax.nn.logsumexp(log_jump, axis=-1, keepdims=True)
-  stay = -jnp.expm1(jnp.minimum(log_sum, 0.0))
-  return jnp.where(own, stay, jnp.exp(log_jump - jnp.maximum(log_sum, 0.0)))
+  # Relative to the largest jump if that is above 1, so that nothing overflows.
+  scale = jnp.maximum(jnp.max(log_jump, axis=-1, keepdims=True), 0.0)
+  jump = jnp.exp(log_jump - scale)
+  jumps = jnp.sum(jump, axis=-1, keepdims=True)
+  stay = jnp.maximum(jnp.exp(-scale) - jumps, 0.0)
+  return jnp.where(own, stay, jump) / jnp.maximum(jnp.exp(-scale), jumps)

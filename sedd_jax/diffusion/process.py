@@ -66,10 +66,14 @@ class Absorbing:
     self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
+    return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
+
+  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything."""
     x = jnp.asarray(x)
-    # Rows of unmasked tokens carry no loss. Zeroed before exp: inf times a zero cotangent is NaN.
+    # Zeroed before exp: an overflow there would meet a zero cotangent, and inf times 0 is NaN.
     log_score = jnp.where((x == self.mask_id)[..., None], as_float(log_score), 0.0)
-    return self.score_entropy_from_stats(dense_stats(log_score, x, jnp.asarray(x0)), x, x0, total)
+    return dense_stats(log_score, x, jnp.asarray(x0))
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -84,7 +88,8 @@ class Absorbing:
     ratio = jnp.exp(log_ratio)
     masked = x == self.mask_id
     sum_exp = jnp.where(masked, stats.sum_exp, 0.0)
-    excess = jnp.where(masked, stats.at_x0, 0.0) - log_ratio
+    # A ratio that underflows to 0 weighs nothing, also against a log score of -inf.
+    excess = jnp.where(masked & (ratio > 0.0), stats.at_x0 - log_ratio, 0.0)
     return jnp.where(masked, (sum_exp - ratio) - ratio * excess, 0.0)
 
   def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
@@ -182,8 +187,11 @@ class Uniform:
     self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
-    stats = dense_stats(log_score, jnp.asarray(x), jnp.asarray(x0))
-    return self.score_entropy_from_stats(stats, x, x0, total)
+    return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
+
+  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+    """What the score entropy needs of dense rows."""
+    return dense_stats(log_score, jnp.asarray(x), jnp.asarray(x0))
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -201,7 +209,8 @@ class Uniform:
     log_q = log_em1 - jnp.logaddexp(log_em1, jnp.log(jnp.asarray(vocab, total.dtype)))
     q, inv_q = jnp.exp(log_q), jnp.exp(-log_q)
     clean = stats.sum_exp - q * (stats.sum_log - (vocab - 1) * (log_q - 1.0))
-    others = stats.sum_log - stats.at_x0
+    # -inf at x0 makes the whole infinite by itself; -inf minus -inf would be NaN.
+    others = stats.sum_log - jnp.where(stats.at_x0 == -jnp.inf, 0.0, stats.at_x0)
     noisy = (stats.sum_exp - (vocab - 2) - inv_q) - others - inv_q * (stats.at_x0 + log_q)
     return jnp.where(x == x0, clean, noisy) / vocab
 

@@ -115,7 +115,7 @@ def sample(
   times = jnp.linspace(1.0, END_TIME, num_steps + 1)
 
   def put_back(x_BL):
-    return x_BL if given is None else jnp.where(given.where, given.tokens, x_BL)
+    return x_BL if given is None else jnp.where(given.where, given.tokens.astype(jnp.int32), x_BL)
 
   def fold(i):
     return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)

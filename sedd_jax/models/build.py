@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sedd_jax.diffusion import Parameterization, Process, ScoreStats, dense_log_score, dense_stats
+from sedd_jax.diffusion import Parameterization, Process, ScoreStats, dense_log_score
 from sedd_jax.models.score_transformer import Block, Ends, ScoreTransformerConfig
 
 Params = dict[str, Any]
@@ -166,7 +166,7 @@ class Network:
   ) -> ScoreStats:
     """The three numbers per position that the loss needs; see `diffusion/score.py`."""
     log_score_BLS = self._log_score(self.raw(params, x, total, dropout_keys), x, total)
-    return dense_stats(log_score_BLS, x, x0)
+    return self.process.stats(log_score_BLS, x, x0)
 
   def _log_score(self, raw_BLS: jax.Array, tokens: jax.Array, total: jax.Array) -> jax.Array:
     return dense_log_score(
