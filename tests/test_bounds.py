@@ -223,6 +223,33 @@ def test_groups_are_independent(process):
   assert abs(correlation.mean()) < 4 / correlation.size**0.5
 
 
+def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
+  # Tokens uniform and independent, at the exact score: each costs log V when it is masked, so the
+  # pieces are known in closed form, and so many tokens leave little noise.
+  process, noise, length = Absorbing(3), Geometric(0.3, 2.0), 4096
+
+  def log_score_fn(x_BL, total_B):
+    raw = jnp.zeros((*x_BL.shape, process.num_states))
+    return dense_log_score(raw, x_BL, total_B[:, None], vocab_size=3, parameterization="scaled")
+
+  terms = jax.jit(
+    lambda keys: bound_terms(
+      from_log_score(log_score_fn, process),
+      jnp.zeros((16, length), jnp.int32),
+      keys,
+      process=process,
+      noise=noise,
+      num_times=64,
+    )
+  )(jax.random.split(jax.random.key(0), 16))
+  survival = np.exp(-np.array([0.0, *ends(noise), np.inf]))
+  for piece, share in zip(("low", "main", "high"), -np.diff(survival), strict=True):
+    mean, stderr = mean_and_stderr(getattr(terms, piece))
+    expected = length * np.log(3) * share
+    assert stderr < 3e-3 * expected
+    assert abs(mean - expected) < 4 * stderr
+
+
 def test_low_discrepancy_times_beat_independent_ones():
   # With many tokens the time is what varies. As many groups as times: every time on its own.
   process = Absorbing(3)
