@@ -226,7 +226,7 @@ def test_groups_are_independent(process):
 def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
   # Tokens uniform and independent, at the exact score: each costs log V when it is masked, so the
   # pieces are known in closed form, and so many tokens leave little noise.
-  process, noise, length = Absorbing(3), Geometric(0.3, 2.0), 4096
+  process, noise, length = Absorbing(3), Geometric(0.3, 2.0), 1024
 
   def log_score_fn(x_BL, total_B):
     raw = jnp.zeros((*x_BL.shape, process.num_states))
@@ -239,14 +239,14 @@ def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
       keys,
       process=process,
       noise=noise,
-      num_times=64,
+      num_times=256,
     )
   )(jax.random.split(jax.random.key(0), 16))
   survival = np.exp(-np.array([0.0, *ends(noise), np.inf]))
   for piece, share in zip(("low", "main", "high"), -np.diff(survival), strict=True):
     mean, stderr = mean_and_stderr(getattr(terms, piece))
     expected = length * np.log(3) * share
-    assert stderr < 3e-3 * expected
+    assert stderr < (0.002 if piece == "main" else 0.01) * expected
     assert abs(mean - expected) < 4 * stderr
 
 

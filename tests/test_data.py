@@ -25,7 +25,9 @@ from sedd_jax.data import (
 
 
 def paragraphs(documents):
-  return [p for document in documents for p in document.split("\n\n") if len(p) > 80]
+  """Long paragraphs, whatever white space stands around them."""
+  stripped = (p.strip() for document in documents for p in document.split("\n\n"))
+  return [p for p in stripped if len(p) > 80]
 
 
 def test_no_long_embedded_paragraph_is_in_both_train_and_heldout():
@@ -96,6 +98,13 @@ def test_faults_of_files_are_named(tmp_path):
     load_corpus(f"{tmp_path}/c.txt.gz")
   with pytest.raises(ValueError, match=r"data\.files is empty.*--config\.data\.files"):
     load_corpus("")
+  whole = lzma.compress(b"some text " * 100)
+  (tmp_path / "e.txt.xz").write_bytes(whole[:30] + b"\x00" * 8 + whole[38:])
+  with pytest.raises(ValueError, match=r"e\.txt\.xz"):
+    load_corpus(f"{tmp_path}/e.txt.xz")
+  (tmp_path / "f.jsonl").write_text('{"text": "x"}\n\n{"text": "y"\n')
+  with pytest.raises(ValueError, match=r"f\.jsonl: line 3 is not JSON"):
+    load_corpus(f"{tmp_path}/f.jsonl")
   (tmp_path / "d.parquet").write_text("")
   with pytest.raises(ValueError, match=r"\.parquet"):
     load_corpus(f"{tmp_path}/d.parquet")
@@ -144,6 +153,21 @@ def test_gpt2_without_a_network_names_the_option(monkeypatch):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
   with pytest.raises(ConnectionError, match="gpt2:/path/to/folder"):
     BPE.from_hub("no-such-tokenizer")
+
+
+def test_end_of_text_is_a_token_and_no_character(shared_path, tmp_path):
+  (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Hello world"}) + "\n")
+  (tmp_path / "b.jsonl").write_text((json.dumps({"text": "Hello"}) + "\n") * 6)
+  dataset = load_dataset(
+    DataConfig(
+      files=f"{tmp_path}/a.jsonl",
+      heldout_files=f"{tmp_path}/b.jsonl",
+      tokenizer=f"gpt2:{shared_path('data/gpt2-tokenizer')}",
+      length=2,
+    )
+  )
+  assert dataset.heldout.tolist() == [15496, 50256] * 6
+  assert dataset.chars_per_token == 5 * 6 / 12
 
 
 def test_documents_without_eos_are_joined_by_a_blank_line():

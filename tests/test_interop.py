@@ -138,3 +138,14 @@ def test_model_refuses_bad_tokens_and_settings(shared_path):
     model.sample(1, sampler="magic")
   with pytest.raises(ValueError, match="without a tokenizer"):
     model.encode("text")
+  with pytest.raises(ValueError, match=r"must lie in \[0, 31\)"):
+    model.bound(np.full((1, 4), 31))
+  with pytest.raises(ValueError, match="not empty"):
+    model.bound(np.zeros((0, 4), int))
+
+
+def test_original_weights_take_a_tokenizer(shared_path):
+  tokenizer = f"gpt2:{shared_path('data/gpt2-tokenizer')}"
+  model = sedd_jax.load(shared_path("golden/hf_tiny"), tokenizer=tokenizer)
+  assert model.decode(model.encode("Hello world")[None]) == ["Hello world"]
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(model.params))

@@ -1,7 +1,9 @@
 """The scripts in launch/."""
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,27 @@ def test_a_preempted_command_is_started_again_until_it_is_done(tmp_path):
   assert done.returncode == 0
   assert log.read_text() == "run\n" * 3
   assert "exit code 143, restart 2 of 5" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_goes_on_to_the_command_and_nothing_is_restarted(tmp_path, number):
+  log = tmp_path / "log"
+  script = (
+    'trap \'echo saved >> "$LOG"; exit 9\' TERM INT; echo run >> "$LOG";'
+    " while true; do sleep 0.05; done"
+  )
+  process = subprocess.Popen(
+    [SUPERVISE, "bash", "-c", script],
+    env=os.environ | {"PAUSE": "0", "LOG": str(log)},
+    stderr=subprocess.DEVNULL,
+    # As from a shell: without it a background pytest would hand on an ignored SIGINT.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+  )
+  while not log.is_file() or not log.read_text():
+    time.sleep(0.02)
+  process.send_signal(number)
+  assert process.wait(timeout=20) == 9
+  assert log.read_text() == "run\nsaved\n"
 
 
 @pytest.mark.parametrize(("code", "runs"), [(2, 1), (130, 1), (0, 1), (137, 3)])

@@ -15,8 +15,9 @@ import pytest
 
 import sedd_jax
 from sedd_jax.data import DataConfig
-from sedd_jax.parallel import MeshConfig
-from sedd_jax.training.checkpoints import Checkpoints
+from sedd_jax.parallel import MeshConfig, make_mesh, tree_shardings
+from sedd_jax.training import rundir
+from sedd_jax.training.checkpoints import Checkpoints, read_meta
 from sedd_jax.training.experiment import (
   CheckpointConfig,
   Experiment,
@@ -25,7 +26,7 @@ from sedd_jax.training.experiment import (
   TrainConfig,
 )
 from sedd_jax.training.loop import train
-from sedd_jax.training.metrics import read_metrics
+from sedd_jax.training.metrics import MetricsWriter, read_metrics
 from sedd_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sedd_jax.training.state import create_state
 
@@ -49,16 +50,24 @@ def with_steps(steps, experiment=TINY):
 
 def final_state(workdir, experiment=TINY):
   """The state at the latest checkpoint, as numpy arrays."""
-  model = sedd_jax.load(workdir)
-  network = model.network
-  optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
-  like = jax.jit(lambda key: create_state(key, network, optimizer))(jax.random.key(0))
-  checkpoints = Checkpoints(workdir)
-  step = checkpoints.latest_step()
-  state = checkpoints.load_state(step, network, like)
-  checkpoints.close()
+  network = sedd_jax.load(workdir).network
+  step, _ = read_meta(workdir)
+  state = load_state(workdir, step, network, experiment, make_mesh(experiment.mesh))
   state = dataclasses.replace(state, key=jax.random.key_data(state.key))
   return step, jax.tree.map(np.asarray, state)
+
+
+def load_state(workdir, step, network, experiment, mesh):
+  """The state of a step, sharded over a mesh."""
+  optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
+  shapes = jax.eval_shape(lambda key: create_state(key, network, optimizer), jax.random.key(0))
+  like = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    shapes,
+    tree_shardings(mesh, shapes),
+  )
+  with Checkpoints(workdir, network) as checkpoints:
+    return checkpoints.load_state(step, like)
 
 
 def command(workdir, *overrides):
@@ -140,6 +149,45 @@ def test_loaded_run_uses_the_moving_average(run):
   assert max(jax.tree.leaves(difference)) > 0
 
 
+def test_a_checkpoint_restores_onto_another_mesh(run):
+  """Saved on four replicas; the tables of 104 states are padded to 128 on any mesh."""
+  network = sedd_jax.load(run).network
+  want = final_state(run)[1]
+  for axes in (dict(replica=1, fsdp=4), dict(replica=1, fsdp=2, tensor=2)):
+    mesh = make_mesh(MeshConfig(**axes))
+    state = load_state(run, 8, network, TINY, mesh)
+    kernel = state.params["ends"]["output"]["kernel"]
+    assert kernel.shape == (16, 128)
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    jax.tree.map(
+      lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), state.params, want.params
+    )
+
+
+def test_a_field_that_a_stored_config_lacks_has_its_default(run, tmp_path):
+  workdir = tmp_path / "old"
+  workdir.mkdir()
+  config = json.loads((run / "config.json").read_text())
+  del config["optimizer"]["weight_decay"]
+  (workdir / "config.json").write_text(json.dumps(config))
+  assert rundir.find_run(workdir, TINY) == TINY
+
+
+def test_a_run_killed_before_its_first_file_was_whole_can_start_again(tmp_path):
+  (tmp_path / "config.json.partial").write_text("{")
+  assert rundir.find_run(tmp_path, TINY) is None
+
+
+def test_metrics_survive_a_line_that_a_kill_cut_short(tmp_path):
+  with MetricsWriter(tmp_path, 1) as metrics:
+    metrics.write(1, {"loss": 1.0})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 2, "lo')
+  with MetricsWriter(tmp_path, 2) as metrics:
+    metrics.write(2, {"loss": 2.0})
+  assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0]
+
+
 def test_changed_config_is_refused_with_the_difference(run):
   other = dataclasses.replace(TINY, seed=1)
   with pytest.raises(ValueError, match=r"config\.seed: 0 -> 1"):
@@ -153,8 +201,10 @@ def test_changed_corpus_is_refused_by_name(tmp_path):
   workdir = tmp_path / "run"
   assert train(experiment, workdir) == 0
   text.write_text("the quick brown dog " * 200)
+  before = (workdir / "config.json").read_bytes()
   with pytest.raises(ValueError, match=r"trained on the corpus .*text\.txt"):
     train(with_steps(6, experiment), workdir)
+  assert (workdir / "config.json").read_bytes() == before, "a refused run was written to"
 
 
 def test_directory_of_something_else_is_refused(tmp_path):
@@ -168,7 +218,7 @@ def test_non_finite_loss_stops_the_run_and_names_the_step(tmp_path):
   wild = dataclasses.replace(
     with_steps(50), optimizer=OptimizerConfig(learning_rate=1e6, warmup=0, clip=0.0)
   )
-  with pytest.raises(FloatingPointError, match=r"loss of step \d+ is (nan|inf)"):
+  with pytest.raises(FloatingPointError, match=r"step \d+: the loss is .*(nan|inf)"):
     train(wild, tmp_path / "run")
 
 
@@ -181,9 +231,7 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one_to_the_bit(tmp_path):
   wait_for(saved, process, "a checkpoint")
   process.send_signal(signal.SIGKILL)
   process.communicate()
-  checkpoints = Checkpoints(killed)
-  steps = checkpoints.latest_step() + 10
-  checkpoints.close()
+  steps = read_meta(killed)[0] + 10
   for workdir in (killed, straight):
     done = subprocess.run(
       command(workdir, f"--config.train.steps={steps}"), capture_output=True, text=True

@@ -49,11 +49,11 @@ def small_network(process, **changes):
   return Network(config=config, process=process)
 
 
-def random_params(network, seed=0):
+def random_params(network, seed=0, scale=0.3):
   """Parameters none of which is zero, so that every one of them matters."""
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
-  draw = lambda x: jnp.asarray(rng.normal(0.0, 0.3, x.shape).astype(np.float32))  # noqa: E731
+  draw = lambda x: jnp.asarray(rng.normal(0.0, scale, x.shape).astype(np.float32))  # noqa: E731
   return network.pad(jax.tree.map(draw, shapes))
 
 

@@ -27,6 +27,8 @@ def run(main: Callable[[], int | None], usage: str) -> None:
       _fail(f"unexpected argument {argv[1]!r}: flags start with --")
     try:
       code = main()
+    except KeyboardInterrupt:
+      sys.exit(130)
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
@@ -39,6 +41,9 @@ def run(main: Callable[[], int | None], usage: str) -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
+  except SystemExit as error:
+    # absl leaves with 1 after an unknown flag; ours is 2 for all that a user gets wrong.
+    sys.exit(2 if error.code == 1 else error.code)
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     # ml_collections: an override of a field that is not there, or of the wrong type.
     _fail(str(error).strip("'\""))

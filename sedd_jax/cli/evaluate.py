@@ -9,7 +9,7 @@ import sedd_jax
 from sedd_jax.cli import app
 from sedd_jax.data import load_dataset
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
-from sedd_jax.evaluation.entropies import bigram_bits, unigram_bits
+from sedd_jax.evaluation.entropies import heldout_entropies
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
 
@@ -47,13 +47,9 @@ def main() -> None:
     chars_per_block=dataset.chars_per_token * blocks.shape[1],
     seed=_SEED.value,
   )
-  vocab, per_char = model.tokenizer.vocab_size, 1.0 / dataset.chars_per_token
-  unigram = unigram_bits(dataset.train, dataset.heldout, vocab) * per_char
-  bigram = bigram_bits(dataset.train, dataset.heldout, vocab) * per_char
   report = evaluation_report(
     bound,
-    unigram,
-    bigram,
+    heldout_entropies(dataset),
     step=model.info["step"],
     num_times=_NUM_TIMES.value,
     blocks=len(blocks),

@@ -18,6 +18,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone.")
 _SAMPLER = flags.DEFINE_string("sampler", "tweedie", "tweedie or euler.")
 _LENGTH = flags.DEFINE_integer("length", None, "Tokens; by default the length it was trained at.")
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample starts with.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+)
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
 
 
@@ -27,7 +30,7 @@ def main() -> None:
   for flag in (_NUM, _STEPS):
     if flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
-  model = sedd_jax.load(_CHECKPOINT.value)
+  model = sedd_jax.load(_CHECKPOINT.value, tokenizer=_TOKENIZER.value)
   length = model.length if _LENGTH.value is None else _LENGTH.value
   prefix, suffix = model.encode(_PREFIX.value), model.encode(_SUFFIX.value)
   if len(prefix) + len(suffix) > length:

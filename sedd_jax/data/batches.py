@@ -8,7 +8,7 @@ import numpy as np
 from sedd_jax.data.tokenizers import Tokenizer
 
 # Stands between documents where the tokenizer has no end-of-text token.
-_SEPARATOR = "\n\n"
+SEPARATOR = "\n\n"
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -17,7 +17,7 @@ def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarr
   EOS follows every document; a tokenizer without EOS has a blank line between them.
   """
   if tokenizer.eos_id is None:
-    return tokenizer.encode(_SEPARATOR.join(documents))
+    return tokenizer.encode(SEPARATOR.join(documents))
   eos = np.array([tokenizer.eos_id], np.int32)
   parts = [part for document in documents for part in (tokenizer.encode(document), eos)]
   return np.concatenate([np.zeros(0, np.int32), *parts])

@@ -9,7 +9,9 @@ import glob
 import hashlib
 import importlib
 import json
+import lzma
 import platform
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +81,9 @@ def load_corpus(
   train = tuple(_documents(files, text_field))
   if heldout_files:
     return Corpus(files, train, tuple(_documents(heldout_files, text_field)))
-  first, last = split
-  if not 0.0 < first < last <= 1.0:
-    raise ValueError(f"data.split={tuple(split)} must satisfy 0 < first < second <= 1")
-  return Corpus(files, *_cut(train, first, last))
+  if len(split) != 2 or not 0.0 < split[0] < split[1] <= 1.0:
+    raise ValueError(f"data.split={tuple(split)} must be two shares, 0 < first < second <= 1")
+  return Corpus(files, *_cut(train, *split))
 
 
 def embedded() -> Corpus:
@@ -105,10 +106,11 @@ def embedded() -> Corpus:
   for name in sorted(topics):
     kept = []
     for paragraph in topics[name].split("\n\n"):
-      if len(paragraph) > _REPEATED_PARAGRAPH:
-        if paragraph in seen:
-          continue
-        seen.add(paragraph)
+      # Copies may differ in the white space around them: a topic ends with a newline.
+      text = paragraph.strip()
+      if len(text) > _REPEATED_PARAGRAPH and text in seen:
+        continue
+      seen.add(text)
       kept.append(paragraph)
     share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
     sides[share < _HELDOUT_TOPICS].append("\n\n".join(kept))
@@ -163,14 +165,22 @@ def _read(path: Path, text_field: str) -> Iterator[str]:
         yield file.read()
         return
       for number, line in enumerate(file, 1):
-        record = json.loads(line)
-        if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-          raise ValueError(
-            f"line {number} has no text in the field {text_field!r} (config.data.text_field)"
-          )
-        yield record[text_field]
-  except (ValueError, EOFError, OSError) as error:
+        if line.strip():
+          yield _text_of(line, number, text_field)
+  except (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
     raise ValueError(f"{path}: {error}") from error
+
+
+def _text_of(line: str, number: int, text_field: str) -> str:
+  try:
+    record = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from error
+  if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
+    raise ValueError(
+      f"line {number} has no text in the field {text_field!r} (config.data.text_field)"
+    )
+  return record[text_field]
 
 
 def _cut(

@@ -1,12 +1,12 @@
 """What a run trains on and is judged on: blocks of tokens from a corpus."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.batches import cut_blocks, encode_documents
+from sedd_jax.data.batches import SEPARATOR, cut_blocks, encode_documents
 from sedd_jax.data.corpus import check_same, load_corpus
 from sedd_jax.data.tokenizers import Tokenizer, from_name
 
@@ -79,18 +79,25 @@ def load_dataset(
     FileNotFoundError: no such files.
   """
   corpus = load_corpus(config.files, config.heldout_files, config.split, config.text_field)
+  identity = corpus.identity()
   if expected is not None:
-    check_same(expected, corpus.identity())
+    check_same(expected, identity)
   if tokenizer is None:
     tokenizer = from_name(config.tokenizer, (*corpus.train, *corpus.heldout))
   heldout = encode_documents(corpus.heldout, tokenizer)
   train = encode_documents(corpus.train, tokenizer)
   return Dataset(
-    identity=corpus.identity(),
+    identity=identity,
     tokenizer=tokenizer,
     train=train,
     heldout=heldout,
     train_blocks=cut_blocks(train, config.length, "training"),
     heldout_blocks=cut_blocks(heldout, config.length, "held-out"),
-    chars_per_token=len(tokenizer.decode(heldout)) / len(heldout),
+    chars_per_token=_characters(corpus.heldout, tokenizer) / len(heldout),
   )
+
+
+def _characters(documents: Sequence[str], tokenizer: Tokenizer) -> int:
+  """Characters of some documents as a stream. EOS is a token and no character."""
+  between = 0 if tokenizer.eos_id is not None else len(SEPARATOR) * (len(documents) - 1)
+  return sum(map(len, documents)) + between

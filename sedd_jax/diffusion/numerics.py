@@ -23,6 +23,7 @@ def log_expm1(total: jax.Array) -> jax.Array:
 
 def is_state(x: jax.Array, num_states: int) -> jax.Array:
   """bool[..., S], true at the entry y = x. Fuses into the sums that use it."""
+  x = jnp.asarray(x)  # numpy's int64 would warn in 32-bit mode.
   return jax.lax.broadcasted_iota(x.dtype, (*x.shape, num_states), x.ndim) == x[..., None]
 
 

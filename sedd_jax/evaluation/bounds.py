@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -111,14 +112,19 @@ class BoundEstimator:
     )
 
 
-def evaluation_report(bound: Bound, unigram: float, bigram: float, **more: Any) -> dict[str, Any]:
-  """The object that `sedd evaluate --json` prints."""
+def evaluation_report(bound: Bound, entropies: Mapping[str, float], **more: Any) -> dict[str, Any]:
+  """The object that `sedd evaluate --json` prints.
+
+  Args:
+    bound: of the model.
+    entropies: from `heldout_entropies`.
+    more: further fields.
+  """
   return {
     "bits_per_char_paper": bound.paper,
     "bits_per_char_paper_stderr": bound.paper_stderr,
     "bits_per_char_strict": bound.strict,
     "bits_per_char_strict_stderr": bound.strict_stderr,
-    "unigram_bits_per_char": unigram,
-    "bigram_bits_per_char": bigram,
+    **{f"{name}_bits_per_char": bits for name, bits in entropies.items()},
     **more,
   }

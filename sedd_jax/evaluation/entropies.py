@@ -2,6 +2,18 @@
 
 import numpy as np
 
+from sedd_jax.data import Dataset
+
+
+def heldout_entropies(dataset: Dataset) -> dict[str, float]:
+  """`unigram` and `bigram`: bits per character of the held-out text under counts of the training
+  text."""
+  arguments = (dataset.train, dataset.heldout, dataset.tokenizer.vocab_size)
+  return {
+    "unigram": unigram_bits(*arguments) / dataset.chars_per_token,
+    "bigram": bigram_bits(*arguments) / dataset.chars_per_token,
+  }
+
 
 def unigram_bits(train: np.ndarray, heldout: np.ndarray, vocab_size: int) -> float:
   """Bits per token of heldout under the unigram law of train, one count added to each token.

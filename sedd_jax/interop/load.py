@@ -3,18 +3,20 @@
 import re
 from pathlib import Path
 
-from sedd_jax.data import from_json
+from sedd_jax.data import from_json, from_name
 from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import is_hub_layout, is_run_layout, load_original
 from sedd_jax.training import rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
 from sedd_jax.training.experiment import Experiment
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
 
 
-def load(path_or_hub_id: str | Path, *, dtype: str | None = None) -> Model:
+def load(
+  path_or_hub_id: str | Path, *, dtype: str | None = None, tokenizer: str | None = None
+) -> Model:
   """Loads a model for sampling and evaluation.
 
   Args:
@@ -22,6 +24,8 @@ def load(path_or_hub_id: str | Path, *, dtype: str | None = None) -> Model:
       the original's hub files or run, or a hub id such as `louaaron/sedd-small`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run, and float32 for the original's weights.
+    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for the original's weights, which come without
+      one; a run has its own.
 
   Raises:
     FileNotFoundError: there is no such path, or no model in it.
@@ -35,7 +39,12 @@ def load(path_or_hub_id: str | Path, *, dtype: str | None = None) -> Model:
   if is_hub_layout(path) or is_run_layout(path):
     network, noise, length, params = load_original(path, dtype=dtype or "float32")
     return Model(
-      network=network, params=params, noise=noise, length=length, info={"source": str(path)}
+      network=network,
+      params=params,
+      noise=noise,
+      length=length,
+      tokenizer=None if tokenizer is None else from_name(tokenizer, ()),
+      info={"source": str(path)},
     )
   if (path / rundir.CONFIG).is_file():
     return _load_run(path, dtype)
@@ -50,18 +59,16 @@ def load(path_or_hub_id: str | Path, *, dtype: str | None = None) -> Model:
 def _load_run(path: Path, dtype: str | None) -> Model:
   if not (path / FOLDER).is_dir():
     raise FileNotFoundError(f"{path} is a run without checkpoints: it has not saved yet")
-  checkpoints = Checkpoints(path)
-  step = checkpoints.latest_step()
+  step, meta = read_meta(path)
   if step is None:
     raise FileNotFoundError(f"{path / FOLDER} holds no whole checkpoint: the run has not saved yet")
-  meta = checkpoints.load_meta(step)
   if dtype is not None:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])
   tokenizer = from_json(meta["tokenizer"])
   network = experiment.network(tokenizer.vocab_size)
-  params = checkpoints.load_average(step, network)
-  checkpoints.close()
+  with Checkpoints(path, network) as checkpoints:
+    params = checkpoints.load_average(step)
   return Model(
     network=network,
     params=params,

@@ -42,7 +42,7 @@ class Model:
     noise: its schedule.
     length: tokens in a training sequence.
     tokenizer: text to tokens, or None where the weights came without one.
-    info: what else is known: step, config, corpus.
+    info: what else is known: `source`, and of a run `step`, `experiment` and `corpus`.
   """
 
   network: Network
@@ -65,7 +65,7 @@ class Model:
     Raises:
       ValueError: tokens have another rank or lie outside [0, S).
     """
-    tokens = self._checked(tokens)
+    tokens = self._checked(tokens, self.network.process.num_states)
     total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
     return self._log_score(self.params, tokens, total)
 
@@ -144,10 +144,8 @@ class Model:
       num_times: draws for each sequence; even.
       seed: of times and corruptions.
     """
-    tokens = np.asarray(self._checked(tokens))
-    estimator = BoundEstimator(
-      self.network, self.noise, num_times=num_times, batch_size=min(len(tokens), 64)
-    )
+    tokens = np.asarray(self._checked(tokens, self.network.process.vocab_size))
+    estimator = self._estimator(num_times, min(len(tokens), 64))
     terms = estimator.terms(self.params, tokens, seed=seed)
 
     def stderr(estimates_GB):
@@ -194,16 +192,26 @@ class Model:
 
     return draw
 
-  def _checked(self, tokens: jax.typing.ArrayLike) -> jax.Array:
+  @functools.cached_property
+  def _estimator(self):
+    @functools.cache
+    def make(num_times: int, batch_size: int) -> BoundEstimator:
+      return BoundEstimator(self.network, self.noise, num_times=num_times, batch_size=batch_size)
+
+    return make
+
+  def _checked(self, tokens: jax.typing.ArrayLike, limit: int) -> jax.Array:
     array = np.asarray(tokens)
-    states = self.network.process.num_states
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-      raise ValueError(f"tokens must be int[B, L], not {array.dtype}{list(array.shape)}")
-    if array.size and (array.min() < 0 or array.max() >= states):
-      raise ValueError(f"tokens must lie in [0, {states}), not in [{array.min()}, {array.max()}]")
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+      raise ValueError(f"tokens must be int[B, L], not empty, not {array.dtype}{list(array.shape)}")
+    if array.min() < 0 or array.max() >= limit:
+      raise ValueError(f"tokens must lie in [0, {limit}), not in [{array.min()}, {array.max()}]")
     return jnp.asarray(array, jnp.int32)
 
   def _known_tokenizer(self) -> Tokenizer:
     if self.tokenizer is None:
-      raise ValueError("this model came without a tokenizer: use token ids")
+      raise ValueError(
+        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2' or "
+        "'gpt2:FOLDER' (--tokenizer on the command line)"
+      )
     return self.tokenizer

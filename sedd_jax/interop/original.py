@@ -10,11 +10,13 @@ safetensors needs no torch; the pickles do.
 """
 
 import json
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 from safetensors import SafetensorError
@@ -81,7 +83,9 @@ def load_original(path: Path, *, dtype: str) -> tuple[Network, Noise, int, Param
     config = yaml.safe_load((path / ".hydra" / "config.yaml").read_text())
     network, noise, length = _from_config(config, dtype, path / ".hydra" / "config.yaml")
     tensors = _read_run_tensors(path / "checkpoints-meta" / "checkpoint.pth", network)
-  return network, noise, length, network.pad(params_from_tensors(network, tensors))
+  params = params_from_tensors(network, tensors)
+  on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  return network, noise, length, network.pad(on_device)
 
 
 def tensor_names(blocks: int) -> list[str]:
@@ -249,7 +253,14 @@ def _torch_load(file: Path) -> Any:
     raise ImportError(
       f"{file} is a torch pickle: install torch to read it, or use a model.safetensors"
     ) from error
-  return torch.load(file, map_location="cpu", weights_only=True)
+  try:
+    return torch.load(file, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    raise ValueError(
+      f"{file} holds more than tensors and plain values, and is not read: such a pickle can run "
+      f"any code. If you trust it, save it again with torch.load(..., weights_only=False) and "
+      f"torch.save ({error})"
+    ) from error
 
 
 def _as_numpy(tensors: Mapping[str, Any]) -> Tensors:

@@ -123,9 +123,9 @@ class Network:
     return ends.finish(self.constrain(h_BLD), cond_BC)
 
   def head(self, params: Params) -> tuple[jax.Array, jax.Array]:
-    """The output layer: kernel float[D, S] and bias float[S], without padding."""
+    """The output layer: kernel float[D, S'] and bias float[S'], padded to S' columns."""
     output = params["ends"]["output"]
-    return output["kernel"][:, : self.config.num_states], output["bias"][: self.config.num_states]
+    return output["kernel"], output["bias"]
 
   def raw(
     self,
@@ -138,14 +138,16 @@ class Network:
     hidden_BLD = self.hidden(params, tokens, total, dropout_keys)
     kernel_DS, bias_S = self.head(params)
     dtype = jnp.dtype(self.config.dtype)
-    # The product is taken in the compute dtype and summed in float32 at least.
+    # The product is taken in the compute dtype and summed in float32 at least, over the padded
+    # columns: a size that hardware likes. They go right after.
     raw_BLS = jax.lax.dot_general(
       hidden_BLD.astype(dtype),
       kernel_DS.astype(dtype),
       (((2,), (0,)), ((), ())),
       preferred_element_type=self.config.stream_dtype,
     )
-    return raw_BLS + bias_S.astype(raw_BLS.dtype)[None, None, :]
+    raw_BLS = raw_BLS + bias_S.astype(raw_BLS.dtype)[None, None, :]
+    return raw_BLS[:, :, : self.config.num_states]
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.

@@ -1,13 +1,12 @@
 """The device mesh and the table of sharding rules."""
 
 from sedd_jax.parallel.mesh import MeshConfig, batch_sharding, constrain_activations, make_mesh
-from sedd_jax.parallel.sharding import replicated, tree_shardings
+from sedd_jax.parallel.sharding import tree_shardings
 
 __all__ = [
   "MeshConfig",
   "batch_sharding",
   "constrain_activations",
   "make_mesh",
-  "replicated",
   "tree_shardings",
 ]

@@ -23,11 +23,6 @@ RULES = (
 )
 
 
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """The sharding of what every device holds whole."""
-  return jax.sharding.NamedSharding(mesh, P())
-
-
 def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
   """A NamedSharding for every leaf of a tree of arrays or shapes."""
 

@@ -24,11 +24,12 @@ class Checkpoints:
 
   Args:
     workdir: the run directory.
+    network: pads and unpads the tables.
     keep_last: how many of the latest to keep.
     keep_every: also keep those whose step is a multiple of this; 0 for none.
   """
 
-  def __init__(self, workdir: Path, *, keep_last: int = 2, keep_every: int = 0):
+  def __init__(self, workdir: Path, network: Network, *, keep_last: int = 2, keep_every: int = 0):
     policies = ocp.training.preservation_policies
     keep: list[Any] = [policies.LatestN(keep_last)]
     if keep_every:
@@ -38,22 +39,29 @@ class Checkpoints:
       # Orbax's own protocol and policies disagree in the type of an argument.
       preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
     )
+    self._network = network
+    self._unpad = jax.jit(lambda state: _fields(network.unpad(state)))
     self._pending: Any = None
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
 
   def latest_step(self) -> int | None:
     """The step of the newest whole checkpoint, or None."""
     latest = self._checkpointer.latest
     return None if latest is None else latest.step
 
-  def save(self, state: TrainState, network: Network, meta: Mapping[str, Any]) -> None:
+  def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
     """Starts to save; waits first for the save before it. A step that is saved already is left."""
     self.wait()
     step = int(state.step)
     if self.latest_step() == step:
       return
-    fields = jax.jit(lambda state: _fields(network.unpad(state)))(state)
-    # Scalars and keys go together: orbax takes trees, not bare arrays.
-    items = {name: {name: value} for name, value in fields.items()}
+    # Orbax takes trees, not bare arrays: the key and the step are wrapped, and so is all else.
+    items = {name: {name: value} for name, value in self._unpad(state).items()}
     self._pending = self._checkpointer.save_checkpointables_async(
       step, items, force=True, custom_metadata={"run": json.dumps(meta)}
     )
@@ -69,14 +77,13 @@ class Checkpoints:
     self.wait()
     self._checkpointer.close()
 
-  def load_state(self, step: int, network: Network, like: TrainState) -> TrainState:
+  def load_state(self, step: int, like: TrainState) -> TrainState:
     """The train state of a step.
 
     Args:
-      network: pads the tables.
       like: shapes and shardings (arrays or ShapeDtypeStructs) of the padded state.
     """
-    abstract = jax.eval_shape(lambda state: _fields(network.unpad(state)), like)
+    abstract = jax.eval_shape(self._unpad, like)
     items = {
       name: {name: jax.tree.map(_placed, tree, getattr(like, name))}
       for name, tree in abstract.items()
@@ -84,21 +91,25 @@ class Checkpoints:
     loaded = self._checkpointer.load_checkpointables(step, items)
     state = TrainState(**{name: loaded[name][name] for name in abstract})
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(network.pad, out_shardings=shardings)(state)
+    return jax.jit(self._network.pad, out_shardings=shardings)(state)
 
-  def load_average(self, step: int, network: Network) -> Params:
+  def load_average(self, step: int) -> Params:
     """The moving average of the parameters alone, padded, on the first device."""
+    network = self._network
     shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     loaded = self._checkpointer.load_checkpointables(step, {"ema": {"ema": abstract}})
     return network.pad(loaded["ema"]["ema"])
 
-  def load_meta(self, step: int) -> dict[str, Any]:
-    """Config, tokenizer and corpus identity, as `save` was given them."""
-    metadata = self._checkpointer.checkpointables_metadata(step)
-    custom: Any = metadata.custom_metadata
-    return json.loads(custom["run"])
+
+def read_meta(workdir: Path) -> tuple[int | None, dict[str, Any]]:
+  """The step of the newest whole checkpoint, and what was stored beside it; (None, {}) without."""
+  with ocp.training.Checkpointer(str((workdir / FOLDER).absolute())) as checkpointer:
+    if checkpointer.latest is None:
+      return None, {}
+    custom: Any = checkpointer.checkpointables_metadata(checkpointer.latest).custom_metadata
+    return checkpointer.latest.step, json.loads(custom["run"])
 
 
 def _fields(state: TrainState) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class RunConsole:
   """Progress of a run from step `first` to `last`; a context manager."""
 
   def __init__(self, first: int, last: int):
-    self._console = Console(highlight=False, soft_wrap=True)
+    self._console = Console(highlight=False, soft_wrap=True, emoji=False)
     self._first, self._last = first, last
     self._started = self._printed = time.monotonic()
     self._progress = Progress(

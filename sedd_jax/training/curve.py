@@ -14,7 +14,7 @@ def draw_curve(
   Args:
     path: the file.
     metrics: lines of `read_metrics`.
-    entropies: name to bits per character, drawn as horizontal lines.
+    entropies: name to bits per character; each is a horizontal line.
     title: over the picture.
   """
   from matplotlib.figure import Figure  # Slow to import, and only needed here.
@@ -38,7 +38,7 @@ def draw_curve(
   for i, (name, bits) in enumerate(entropies.items()):
     axes.axhline(bits, color=f"C{i + 1}", linestyle="--", linewidth=1, label=f"{name} ({bits:.2f})")
   if bound:
-    # The first steps are far above all that is of interest.
+    # The first steps lie far above all that is of interest.
     top = max(*entropies.values(), bound[0]["heldout_bits_per_char_strict"])
     low = min(*entropies.values(), *(m["heldout_bits_per_char_strict"] for m in bound))
     axes.set_ylim(max(0.0, low - 0.8), top + 0.5)

@@ -188,6 +188,10 @@ class Experiment:
   checkpoint: CheckpointConfig = CheckpointConfig()
   mesh: MeshConfig = MeshConfig()
 
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**31:
+      raise ValueError(f"seed={self.seed} must lie in [0, 2^31)")
+
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
     """From nested dicts, as `dataclasses.asdict` gives them; what is left out has its default.

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: finish the step, save, leave. A second one leaves at once."""
 
+import os
 import signal
 
 
@@ -27,6 +28,8 @@ class Interrupt:
     del frame
     self.signal = signal.Signals(number)
     self._restore()
+    # Not print: a handler may run in the middle of another print.
+    os.write(2, f"\n{self.signal.name}: saving after this step; again to leave at once\n".encode())
 
   def _restore(self) -> None:
     for number, handler in self._previous.items():

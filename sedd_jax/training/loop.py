@@ -3,6 +3,7 @@
 On a first read skip to the banner `Loop`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -14,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sedd_jax.data import Batches, Dataset, check_same, load_dataset
+from sedd_jax.data import Batches, Dataset, from_json, load_dataset
 from sedd_jax.diffusion import sample
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
-from sedd_jax.evaluation.entropies import bigram_bits, unigram_bits
+from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import batch_sharding, constrain_activations, make_mesh, tree_shardings
 from sedd_jax.parallel.mesh import check_batch
@@ -51,43 +52,36 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
   Raises:
     FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used.
-    FloatingPointError: the loss is not finite; the message names the step.
+    FloatingPointError: loss or gradient are not finite; the message names the step.
   """
-  # ---------------------------------------------------------------------------------- Run directory
+  # ------------------------------------------------------------------------- Run directory and data
   workdir = workdir.absolute()
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
   mesh = make_mesh(experiment.mesh)
   check_batch(mesh, batch_size, experiment.train.accumulation)
-  dataset = load_dataset(experiment.data)
-  config = dataclasses.asdict(experiment)
-  rundir.open_run(workdir, config)
-  checkpoints = Checkpoints(
-    workdir,
-    keep_last=experiment.checkpoint.keep_last,
-    keep_every=experiment.checkpoint.keep_every,
+  before = rundir.find_run(workdir, experiment)
+  tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
+  dataset = load_dataset(
+    experiment.data,
+    expected=rundir.read_json(workdir, rundir.CORPUS),
+    tokenizer=None if tokenizer is None else from_json(tokenizer),
   )
+  meta = {
+    "config": dataclasses.asdict(experiment),
+    "corpus": dataset.identity,
+    "tokenizer": dataset.tokenizer.to_json(),
+  }
+  rundir.write_run(workdir, meta)
 
-  # ------------------------------------------------------------------------------ Network and state
+  # -------------------------------------------------------------------------------------- Functions
   network = experiment.network(dataset.tokenizer.vocab_size, constrain_activations(mesh))
   noise = experiment.diffusion.make_noise()
   optimizer = make_optimizer(experiment.optimizer, num_steps)
   create = functools.partial(create_state, network=network, optimizer=optimizer)
   key = jax.random.key(experiment.seed)
-  shardings = tree_shardings(mesh, jax.eval_shape(create, key))
-  state: TrainState = jax.jit(create, out_shardings=shardings)(key)
-  first = checkpoints.latest_step()
-  if first is not None:
-    check_same(checkpoints.load_meta(first)["corpus"], dataset.identity)
-    state = checkpoints.load_state(first, network, state)
-  first = first or 0
-  meta = {
-    "config": config,
-    "tokenizer": dataset.tokenizer.to_json(),
-    "corpus": dataset.identity,
-  }
-
-  # -------------------------------------------------------------------------------------- Functions
+  shapes = jax.eval_shape(create, key)
+  shardings = tree_shardings(mesh, shapes)
   step_fn = jax.jit(
     functools.partial(
       train_step,
@@ -108,37 +102,52 @@ def train(experiment: Experiment, workdir: Path) -> int:
   to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
   tokens_per_step = batch_size * experiment.data.length
 
-  # ------------------------------------------------------------------------------------------- Loop
-  metrics = MetricsWriter(workdir)
-  waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
-  clock = _Clock()
-  with Interrupt() as interrupt, RunConsole(first, num_steps) as console:
+  with contextlib.ExitStack() as stack:
+    # ---------------------------------------------------------------------------------------- State
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        workdir,
+        network,
+        keep_last=experiment.checkpoint.keep_last,
+        keep_every=experiment.checkpoint.keep_every,
+      )
+    )
+    first = checkpoints.latest_step() or 0
+    if first:
+      like = jax.tree.map(_sharded, shapes, shardings)
+      state: TrainState = checkpoints.load_state(first, like)
+    else:
+      state = jax.jit(create, out_shardings=shardings)(key)
+    metrics = stack.enter_context(MetricsWriter(workdir, first + 1))
+    console = stack.enter_context(RunConsole(first, num_steps))
+    interrupt = Interrupt()
+    clock = _Clock()
+    waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
 
     def read_waiting() -> None:
       nonlocal waiting
       if waiting is None:
         return
       (done, values), waiting = waiting, None
-      loss = float(values["loss"])
-      if not math.isfinite(loss):
+      loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
+      if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise FloatingPointError(
-          f"the loss of step {done} is {loss}. The run stops; the checkpoint of step "
-          f"{checkpoints.latest_step()} is kept. A lower --config.optimizer.learning_rate may help."
+          f"step {done}: the loss is {loss} and the norm of its gradient {grad_norm}. The run "
+          f"stops. The newest checkpoint, of step {checkpoints.latest_step()}, is kept; it may be "
+          "near divergence too. A lower --config.optimizer.learning_rate may help."
         )
       rate = tokens_per_step * clock.steps_per_second(done)
       console.update(done, loss * to_bits, rate)
       if _due(done, experiment.report.log_every, num_steps):
-        metrics.write(
-          done,
-          {
-            "train_bits_per_char": loss * to_bits,
-            "loss_nats_per_sequence": loss,
-            "grad_norm": float(values["grad_norm"]),
-            "learning_rate": float(np.asarray(rates(done - 1))),
-            "tokens_per_second": rate,
-          },
-        )
+        line = {
+          "train_bits_per_char": loss * to_bits,
+          "loss_nats_per_sequence": loss,
+          "grad_norm": grad_norm,
+          "learning_rate": float(np.asarray(rates(done - 1))),
+        }
+        metrics.write(done, line | ({"tokens_per_second": rate} if rate else {}))
 
+    # ----------------------------------------------------------------------------------------- Loop
     console.say(
       f"{network.num_parameters():,} parameters, {len(dataset.train_blocks):,} training and "
       f"{len(dataset.heldout_blocks):,} held-out blocks of {experiment.data.length} tokens from "
@@ -146,49 +155,64 @@ def train(experiment: Experiment, workdir: Path) -> int:
     )
     if first:
       console.say(f"going on from the checkpoint of step {first}")
-    for step in range(first + 1, num_steps + 1):
-      batch = jax.device_put(batches[step - 1], sharding)
-      state, values = step_fn(state, batch)
+    if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
+      console.say(
+        f"train.steps was {before.train.steps} and is {num_steps}: the cosine schedule is another, "
+        "and the learning rate jumps to it"
+      )
+    with interrupt:
+      for step in range(first + 1, num_steps + 1):
+        batch = jax.device_put(batches[step - 1], sharding)
+        state, values = step_fn(state, batch)
+        read_waiting()
+        waiting = (step, values)
+        if _due(step, experiment.report.evaluate_every) and step < num_steps:
+          read_waiting()
+          line = reporter.evaluate(state.ema)
+          metrics.write(step, line)
+          console.say(reporter.describe(step, line))
+          clock.pause()
+        if _due(step, experiment.report.preview_every) and step < num_steps:
+          read_waiting()
+          text = reporter.samples(state.ema, 1)[0]
+          rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
+          console.say(f"step {step} sample: {_one_line(text)}")
+          clock.pause()
+        stop = interrupt.signal
+        if stop or _due(step, experiment.checkpoint.every, num_steps):
+          read_waiting()
+          checkpoints.save(state, meta)
+          clock.pause()
+        if stop:
+          break
+      else:
+        stop = None
       read_waiting()
-      waiting = (step, values)
-      if _due(step, experiment.report.evaluate_every) and step < num_steps:
-        read_waiting()
-        line = reporter.evaluate(state.ema)
-        metrics.write(step, line)
-        console.say(reporter.describe(step, line))
-        clock.pause()
-      if _due(step, experiment.report.preview_every) and step < num_steps:
-        read_waiting()
-        text = reporter.samples(state.ema, 1)[0]
-        rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
-        console.say(f"step {step} sample: {_one_line(text)}")
-        clock.pause()
-      if _due(step, experiment.checkpoint.every, num_steps) or interrupt.signal:
-        read_waiting()
-        checkpoints.save(state, network, meta)
-        clock.pause()
-      if interrupt.signal:
-        break
-    read_waiting()
-    checkpoints.close()
+      checkpoints.wait()
 
     # --------------------------------------------------------------------------------------- Report
-    if interrupt.signal:
-      metrics.close()
+    if stop:
+      _draw(workdir, int(state.step), reporter)
       console.say(
-        f"{interrupt.signal.name}: saved step {int(state.step)} in {workdir}. "
+        f"{stop.name}: saved step {int(state.step)} in {workdir}. "
         "The same command goes on from there."
       )
-      return 128 + interrupt.signal
+      return 128 + stop
     if first >= num_steps:
       console.say(f"step {first} was the last; a larger --config.train.steps would go on")
     line = reporter.evaluate_fully(state.ema)
     metrics.write(int(state.step), line)
-    metrics.close()
     texts = reporter.samples(state.ema, experiment.report.samples)
-    _write_report(workdir, int(state.step), line, texts, reporter)
+    _write_report(workdir, int(state.step), line, texts)
+    _draw(workdir, int(state.step), reporter)
     console.say(_closing_text(workdir, line, texts))
   return 0
+
+
+def _sharded(
+  shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding
+) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 class Reporter:
@@ -213,12 +237,7 @@ class Reporter:
       num_times=report.evaluate_times,
       batch_size=max(1, _EVALUATION_TOKENS // length),
     )
-    vocab = dataset.tokenizer.vocab_size
-    per_char = 1.0 / dataset.chars_per_token
-    self.entropies = {
-      "unigram": unigram_bits(dataset.train, dataset.heldout, vocab) * per_char,
-      "bigram": bigram_bits(dataset.train, dataset.heldout, vocab) * per_char,
-    }
+    self.entropies = heldout_entropies(dataset)
 
     @jax.jit
     def draw(params: Params, keys: jax.Array) -> jax.Array:
@@ -263,7 +282,7 @@ class Reporter:
       seed=_REPORT_SEED,
       passes=passes,
     )
-    report = evaluation_report(bound, self.entropies["unigram"], self.entropies["bigram"])
+    report = evaluation_report(bound, self.entropies)
     return {f"heldout_{name}": value for name, value in report.items()}
 
 
@@ -297,13 +316,14 @@ def _one_line(text: str) -> str:
   return " ".join(text.split())[:200]
 
 
-def _write_report(
-  workdir: Path, step: int, line: dict[str, float], texts: list[str], reporter: Reporter
-) -> None:
+def _write_report(workdir: Path, step: int, line: dict[str, float], texts: list[str]) -> None:
   samples = "\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(texts))
   rundir.write_text(workdir / rundir.SAMPLES / f"final_{step:08d}.txt", samples + "\n")
   rundir.write_json(workdir / "evaluation.json", {"step": step, **line})
-  title = f"{workdir.name}: {line['heldout_bits_per_char_strict']:.3f} bits/char at step {step}"
+
+
+def _draw(workdir: Path, step: int, reporter: Reporter) -> None:
+  title = f"{workdir.name}, step {step}"
   curve.draw_curve(workdir / curve.FILE, read_metrics(workdir), reporter.entropies, title)
 
 
@@ -318,7 +338,8 @@ Held-out text, bits per character (lower is better):
   bound (strict)   {strict:.3f} ± {line["heldout_bits_per_char_strict_stderr"]:.3f}
   bound (paper)    {line["heldout_bits_per_char_paper"]:.3f} \
 ± {line["heldout_bits_per_char_paper_stderr"]:.3f}
-  bigram entropy   {bigram:.3f}   ({bigram - strict:+.3f} above the strict bound)
+  bigram entropy   {bigram:.3f}   (the strict bound is {abs(bigram - strict):.3f} \
+{"below" if strict < bigram else "above"} it)
   unigram entropy  {line["heldout_unigram_bits_per_char"]:.3f}
 
 {shown}/

@@ -16,9 +16,24 @@ class MetricsWriter:
   A run that is killed and resumed writes some steps twice; `read_metrics` keeps the later line.
   """
 
-  def __init__(self, workdir: Path):
-    self._file = (workdir / FILE).open("a", encoding="utf-8")
-    self._events = SummaryWriter(str(workdir / "tensorboard"))
+  def __init__(self, workdir: Path, first_step: int):
+    """Args:
+    workdir: the run directory.
+    first_step: events from this step on that TensorBoard holds already are hidden.
+    """
+    path = workdir / FILE
+    cut_short = path.is_file() and not path.read_bytes().endswith(b"\n")
+    self._file = path.open("a", encoding="utf-8")
+    if cut_short:
+      self._file.write("\n")
+    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+
+  def __enter__(self) -> "MetricsWriter":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._file.close()
+    self._events.close()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One line: step, unix time, and the values."""
@@ -27,10 +42,6 @@ class MetricsWriter:
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
-
-  def close(self) -> None:
-    self._file.close()
-    self._events.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ class OptimizerConfig:
   Attributes:
     learning_rate: peak.
     warmup: steps of linear warm-up; step i = 1, 2, ... uses learning_rate * min(i / warmup, 1).
-    schedule: after warm-up, `constant`, or `cosine` down to 0 at the last step.
+    schedule: after warm-up, `constant`, or `cosine` down to 0 at the last step (a run resumed with
+      another number of steps jumps to the rate of the new curve).
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
     eps: added to the root of the second moment.
@@ -88,8 +89,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
   """The moving average after update number `step` = 1, 2, ..., with the original's warm-up."""
-  warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return optax.incremental_update(params, ema, 1.0 - warm)
+  # 1 - min(decay, (1 + step) / (10 + step)), without its cancellation in float32.
+  rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + step))
+  return optax.incremental_update(params, ema, rate)
 
 
 def _decays(params: Any) -> Any:

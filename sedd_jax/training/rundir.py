@@ -1,5 +1,6 @@
 """The run directory: what identifies a run, and the refusal to touch another one's."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -9,45 +10,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.training.experiment import Experiment
+
 CONFIG = "config.json"
+CORPUS = "corpus.json"
+TOKENIZER = "tokenizer.json"
 VERSIONS = "versions.json"
 SAMPLES = "samples"
 
+_PARTIAL = ".partial"
 # Sections and fields in which a resumed run may differ from its start.
-_MAY_CHANGE = ("report.", "checkpoint.", "mesh.", "train.steps", "train.accumulation")
+_MAY_CHANGE = (
+  "report.",
+  "checkpoint.",
+  "mesh.",
+  "train.steps",
+  "train.accumulation",
+  "model.remat",
+)
 
 
-def open_run(workdir: Path, config: Mapping[str, Any]) -> None:
-  """Makes a run directory, or opens that of the same run.
+def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
+  """The experiment that a directory holds already, or None for a new one; writes nothing.
 
   Raises:
     FileExistsError: the directory holds something that is not a run.
     ValueError: it holds a run with another config; the message lists the differences.
-    OSError: it cannot be written.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
   file = workdir / CONFIG
   if file.is_file():
-    _check_same(json.loads(file.read_text(encoding="utf-8")), config, workdir)
-  elif any(workdir.iterdir()):
+    stored = Experiment.from_config(json.loads(file.read_text(encoding="utf-8")))
+    _check_same(stored, experiment, workdir)
+    return stored
+  if workdir.is_dir() and any(path.suffix != _PARTIAL for path in workdir.iterdir()):
     raise FileExistsError(
       f"--workdir={workdir} is not empty and holds no run of ours: choose a new directory"
     )
-  (workdir / SAMPLES).mkdir(exist_ok=True)
+  return None
+
+
+def read_json(workdir: Path, name: str) -> Any:
+  """What a file of a run holds, or None if it has not been written."""
+  file = workdir / name
+  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
+  """Writes what identifies a run: config (first: it marks the directory), corpus, tokenizer."""
+  (workdir / SAMPLES).mkdir(parents=True, exist_ok=True)
+  write_json(workdir / CONFIG, meta["config"])
+  write_json(workdir / CORPUS, meta["corpus"])
+  write_json(workdir / TOKENIZER, meta["tokenizer"])
   write_json(workdir / VERSIONS, versions())
-  write_json(file, config)
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-  """The resolved config of a run.
-
-  Raises:
-    FileNotFoundError: the directory holds no run.
-  """
-  file = workdir / CONFIG
-  if not file.is_file():
-    raise FileNotFoundError(f"{workdir} holds no run: there is no {CONFIG} in it")
-  return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -57,7 +71,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """Writes a text file at once."""
-  partial = path.with_name(path.name + ".partial")
+  partial = path.with_name(path.name + _PARTIAL)
   partial.write_text(text, encoding="utf-8")
   os.replace(partial, path)
 
@@ -71,20 +85,33 @@ def versions() -> dict[str, str]:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       found[package] = "not installed"
-  git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-  try:
-    found["commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    found["commit"] = "unknown"
+  found["commit"] = _commit()
   return found
 
 
-def _check_same(stored: Mapping[str, Any], config: Mapping[str, Any], workdir: Path) -> None:
-  old, new = dict(_flat(stored)), dict(_flat(json.loads(json.dumps(config))))
+def _commit() -> str:
+  """The commit of our own checkout, marked where files differ from it."""
+  root = Path(__file__).resolve().parents[2]
+
+  def git(*arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    # Installed into an environment inside another repository, that one's commit says nothing.
+    if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+      return "unknown"
+    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def _check_same(stored: Experiment, wanted: Experiment, workdir: Path) -> None:
+  old, new = (dict(_flat(dataclasses.asdict(e))) for e in (stored, wanted))
   changed = [
-    f"  config.{key}: {old.get(key)!r} -> {new.get(key)!r}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    f"  config.{key}: {old[key]!r} -> {new[key]!r}"
+    for key in old
+    if old[key] != new[key] and not key.startswith(_MAY_CHANGE)
   ]
   if changed:
     raise ValueError(

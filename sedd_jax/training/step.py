@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from sedd_jax.diffusion import (
-  MIN_TIME,
   Noise,
   TimeSampling,
   denoising_score_entropy,
@@ -31,13 +30,11 @@ class Objective:
     network: the score network.
     noise: its schedule.
     time_sampling: `low_discrepancy` or `iid`.
-    min_time: smallest training time.
   """
 
   network: Network
   noise: Noise
   time_sampling: TimeSampling = "low_discrepancy"
-  min_time: float = MIN_TIME
 
   def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
     """float[B], nats per sequence, dropout on.
@@ -88,9 +85,7 @@ def loss_and_grad(
     x0, index = scanned
 
     def mean_loss(params):
-      t = sample_times(
-        time_key, index, size, sampling=objective.time_sampling, min_time=objective.min_time
-      )
+      t = sample_times(time_key, index, size, sampling=objective.time_sampling)
       return jnp.mean(objective.per_example(params, x0, t, example_keys(key, step, index)))
 
     loss_and_grad = jax.value_and_grad(mean_loss)(params)
@@ -98,7 +93,8 @@ def loss_and_grad(
 
   rows = batch.reshape(accumulation, -1, batch.shape[1])
   index = jnp.arange(size, dtype=jnp.int32).reshape(accumulation, -1)
-  zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+  loss_dtype = jax.tree.leaves(params)[0].dtype
+  zero = (jnp.zeros((), loss_dtype), jax.tree.map(jnp.zeros_like, params))
   total, _ = jax.lax.scan(micro, zero, (rows, index))
   return total
 
