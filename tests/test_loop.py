@@ -227,8 +227,7 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one_to_the_bit(tmp_path):
   process = subprocess.Popen(
     command(killed, "--config.train.steps=1000000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
   )
-  saved = lambda: list((killed / "checkpoints").glob("*[0-9]"))  # noqa: E731
-  wait_for(saved, process, "a checkpoint")
+  wait_for(lambda: any((killed / "checkpoints").glob("*[0-9]")), process, "a checkpoint")
   process.send_signal(signal.SIGKILL)
   process.communicate()
   steps = read_meta(killed)[0] + 10

@@ -53,8 +53,9 @@ def random_params(network, seed=0, scale=0.3):
   """Parameters none of which is zero, so that every one of them matters."""
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
-  draw = lambda x: jnp.asarray(rng.normal(0.0, scale, x.shape).astype(np.float32))  # noqa: E731
-  return network.pad(jax.tree.map(draw, shapes))
+  return network.pad(
+    jax.tree.map(lambda x: jnp.asarray(rng.normal(0.0, scale, x.shape), jnp.float32), shapes)
+  )
 
 
 @pytest.mark.parametrize("name", ["absorb", "uniform"])

@@ -147,7 +147,7 @@ def _documents(globs: str, text_field: str) -> Iterator[str]:
   for pattern in globs.split(","):
     paths = sorted(glob.glob(pattern.strip(), recursive=True))
     if not paths:
-      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r}")
+      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
     for path in map(Path, paths):
       yield from _read(path, text_field)
 

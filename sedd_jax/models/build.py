@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -105,6 +106,8 @@ class Network:
     Returns:
       float[B, L, D].
     """
+    chex.assert_rank([tokens, total], [2, 1])
+    chex.assert_equal_shape_prefix([tokens, total], 1)
     ends = nnx.merge(_graph(Ends, self.config), params["ends"])
     block_graph = _graph(Block, self.config)
     cond_BC = ends.condition(total)
