@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,12 +37,15 @@ def test_a_signal_goes_on_to_the_command_and_nothing_is_restarted(tmp_path, numb
     'trap \'echo saved >> "$LOG"; exit 9\' TERM INT; echo run >> "$LOG";'
     " while true; do sleep 0.05; done"
   )
+  # A pytest in the background would hand on an ignored SIGINT, which bash cannot trap.
+  listen = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    " os.execv(sys.argv[1], sys.argv[1:])"
+  )
   process = subprocess.Popen(
-    [SUPERVISE, "bash", "-c", script],
+    [sys.executable, "-c", listen, SUPERVISE, "bash", "-c", script],
     env=os.environ | {"PAUSE": "0", "LOG": str(log)},
     stderr=subprocess.DEVNULL,
-    # As from a shell: without it a background pytest would hand on an ignored SIGINT.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   while not log.is_file() or not log.read_text():
     time.sleep(0.02)

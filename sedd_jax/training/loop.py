@@ -150,8 +150,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     # ----------------------------------------------------------------------------------------- Loop
     console.say(
       f"{network.num_parameters():,} parameters, {len(dataset.train_blocks):,} training and "
-      f"{len(dataset.heldout_blocks):,} held-out blocks of {experiment.data.length} tokens from "
-      f"the {dataset.identity['name']}; {jax.device_count()} {jax.default_backend()} device(s)"
+      f"{len(dataset.heldout_blocks):,} held-out blocks of {experiment.data.length} tokens; "
+      f"corpus: {dataset.identity['name']}; {jax.device_count()} {jax.default_backend()} device(s)"
     )
     if first:
       console.say(f"going on from the checkpoint of step {first}")
