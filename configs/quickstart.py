@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     data=DataConfig(files="embedded", tokenizer="chars", length=128),
     model=ModelConfig(width=128, blocks=3, heads=4, cond_dim=64, dropout=0.0, remat="dots"),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup=50, schedule="cosine", b2=0.98, ema=0.99),
-    train=TrainConfig(steps=1000, batch_size=32),
+    train=TrainConfig(steps=1300, batch_size=32),
     report=ReportConfig(
       log_every=10, evaluate_every=200, evaluate_times=8, preview_every=200, preview_steps=64
     ),
