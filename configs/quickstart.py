@@ -2,8 +2,8 @@
 
   sedd train --config=configs/quickstart.py --workdir=runs/quickstart
 
-About 4 minutes on 2 CPU cores. Python 3.11's text ends at 3.09 bits per character (strict bound on
-held-out topics); its bigram entropy is 3.66.
+Under 5 minutes on 2 CPU cores. Strict bound on held-out topics at the end: 2.94 bits per character
+on Python 3.11's text (bigram entropy 3.66), 3.02 on Python 3.13's (3.67).
 """
 
 import dataclasses
