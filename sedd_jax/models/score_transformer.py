@@ -157,8 +157,9 @@ def noise_features(total_B: jax.Array) -> jax.Array:
 def _rows(function: Callable[[jax.Array], jax.Array], z_BLD: jax.Array) -> jax.Array:
   """Applies a map of rows with all positions on one axis.
 
-  The gradient of a kernel then contracts one axis: half the time of two on XLA's CPU backend, and
-  the same matrix product on others.
+  The same products. On XLA's CPU backend an MLP with GELU, forward and backward, took 19 ms so and
+  45 ms with two leading axes (4096 rows, width 128); why was not isolated, and a whole step gained
+  little.
   """
   out_TE = function(z_BLD.reshape(-1, z_BLD.shape[-1]))
   return out_TE.reshape(*z_BLD.shape[:-1], -1)
