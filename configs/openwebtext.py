@@ -3,8 +3,8 @@
   sedd train --config=configs/openwebtext.py:small,absorb --workdir=runs/owt \\
     --config.data.files='/data/owt/*.jsonl.xz' --config.data.heldout_files=/data/wikitext103.txt
 
-Arguments: small or medium, then absorb or uniform. Text is read from local files and tokenized in
-memory with GPT-2's BPE, which is downloaded once unless --config.data.tokenizer=gpt2:FOLDER names a
+Arguments: small, medium or xl, then absorb or uniform. Text is read from local files and tokenized
+in memory with GPT-2's BPE, downloaded once unless --config.data.tokenizer=gpt2:FOLDER names a
 folder that holds it.
 
 Settings of the original's code: batch 512, length 1024, Adam at 3e-4 with 2500 steps of warm-up,
@@ -32,13 +32,15 @@ from sedd_jax.training.optimizer import OptimizerConfig
 _MODELS = {
   "small": ModelConfig(width=768, blocks=12, heads=12, dtype="bfloat16", remat="dots"),
   "medium": ModelConfig(width=1024, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
+  # GPT-3 XL's shape (arXiv:2005.14165, table 2.1); the SEDD paper has no model of this size.
+  "xl": ModelConfig(width=2048, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
 }
 
 
 def get_config(argument: str = "small,absorb") -> ConfigDict:
   size, _, process = argument.partition(",")
   if size not in _MODELS:
-    raise ValueError(f"openwebtext.py:{argument}: {size!r} must be {' or '.join(_MODELS)}")
+    raise ValueError(f"openwebtext.py:{argument}: {size!r} must be {', '.join(_MODELS)}")
   experiment = Experiment(
     data=DataConfig(files="", tokenizer="gpt2", length=1024),
     diffusion=DiffusionConfig.paper(process),

@@ -13,6 +13,7 @@ FLOORS = (
   "parallel",
   "evaluation",
   "training",
+  "planning",
   "interop",
   "cli",
 )

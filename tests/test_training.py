@@ -11,10 +11,11 @@ from test_models import golden_network, random_params, small_network
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.interop.original import tensors_from_params
 from sedd_jax.models import Network
+from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import (
   MeshConfig,
+  OnMesh,
   batch_sharding,
-  constrain_activations,
   make_mesh,
   tree_shardings,
 )
@@ -122,9 +123,9 @@ def test_three_steps_are_the_same_on_any_mesh(axes):
   batches = jax.random.randint(jax.random.key(1), (3, 8, 6), 0, 10)
 
   def run(mesh):
-    constrain = constrain_activations(mesh) if mesh else (lambda h: h)
+    placement = OnMesh(mesh) if mesh else Placement()
     config = small_network(process, dropout=0.3).config
-    network = Network(config=config, process=process, constrain=constrain)
+    network = Network(config=config, process=process, placement=placement)
     create = functools.partial(create_state, network=network, optimizer=optimizer)
     key = jax.random.key(0)
     shardings = tree_shardings(mesh, jax.eval_shape(create, key)) if mesh else None

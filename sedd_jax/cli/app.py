@@ -1,6 +1,7 @@
 """What all verbs share: run a main, print errors as errors."""
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -12,12 +13,15 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
-def run(main: Callable[[], int | None], usage: str) -> None:
+def run(
+  main: Callable[[], int | None], usage: str, on_error: Callable[[int], None] | None = None
+) -> None:
   """Parses flags, runs main and exits with what it returns; 2 after an error.
 
   Args:
     main: the verb.
     usage: shown by --help, examples included.
+    on_error: called with the exit code after the message of an error; may end the process.
   """
   logging.set_verbosity(logging.ERROR)  # Libraries' warnings; ours are errors or console lines.
   sys.modules["__main__"].__doc__ = usage
@@ -29,10 +33,15 @@ def run(main: Callable[[], int | None], usage: str) -> None:
       code = main()
     except KeyboardInterrupt:
       sys.exit(130)
+    except (TimeoutError, ConnectionError) as error:
+      # Not the user's doing: another process or a server does not answer. Trying again may help.
+      _leave(1, str(error), on_error)
     except _USER_ERRORS as error:
       if _DEBUG.value:
         raise
-      _fail(str(error))
+      _leave(2, str(error), on_error)
+    except Exception:
+      _leave(1, traceback.format_exc(), on_error)
     sys.exit(code or 0)
 
   app.run(guarded, flags_parser=_parse)
@@ -49,6 +58,17 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(str(error).strip("'\""))
 
 
+def _leave(code: int, message: str, on_error: Callable[[int], None] | None) -> NoReturn:
+  _say(message)
+  if on_error is not None:
+    on_error(code)
+  sys.exit(code)
+
+
 def _fail(message: str) -> NoReturn:
-  print(f"error: {message}", file=sys.stderr)
+  _say(message)
   sys.exit(2)
+
+
+def _say(message: str) -> None:
+  print(f"error: {message}", file=sys.stderr)

@@ -8,6 +8,7 @@ VERBS = {
   "train": "train a model, or go on with a run",
   "sample": "print text from a trained model",
   "evaluate": "bound the perplexity of a trained model on held-out text",
+  "plan": "compile a run for a TPU slice that is not there: memory, traffic, time",
 }
 _USAGE = "usage: sedd VERB [flags]\n\n" + "\n".join(
   f"  sedd {verb:<9} {what}" for verb, what in VERBS.items()

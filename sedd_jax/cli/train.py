@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, distributed
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
+from sedd_jax.training.operations import Operations
 
 USAGE = """Trains a model. The same command goes on with a run that was stopped.
 
@@ -16,9 +18,23 @@ USAGE = """Trains a model. The same command goes on with a run that was stopped.
     --config.data.files='owt/*.jsonl.xz' --config.train.batch_size=256
 
 Ctrl-C or SIGTERM saves and exits with 130 or 143; a second one leaves at once.
+
+With several processes the same command runs on each: on TPU slices, under srun and mpirun they find
+each other; elsewhere give --coordinator_address, --num_processes and --process_id (or the variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). SIGTERM or Ctrl-C to one of them saves
+on all, and all exit with 143. When one is lost the others stop within twice --heartbeat_timeout.
 """
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or one to go on with.")
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None, "Folder that keeps compiled programs. It must be yours alone to write."
+)
+_PROFILE = flags.DEFINE_string(
+  "profile_steps", None, "A..B: profile these steps for TensorBoard, into the run directory."
+)
+_HANG = flags.DEFINE_float(
+  "hang_seconds", 900.0, "Print all stacks after so long without a finished step; 0 for never."
+)
 
 
 def main() -> int:
@@ -26,11 +42,31 @@ def main() -> int:
   if config is None or workdir is None:
     missing = "--config" if config is None else "--workdir"
     raise ValueError(f"{missing} is missing; for example\n{USAGE}")
-  return train(Experiment.from_config(config.to_dict()), Path(workdir))
+  if "://" in workdir:
+    raise ValueError(
+      f"--workdir={workdir} must be a path of a file system: mount the bucket (gcsfuse, or the "
+      "CSI driver on GKE) and name the mounted folder"
+    )
+  experiment = Experiment.from_config(config.to_dict())
+  operations = Operations(profile_steps=_range(_PROFILE.value), hang_seconds=_HANG.value)
+  if _CACHE.value:
+    jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  distributed.join()
+  return train(experiment, Path(workdir), operations)
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+  if text is None:
+    return None
+  first, dots, last = text.partition("..")
+  if not dots or not first.isdigit() or not last.isdigit():
+    raise ValueError(f"--profile_steps={text} must be A..B, for example 20..25")
+  return int(first), int(last)
 
 
 def run() -> None:
-  app.run(main, USAGE)
+  app.run(main, USAGE, on_error=distributed.leave)
 
 
 if __name__ == "__main__":

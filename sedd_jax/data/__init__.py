@@ -2,7 +2,7 @@
 
 from sedd_jax.data.batches import Batches, cut_blocks, encode_documents
 from sedd_jax.data.corpus import Corpus, check_same, embedded, load_corpus
-from sedd_jax.data.dataset import DataConfig, Dataset, load_dataset
+from sedd_jax.data.dataset import DataConfig, Dataset, load_dataset, vocab_size_of
 from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
   "from_name",
   "load_corpus",
   "load_dataset",
+  "vocab_size_of",
 ]

@@ -54,8 +54,17 @@ class Batches:
     self._blocks = blocks
     self._batch_size = batch_size
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """(B, L)."""
+    return self._batch_size, self._blocks.shape[1]
+
   def __getitem__(self, step: int) -> np.ndarray:
     """The batch of step 0, 1, ...; int32[B, L]."""
+    return self.rows(step, slice(None))
+
+  def rows(self, step: int, which: slice) -> np.ndarray:
+    """Some rows of a batch, int32[b, L]; the others are not read."""
     first = step * self._batch_size
-    rows = [self._indices[first + i] for i in range(self._batch_size)]
-    return self._blocks[np.array(rows)]
+    rows = [self._indices[first + i] for i in range(self._batch_size)[which]]
+    return self._blocks[np.array(rows, np.int64)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from sedd_jax.data.batches import SEPARATOR, cut_blocks, encode_documents
 from sedd_jax.data.corpus import check_same, load_corpus
-from sedd_jax.data.tokenizers import Tokenizer, from_name
+from sedd_jax.data.tokenizers import GPT2_VOCAB_SIZE, Bytes, Tokenizer, from_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,24 @@ class Dataset:
   train_blocks: np.ndarray
   heldout_blocks: np.ndarray
   chars_per_token: float
+
+
+def vocab_size_of(config: DataConfig) -> int:
+  """V of a config, from its tokenizer's name where that says it, else from the corpus.
+
+  Raises:
+    ValueError: the tokenizer depends on a corpus that the config does not name.
+  """
+  if config.tokenizer == "bytes":
+    return Bytes.vocab_size
+  if config.tokenizer.startswith("gpt2"):
+    return GPT2_VOCAB_SIZE
+  if not config.files:
+    raise ValueError(
+      f"data.tokenizer={config.tokenizer!r} depends on the corpus, and data.files is empty: name "
+      "the files, or give --vocab_size (text8 has 27)"
+    )
+  return load_dataset(config).tokenizer.vocab_size
 
 
 def load_dataset(

@@ -13,6 +13,9 @@ import numpy as np
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
+GPT2_VOCAB_SIZE = 50_257
+
+
 class Tokenizer(Protocol):
   """What the rest of the house asks of a tokenizer.
 

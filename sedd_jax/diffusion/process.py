@@ -68,12 +68,22 @@ class Absorbing:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
     return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
 
-  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
-    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything."""
+  def stats(
+    self,
+    log_score: jax.Array,
+    x: jax.Array,
+    x0: jax.Array,
+    *,
+    first: jax.typing.ArrayLike = 0,
+  ) -> ScoreStats:
+    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything.
+
+    Columns may start at state `first`, and then the result is what they add (`dense_stats`).
+    """
     x = jnp.asarray(x)
     # Zeroed before exp: an overflow there would meet a zero cotangent, and inf times 0 is NaN.
     log_score = jnp.where((x == self.mask_id)[..., None], as_float(log_score), 0.0)
-    return dense_stats(log_score, x, jnp.asarray(x0))
+    return dense_stats(log_score, x, x0, num_states=self.num_states, first=first)
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -189,9 +199,16 @@ class Uniform:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
     return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
 
-  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
-    """What the score entropy needs of dense rows."""
-    return dense_stats(log_score, jnp.asarray(x), jnp.asarray(x0))
+  def stats(
+    self,
+    log_score: jax.Array,
+    x: jax.Array,
+    x0: jax.Array,
+    *,
+    first: jax.typing.ArrayLike = 0,
+  ) -> ScoreStats:
+    """What the score entropy needs of dense rows, or of columns from state `first` on."""
+    return dense_stats(log_score, x, x0, num_states=self.num_states, first=first)
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike

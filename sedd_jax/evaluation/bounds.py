@@ -12,6 +12,8 @@ import numpy as np
 
 from sedd_jax.diffusion import Noise, Terms, bound_terms, mean_and_stderr
 from sedd_jax.models import Network, Params
+from sedd_jax.parallel import batch_sharding
+from sedd_jax.parallel.mesh import batch_multiple, distribute
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +42,27 @@ class BoundEstimator:
     network: the score network.
     noise: its schedule.
     num_times: draws of the main piece for each block and pass, a multiple of 2.
-    batch_size: blocks per call.
+    batch_size: blocks per call; on a mesh, rounded up to what it divides.
+    mesh: devices that share the work; by default that of the parameters alone.
   """
 
-  def __init__(self, network: Network, noise: Noise, *, num_times: int, batch_size: int):
-    self._batch_size = batch_size
+  def __init__(
+    self,
+    network: Network,
+    noise: Noise,
+    *,
+    num_times: int,
+    batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    multiple = 1 if mesh is None else batch_multiple(mesh)
+    self._batch_size = -(-batch_size // multiple) * multiple
+    self._sharding = None if mesh is None else batch_sharding(mesh)
+    whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
 
-    @jax.jit
-    def terms(params: Params, x0_BL: jax.Array, index_B: jax.Array, key: jax.Array) -> Terms:
+    @functools.partial(jax.jit, out_shardings=whole)
+    def terms(params: Params, x0_BL: jax.Array, index_B: jax.Array, key_data) -> Terms:
+      key = jax.random.wrap_key_data(key_data)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
       return bound_terms(
         functools.partial(network.score_stats, params),
@@ -76,15 +91,20 @@ class BoundEstimator:
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)
 
   def _pass(self, params: Params, blocks: np.ndarray, key: jax.Array) -> Terms:
+    # Plain numbers: several processes can hand over the same ones.
+    key_data = np.asarray(jax.random.key_data(key))
     count = len(blocks)
     parts = []
     for first in range(0, count, self._batch_size):
       # The last batch is filled up with the last block, so that there is one shape to compile.
-      index = np.arange(first, first + self._batch_size)
+      index = np.arange(first, first + self._batch_size, dtype=np.int32)
       rows = blocks[np.minimum(index, count - 1)]
-      terms = self._terms(params, jnp.asarray(rows), jnp.asarray(index), key)
+      terms = self._terms(params, self._placed(rows), self._placed(index), key_data)
       parts.append(jax.tree.map(lambda x, n=count - first: np.asarray(x)[:, :n], terms))
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
+
+  def _placed(self, rows: np.ndarray) -> jax.Array:
+    return jnp.asarray(rows) if self._sharding is None else distribute(rows, self._sharding)
 
   def bound(
     self,

@@ -1,17 +1,174 @@
 """Attention kernels; the one place that chooses among them.
 
+  xla     written out: any platform, shape and dtype; holds weights [B, H, L, L]
+  splash  Pallas's flash attention for TPU, with a full mask; on CPU it is interpreted, for tests
+  cudnn   cuDNN's flash attention for NVIDIA GPUs, through `jax.nn.dot_product_attention`; its
+          gradient repeats to the bit only under XLA_FLAGS=--xla_gpu_deterministic_ops=true
+  auto    splash on TPU and cudnn on NVIDIA GPUs, where they fit; else xla
+
 B: sequences, L: positions, H: heads, K: head width.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention
+
+Kernel = Literal["xla", "splash", "cudnn", "auto"]
+KERNELS: tuple[str, ...] = get_args(Kernel)
+# From queries, keys and values [B, L, H, K] to outputs of the same shape.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+_SPEC = jax.P(("replica", "fsdp"), None, "tensor", None)
+# Splash holds rows of logits in whole vector registers, 128 lanes wide.
+_LANES = 128
+_LONGEST_BLOCK = 512
 
 
-def attention(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Array:
-  """Full bidirectional attention, scale K^-1/2; float[B, L, H, K].
+@dataclasses.dataclass(frozen=True)
+class PerShard:
+  """Runs attention on each device's own sequences and heads.
 
-  Written out because `jax.nn.dot_product_attention` takes its softmax in float32 even for float64
-  inputs, and the exact tests run in float64.
+  GSPMD partitions einsums by itself, and cudnn's calls by the rules JAX registers for them. It
+  cannot partition a Pallas kernel: a program over several devices needs this with their mesh.
+
+  `auto` asks here for the platform, since nothing else knows it when a function is traced: the
+  default backend is a CPU while a program is compiled for an absent TPU, and the gradient of
+  `jax.lax.platform_dependent` keeps room for the residuals of all its branches, here [B, H, L, L].
+
+  Attributes:
+    mesh: with axes `replica` and `fsdp` for sequences and `tensor` for heads; None for one device
+      of the default backend.
+  """
+
+  mesh: jax.sharding.Mesh | None = None
+
+  @property
+  def device(self) -> Any:
+    """One of the devices, for its kind."""
+    return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+  def parts(self) -> tuple[int, int]:
+    """Into how many parts the sequences and the heads are cut."""
+    if self.mesh is None:
+      return 1, 1
+    return self.mesh.shape["replica"] * self.mesh.shape["fsdp"], self.mesh.shape["tensor"]
+
+  def __call__(self, attend: Attend) -> Attend:
+    if self.mesh is None:
+      return attend
+    # A Pallas call does not say over which axes its outputs vary, so that check is off.
+    return jax.shard_map(
+      attend, mesh=self.mesh, in_specs=(_SPEC, _SPEC, _SPEC), out_specs=_SPEC, check_vma=False
+    )
+
+
+def attention(
+  q_BLHK: jax.Array,
+  k_BLHK: jax.Array,
+  v_BLHK: jax.Array,
+  *,
+  kernel: Kernel = "xla",
+  per_shard: PerShard = PerShard(),
+) -> jax.Array:
+  """Full bidirectional attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
+
+  Args:
+    kernel: see the top of this file.
+    per_shard: where the program runs.
+
+  Raises:
+    ValueError: a kernel is asked for by name and does not fit; the message says what would.
+  """
+  match choose(kernel, q_BLHK, per_shard):
+    case "splash":
+      interpret = per_shard.device.platform == "cpu"
+      return per_shard(functools.partial(_splash, interpret=interpret))(q_BLHK, k_BLHK, v_BLHK)
+    case "cudnn":
+      return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation="cudnn")
+  return _xla(q_BLHK, k_BLHK, v_BLHK)
+
+
+def choose(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> Kernel:
+  """The kernel that `attention` runs for these queries, of which only shape and dtype matter.
+
+  Raises:
+    ValueError: as `attention`.
+  """
+  if kernel == "auto":
+    best: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+    kernel = best.get(per_shard.device.platform, "xla")
+    return "xla" if _misfit(kernel, q_BLHK, per_shard) else kernel
+  if misfit := _misfit(kernel, q_BLHK, per_shard):
+    raise ValueError(f"model.attention={kernel!r} {misfit}; model.attention='xla' always fits")
+  return kernel
+
+
+def _misfit(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> str | None:
+  """Why a kernel cannot take these queries here, and what it would take; None if it can."""
+  match kernel:
+    case "splash":
+      return _splash_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
+    case "cudnn":
+      return _cudnn_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
+  return None
+
+
+def _splash_misfit(q_BLHK: jax.Array, device: Any) -> str | None:
+  length = q_BLHK.shape[1]
+  if device.platform not in ("tpu", "cpu"):
+    return f"needs a TPU (a CPU interprets it), not {device.platform}"
+  if device.device_kind in ("TPU v2", "TPU v3"):
+    return f"needs a TPU v4 or later, not {device.device_kind}"
+  if q_BLHK.dtype not in (jnp.float32, jnp.bfloat16):
+    return f"takes model.dtype 'float32' or 'bfloat16', not {q_BLHK.dtype.name!r}"
+  if length % _LANES:
+    right = -(-length // _LANES) * _LANES
+    return f"needs data.length={length} to be a multiple of {_LANES}, for example {right}"
+  return None
+
+
+def _cudnn_misfit(q_BLHK: jax.Array, device: Any) -> str | None:
+  """The conditions of cuDNN's flash attention that JAX checks, and the capability, which it omits.
+
+  AMD GPUs call themselves "gpu" too; their capability is no number.
+  """
+  try:
+    capability = float(getattr(device, "compute_capability", ""))
+  except ValueError:
+    capability = 0.0
+  if capability < 8.0:
+    return f"needs an NVIDIA GPU of compute capability 8.0 or more, not {device.device_kind!r}"
+  if q_BLHK.dtype not in (jnp.bfloat16, jnp.float16):
+    return f"takes model.dtype 'bfloat16', not {q_BLHK.dtype.name!r}"
+  width, widest = q_BLHK.shape[3], 256 if capability >= 9.0 else 128
+  if width % 8 or width > widest:
+    return (
+      f"needs heads of width (model.width / model.heads) {width} to be a multiple of 8, "
+      f"at most {widest} on this GPU"
+    )
+  return None
+
+
+def _parts_misfit(q_BLHK: jax.Array, per_shard: PerShard) -> str | None:
+  batch, _, heads, _ = q_BLHK.shape
+  batch_parts, head_parts = per_shard.parts()
+  if batch % batch_parts:
+    return f"needs the {batch} sequences to be a multiple of mesh.replica x mesh.fsdp={batch_parts}"
+  if heads % head_parts:
+    return f"needs model.heads={heads} to be a multiple of mesh.tensor={head_parts}"
+  return None
+
+
+def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Array:
+  """Written out because the exact tests run in float64.
+
+  `jax.nn.dot_product_attention` takes its softmax in float32 even then.
   """
   dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
   q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (q_BLHK, k_BLHK, v_BLHK))
@@ -19,6 +176,47 @@ def attention(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Ar
   weights_BHLM = jax.nn.softmax(logits_BHLM * q_BLHK.shape[-1] ** -0.5, axis=-1)
   out_BHLK = jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHLK.dtype), v_BHLK)
   return jnp.swapaxes(out_BHLK, 1, 2)
+
+
+def _splash(
+  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, *, interpret: bool
+) -> jax.Array:
+  """The kernel knows no scale, so the queries bring it; inside, logits and weights are float32.
+
+  In bfloat16 that rounds the queries once more, unless K^-1/2 is a power of two, as for K=64.
+  Against float32 its errors were 0.7 to 2.1 times those of xla.
+  """
+  _, length, heads, width = q_BLHK.shape
+  scaled = (q_BLHK.astype(jnp.float32) * width**-0.5).astype(q_BLHK.dtype)
+  q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (scaled, k_BLHK, v_BLHK))
+  kernel = _splash_kernel(heads, length, interpret)
+  return jnp.swapaxes(jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK), 1, 2)
+
+
+@functools.lru_cache
+def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
+  """Forward and backward kernels for one sequence, of (q, k, v) [H, L, K].
+
+  Blocks are as long as divides the length, up to MaxText's default of 512; they were compiled for
+  v5e and v6e, not tuned. The backward pass has a kernel for dq and one for dk and dv: the fused
+  one would hold dq once for every block of keys.
+  """
+  block = max(b for b in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % b == 0)
+  sizes = splash_attention.BlockSizes(
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_q_dq=block,
+    block_kv_dq=block,
+  )
+  mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads)
+  # Numpy arrays outlive the trace and the backend that asked first.
+  with jax.ensure_compile_time_eval():
+    kernel = splash_attention.make_splash_mha(
+      mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    return jax.tree.map(np.asarray, kernel)
 
 
 def rotary(z_BLHK: jax.Array) -> jax.Array:

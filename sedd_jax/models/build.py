@@ -10,7 +10,6 @@ Leaves under blocks/ are stacked along a leading axis. `embedding` and `output` 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import chex
@@ -19,11 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sedd_jax.diffusion import Parameterization, Process, ScoreStats, dense_log_score
+from sedd_jax.models.placement import Placement
 from sedd_jax.models.score_transformer import Block, Ends, ScoreTransformerConfig
 
 Params = dict[str, Any]
 Tree = TypeVar("Tree")
-Constrain = Callable[[jax.Array], jax.Array]
 
 # Path of each padded leaf, and the axis that counts states.
 _PADDED = {
@@ -37,11 +36,6 @@ _REMAT_POLICIES = {
 }
 
 
-def no_constraint(h_BLD: jax.Array) -> jax.Array:
-  """What one device needs."""
-  return h_BLD
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
   """A score network as pure functions.
@@ -50,7 +44,7 @@ class Network:
     config: shape and numerics.
     process: the noising process it models.
     parameterization: how raw outputs become log scores (`diffusion/score.py`).
-    constrain: sharding constraint for activations [B, L, D], for the embedding and each block.
+    placement: where its arrays live; one device by default.
 
   Raises:
     ValueError: the parameterization does not fit the process, or the sizes disagree.
@@ -59,7 +53,7 @@ class Network:
   config: ScoreTransformerConfig
   process: Process
   parameterization: Parameterization = "score"
-  constrain: Constrain = no_constraint
+  placement: Placement = Placement()
 
   def __post_init__(self):
     if self.config.num_states != self.process.num_states:
@@ -108,26 +102,30 @@ class Network:
     """
     chex.assert_rank([tokens, total], [2, 1])
     chex.assert_equal_shape_prefix([tokens, total], 1)
-    ends = nnx.merge(_graph(Ends, self.config), params["ends"])
+    place = self.placement
+    ends = {name: self._used(f"ends/{name}", layer) for name, layer in params["ends"].items()}
+    ends = nnx.merge(_graph(Ends, self.config), ends)
     block_graph = _graph(Block, self.config)
     cond_BC = ends.condition(total)
 
     def body(h_BLD, scanned):
       block_params, layer = scanned
       keys = None if dropout_keys is None else _fold_in(dropout_keys, layer)
-      h_BLD = nnx.merge(block_graph, block_params)(self.constrain(h_BLD), cond_BC, keys)
+      block = nnx.merge(block_graph, self._used("blocks", block_params))
+      h_BLD = block(place.activations(h_BLD), cond_BC, keys, place.per_shard)
       return h_BLD, None
 
     if self.config.remat != "none":
       body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
-    h_BLD = self.constrain(ends.embed(tokens))
+    table_SD = params["ends"]["embedding"]["embedding"].astype(self.config.stream_dtype)
+    h_BLD = place.activations(place.lookup(table_SD, tokens))
     layers = jnp.arange(self.config.blocks)
     h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], layers))
-    return ends.finish(self.constrain(h_BLD), cond_BC)
+    return ends.finish(place.activations(h_BLD), cond_BC)
 
   def head(self, params: Params) -> tuple[jax.Array, jax.Array]:
     """The output layer: kernel float[D, S'] and bias float[S'], padded to S' columns."""
-    output = params["ends"]["output"]
+    output = self._used("ends/output", params["ends"]["output"])
     return output["kernel"], output["bias"]
 
   def raw(
@@ -139,18 +137,7 @@ class Network:
   ) -> jax.Array:
     """Outputs before the parameterization, float[B, L, S] of at least float32."""
     hidden_BLD = self.hidden(params, tokens, total, dropout_keys)
-    kernel_DS, bias_S = self.head(params)
-    dtype = jnp.dtype(self.config.dtype)
-    # The product is taken in the compute dtype and summed in float32 at least, over the padded
-    # columns: a size that hardware likes. They go right after.
-    raw_BLS = jax.lax.dot_general(
-      hidden_BLD.astype(dtype),
-      kernel_DS.astype(dtype),
-      (((2,), (0,)), ((), ())),
-      preferred_element_type=self.config.stream_dtype,
-    )
-    raw_BLS = raw_BLS + bias_S.astype(raw_BLS.dtype)[None, None, :]
-    return raw_BLS[:, :, : self.config.num_states]
+    return self._columns(hidden_BLD, *self.head(params))[:, :, : self.config.num_states]
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.
@@ -170,17 +157,55 @@ class Network:
     dropout_keys: jax.Array | None = None,
   ) -> ScoreStats:
     """The three numbers per position that the loss needs; see `diffusion/score.py`."""
-    log_score_BLS = self._log_score(self.raw(params, x, total, dropout_keys), x, total)
-    return self.process.stats(log_score_BLS, x, x0)
+    hidden_BLD = self.hidden(params, x, total, dropout_keys)
+    kernel_DS, bias_S = self.head(params)
 
-  def _log_score(self, raw_BLS: jax.Array, tokens: jax.Array, total: jax.Array) -> jax.Array:
+    def stats(hidden_BLD, kernel_DC, bias_C, x, x0, total, *, first, axis):
+      raw_BLC = self._columns(hidden_BLD, kernel_DC, bias_C)
+      log_score_BLC = self._log_score(raw_BLC, x, total, first=first, axis=axis)
+      return self.process.stats(log_score_BLC, x, x0, first=first)
+
+    summed = self.placement.summed_columns(stats)
+    return summed(hidden_BLD, kernel_DS, bias_S, x, x0, total)
+
+  def _columns(self, hidden_BLD: jax.Array, kernel_DC: jax.Array, bias_C: jax.Array) -> jax.Array:
+    """Outputs of some columns: a product in the compute dtype, summed in float32 at least."""
+    raw_BLC = jax.lax.dot_general(
+      hidden_BLD.astype(self.config.dtype),
+      kernel_DC.astype(self.config.dtype),
+      (((2,), (0,)), ((), ())),
+      preferred_element_type=self.config.stream_dtype,
+    )
+    return raw_BLC + bias_C.astype(raw_BLC.dtype)[None, None, :]
+
+  def _log_score(
+    self,
+    raw_BLC: jax.Array,
+    tokens: jax.Array,
+    total: jax.Array,
+    first: jax.typing.ArrayLike = 0,
+    axis: str | None = None,
+  ) -> jax.Array:
     return dense_log_score(
-      raw_BLS,
+      raw_BLC,
       tokens,
       total[:, None],
       vocab_size=self.process.vocab_size,
       parameterization=self.parameterization,
+      first=first,
+      axis=axis,
     )
+
+  def _used(self, name: str, layer: Params) -> Params:
+    """A layer's parameters where products need them, kernels in the dtype that they are used in:
+    half the bytes to move in bfloat16."""
+    stream = name in ("ends/noise_in", "ends/noise_out")
+    dtype = self.config.stream_dtype if stream else self.config.dtype
+
+    def leaf(path, x):
+      return x.astype(dtype) if path[-1].key == "kernel" else x
+
+    return self.placement.weights(name, jax.tree.map_with_path(leaf, layer))
 
   def pad(self, params: Tree) -> Tree:
     """Pads the tables of parameters, or of a whole train state, with zeros for use in memory."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sedd_jax.models.attention import attention, rotary
+from sedd_jax.models.attention import KERNELS, Kernel, PerShard, attention, rotary
 
 _NOISE_FEATURES = 256
 _MLP_RATIO = 4
@@ -39,6 +39,7 @@ class ScoreTransformerConfig:
     dtype: compute dtype of linear maps and attention.
     remat: what a block keeps for its backward pass: `none` (everything), `dots` (matrix products
       without batch dimensions), `full` (nothing but its input).
+    attention: kernel: `xla`, `splash`, `cudnn` or `auto` (`models/attention.py`).
     pad_multiple: embedding and output tables are padded in memory to a multiple of this.
 
   Raises:
@@ -53,6 +54,7 @@ class ScoreTransformerConfig:
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
   remat: Literal["none", "dots", "full"] = "none"
+  attention: Kernel = "auto"
   pad_multiple: int = 128
 
   def __post_init__(self):
@@ -69,6 +71,8 @@ class ScoreTransformerConfig:
       raise ValueError(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
     if self.remat not in ("none", "dots", "full"):
       raise ValueError(f"model.remat={self.remat!r} must be 'none', 'dots' or 'full'")
+    if self.attention not in KERNELS:
+      raise ValueError(f"model.attention={self.attention!r} must be one of {', '.join(KERNELS)}")
 
   @property
   def padded_states(self) -> int:
@@ -87,8 +91,12 @@ class Block(nnx.Module):
     width, dtype = config.width, config.dtype
     self.heads = config.heads
     self.dropout = config.dropout
+    self.kernel: Kernel = config.attention
     self.norm1 = _norm(config, rngs)
-    self.qkv = _linear(width, 3 * width, dtype, rngs, use_bias=False)
+    # Queries, keys and values on an axis of their own, so that a mesh can cut each at its heads.
+    self.qkv = nnx.LinearGeneral(
+      width, (3, width), use_bias=False, dtype=dtype, kernel_init=_uniform(width), rngs=rngs
+    )
     self.attn_out = _linear(width, width, dtype, rngs, use_bias=False)
     self.norm2 = _norm(config, rngs)
     self.mlp_in = _linear(width, _MLP_RATIO * width, dtype, rngs)
@@ -96,7 +104,11 @@ class Block(nnx.Module):
     self.modulation = _zero_linear(config.cond_dim, 6 * width, dtype, rngs)
 
   def __call__(
-    self, h_BLD: jax.Array, cond_BC: jax.Array, dropout_keys: jax.Array | None
+    self,
+    h_BLD: jax.Array,
+    cond_BC: jax.Array,
+    dropout_keys: jax.Array | None,
+    per_shard: PerShard = PerShard(),
   ) -> jax.Array:
     """float[B, L, D] to the same; dropout_keys is [B], or None outside training."""
     modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
@@ -105,8 +117,10 @@ class Block(nnx.Module):
 
     a_BLD = self.norm1(h_BLD) * (1.0 + scale1) + shift1
     heads = (*h_BLD.shape[:2], self.heads, -1)
-    q, k, v = (part.reshape(heads) for part in jnp.split(_rows(self.qkv, a_BLD), 3, axis=-1))
-    out_BLD = _rows(self.attn_out, attention(rotary(q), rotary(k), v).reshape(h_BLD.shape))
+    qkv_TXD = self.qkv(a_BLD.reshape(-1, a_BLD.shape[-1]))
+    q, k, v = (qkv_TXD[:, i].reshape(heads) for i in range(3))
+    out = attention(rotary(q), rotary(k), v, kernel=self.kernel, per_shard=per_shard)
+    out_BLD = _rows(self.attn_out, out.reshape(h_BLD.shape))
     h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
 
     m_BLD = self.norm2(h_BLD) * (1.0 + scale2) + shift2
@@ -130,9 +144,6 @@ class Ends(nnx.Module):
     self.norm = _norm(config, rngs)
     self.modulation = _zero_linear(cond, 2 * width, config.dtype, rngs)
     self.output = _zero_linear(width, config.num_states, config.dtype, rngs)
-
-  def embed(self, tokens_BL: jax.Array) -> jax.Array:
-    return self.embedding(tokens_BL)
 
   def condition(self, total_B: jax.Array) -> jax.Array:
     """float[B, C] from total noise: sinusoids of the raw value, two linear maps, SiLU."""

@@ -1,12 +1,7 @@
-"""The device mesh and the table of sharding rules."""
+"""The device mesh, the table of sharding rules, and what they do to a network."""
 
-from sedd_jax.parallel.mesh import MeshConfig, batch_sharding, constrain_activations, make_mesh
+from sedd_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from sedd_jax.parallel.placement import OnMesh
 from sedd_jax.parallel.sharding import tree_shardings
 
-__all__ = [
-  "MeshConfig",
-  "batch_sharding",
-  "constrain_activations",
-  "make_mesh",
-  "tree_shardings",
-]
+__all__ = ["MeshConfig", "OnMesh", "batch_sharding", "make_mesh", "tree_shardings"]

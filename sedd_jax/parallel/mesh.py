@@ -1,12 +1,16 @@
 """The mesh: devices in three named axes. One device is a mesh of size one."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 
 AXES = ("replica", "fsdp", "tensor")
-_BATCH_AXES = ("replica", "fsdp")
+BATCH_AXES = ("replica", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,50 +28,102 @@ class MeshConfig:
   tensor: int = 1
 
 
-def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """The mesh over all devices.
 
+  Several slices (TPU slices joined by a data center network) lie along replica: parameters are
+  gathered inside a slice, and only gradients cross the slow network.
+
+  Args:
+    config: sizes of the axes.
+    devices: all of them by default; those of an absent slice in planning.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or replica does not divide into
+      slices.
   """
+  devices = jax.devices() if devices is None else list(devices)
+  shape = _shape(config, len(devices))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if shape[0] % slices:
+    raise ValueError(
+      f"mesh.replica={shape[0]} must be a multiple of the {slices} slices: parameters are sharded "
+      f"inside a slice; with -1 for mesh.replica, mesh.fsdp times mesh.tensor must divide the "
+      f"{len(devices) // slices} devices of a slice"
+    )
+  if slices > 1:
+    in_slice = (shape[0] // slices, *shape[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(
+      in_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(
+    np.asarray(grid), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
+  )
+
+
+def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
   sizes = [config.replica, config.fsdp, config.tensor]
-  devices = jax.device_count()
-  fixed = 1
+  named = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
   for name, size in zip(AXES, sizes, strict=True):
     if size != -1 and size < 1:
       raise ValueError(f"mesh.{name}={size} must be at least 1, or -1 for what is left")
-    fixed *= max(size, 1)
-  if sizes.count(-1) > 1 or devices % fixed or (-1 not in sizes and fixed != devices):
-    named = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+  if sizes.count(-1) > 1:
+    raise ValueError(f"{named}: at most one may be -1")
+  fixed = math.prod(size for size in sizes if size != -1)
+  if -1 not in sizes and fixed != devices:
+    raise ValueError(f"{named} make {fixed} devices and there are {devices}: -1 takes what is left")
+  if devices % fixed:
+    divisors = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
     raise ValueError(
-      f"{named} do not make {devices} devices: at most one may be -1, and the product must be "
-      f"{devices}"
+      f"{named} do not make {devices} devices: the product of the fixed ones is {fixed} and must "
+      f"be one of {divisors}"
     )
-  shape = tuple(devices // fixed if size == -1 else size for size in sizes)
-  return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  replica, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
+  return replica, fsdp, tensor
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Sharding of arrays whose first axis counts examples."""
-  return jax.sharding.NamedSharding(mesh, jax.P(_BATCH_AXES))
+  return jax.sharding.NamedSharding(mesh, jax.P(BATCH_AXES))
+
+
+def batch_multiple(mesh: jax.sharding.Mesh) -> int:
+  """Numbers of sequences on a mesh must be a multiple of this."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def distribute(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+  """A global array from rows that every process has; each hands over those of its own devices."""
+  return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def check_batch(mesh: jax.sharding.Mesh, batch_size: int, accumulation: int) -> None:
   """Refuses a batch that the mesh does not divide.
 
   Raises:
-    ValueError: the message names a batch size that would do.
+    ValueError: the message names the batch sizes next to it that would do.
   """
-  multiple = accumulation * mesh.shape["replica"] * mesh.shape["fsdp"]
+  multiple = accumulation * batch_multiple(mesh)
   if batch_size % multiple:
+    below = batch_size // multiple * multiple
+    fitting = " or ".join(str(size) for size in (below, below + multiple) if size)
     raise ValueError(
       f"train.batch_size={batch_size} must be a multiple of {multiple}: train.accumulation="
       f"{accumulation} times mesh.replica={mesh.shape['replica']} times "
-      f"mesh.fsdp={mesh.shape['fsdp']}; for example {-(-batch_size // multiple) * multiple}"
+      f"mesh.fsdp={mesh.shape['fsdp']}; for example {fitting}"
     )
 
 
-def constrain_activations(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
-  """The constraint put on activations [B, L, D]. Without it XLA may replicate them silently."""
-  sharding = jax.sharding.NamedSharding(mesh, jax.P(_BATCH_AXES, None, None))
-  return lambda h_BLD: jax.lax.with_sharding_constraint(h_BLD, sharding)
+def check_heads(mesh: jax.sharding.Mesh, heads: int) -> None:
+  """Refuses a mesh that would cut a head.
+
+  Raises:
+    ValueError: the message names the sizes that would do.
+  """
+  if heads % mesh.shape["tensor"]:
+    fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    raise ValueError(
+      f"mesh.tensor={mesh.shape['tensor']} must divide model.heads={heads}: {fitting}"
+    )

@@ -10,10 +10,10 @@ _PLAIN_INTERVAL = 15.0
 
 
 class RunConsole:
-  """Progress of a run from step `first` to `last`; a context manager."""
+  """Progress of a run from step `first` to `last`; a context manager. Only `lead` speaks."""
 
-  def __init__(self, first: int, last: int):
-    self._console = Console(highlight=False, soft_wrap=True, emoji=False)
+  def __init__(self, first: int, last: int, *, lead: bool = True):
+    self._console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not lead)
     self._first, self._last = first, last
     self._started = self._printed = time.monotonic()
     self._progress = Progress(

@@ -21,7 +21,7 @@ from sedd_jax.diffusion import (
   Uniform,
 )
 from sedd_jax.models import Network, ScoreTransformerConfig
-from sedd_jax.models.build import Constrain, no_constraint
+from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig
 from sedd_jax.training.optimizer import OptimizerConfig
 
@@ -96,6 +96,7 @@ class ModelConfig:
   dropout: float = 0.1
   dtype: str = "float32"
   remat: str = "none"
+  attention: str = "auto"
   pad_multiple: int = 128
 
 
@@ -205,12 +206,12 @@ class Experiment:
     experiment.diffusion.make_noise()
     return experiment
 
-  def network(self, vocab_size: int, constrain: Constrain = no_constraint) -> Network:
+  def network(self, vocab_size: int, placement: Placement = Placement()) -> Network:
     """The network for a vocabulary.
 
     Args:
       vocab_size: V, number of real tokens.
-      constrain: sharding constraint of activations.
+      placement: where its arrays live; one device by default.
     """
     process = self.diffusion.make_process(vocab_size)
     shape = ScoreTransformerConfig(num_states=process.num_states, **dataclasses.asdict(self.model))
@@ -218,7 +219,7 @@ class Experiment:
       config=shape,
       process=process,
       parameterization=self.diffusion.parameterization,
-      constrain=constrain,
+      placement=placement,
     )
 
 

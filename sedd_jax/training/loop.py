@@ -1,51 +1,51 @@
 """The training loop, top to bottom. There is one.
 
-On a first read skip to the banner `Loop`.
+Every process runs all of it; process 0 alone writes files and prints. On a first read skip to the
+banner `Loop`.
 """
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from sedd_jax.data import Batches, Dataset, from_json, load_dataset
-from sedd_jax.diffusion import sample
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
-from sedd_jax.models import Network, Params
-from sedd_jax.parallel import batch_sharding, constrain_activations, make_mesh, tree_shardings
-from sedd_jax.parallel.mesh import check_batch
+from sedd_jax.models import Params
+from sedd_jax.parallel import make_mesh, processes
+from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.feed import Feed
 from sedd_jax.training.interrupt import Interrupt
 from sedd_jax.training.metrics import FILE as METRICS
-from sedd_jax.training.metrics import MetricsWriter, read_metrics
-from sedd_jax.training.optimizer import learning_rate, make_optimizer
-from sedd_jax.training.state import TrainState, create_state
-from sedd_jax.training.step import Objective, train_step
+from sedd_jax.training.metrics import metrics_writer, read_metrics
+from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
+from sedd_jax.training.optimizer import learning_rate
+from sedd_jax.training.program import Program
+from sedd_jax.training.startup import startup_report
+from sedd_jax.training.state import TrainState
 
-# Of held-out bounds and samples: fixed, so that runs and steps compare on the same noise.
 _REPORT_SEED = 0
 _EVALUATION_TOKENS = 8192
 # The bound at the end takes so many times the draws of those on the way.
 _FINAL_PASSES = 4
 
 
-def train(experiment: Experiment, workdir: Path) -> int:
+def train(experiment: Experiment, workdir: Path, operations: Operations = Operations()) -> int:
   """Runs an experiment, or goes on with it where its last checkpoint is.
 
   Args:
     experiment: what to run.
-    workdir: the run directory; made if it is not there.
+    workdir: the run directory; made if it is not there. All processes must see the same one.
+    operations: how to watch it.
 
   Returns:
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
@@ -58,8 +58,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
   workdir = workdir.absolute()
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
+  lead = processes.is_lead()
   mesh = make_mesh(experiment.mesh)
-  check_batch(mesh, batch_size, experiment.train.accumulation)
   before = rundir.find_run(workdir, experiment)
   tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
   dataset = load_dataset(
@@ -67,61 +67,42 @@ def train(experiment: Experiment, workdir: Path) -> int:
     expected=rundir.read_json(workdir, rundir.CORPUS),
     tokenizer=None if tokenizer is None else from_json(tokenizer),
   )
+  program = Program(experiment=experiment, mesh=mesh, vocab_size=dataset.tokenizer.vocab_size)
   meta = {
     "config": dataclasses.asdict(experiment),
     "corpus": dataset.identity,
     "tokenizer": dataset.tokenizer.to_json(),
   }
-  rundir.write_run(workdir, meta)
+  processes.barrier("all have looked at the run directory")
+  if lead:
+    rundir.write_run(workdir, meta)
+  processes.barrier("the run directory is written")
+  rundir.check_shared(workdir)
 
-  # -------------------------------------------------------------------------------------- Functions
-  network = experiment.network(dataset.tokenizer.vocab_size, constrain_activations(mesh))
-  noise = experiment.diffusion.make_noise()
-  optimizer = make_optimizer(experiment.optimizer, num_steps)
-  create = functools.partial(create_state, network=network, optimizer=optimizer)
-  key = jax.random.key(experiment.seed)
-  shapes = jax.eval_shape(create, key)
-  shardings = tree_shardings(mesh, shapes)
-  step_fn = jax.jit(
-    functools.partial(
-      train_step,
-      objective=Objective(
-        network=network, noise=noise, time_sampling=experiment.diffusion.time_sampling
-      ),
-      optimizer=optimizer,
-      ema=experiment.optimizer.ema,
-      accumulation=experiment.train.accumulation,
-    ),
-    donate_argnums=0,
-    out_shardings=(shardings, None),
-  )
+  # ------------------------------------------------------------------------------------------ State
   batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
-  sharding = batch_sharding(mesh)
   rates = learning_rate(experiment.optimizer, num_steps)
-  reporter = Reporter(experiment, network, dataset)
+  reporter = Reporter(program, dataset)
   to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
-  tokens_per_step = batch_size * experiment.data.length
 
   with contextlib.ExitStack() as stack:
-    # ---------------------------------------------------------------------------------------- State
     checkpoints = stack.enter_context(
       Checkpoints(
         workdir,
-        network,
+        program.network,
         keep_last=experiment.checkpoint.keep_last,
         keep_every=experiment.checkpoint.keep_every,
       )
     )
     first = checkpoints.latest_step() or 0
-    if first:
-      like = jax.tree.map(_sharded, shapes, shardings)
-      state: TrainState = checkpoints.load_state(first, like)
-    else:
-      state = jax.jit(create, out_shardings=shardings)(key)
-    metrics = stack.enter_context(MetricsWriter(workdir, first + 1))
-    console = stack.enter_context(RunConsole(first, num_steps))
+    state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
+    metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
+    console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
     interrupt = Interrupt()
-    clock = _Clock()
+    clock = Clock(program)
+    watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
+    profile = stack.enter_context(Profile(operations.profile_steps, workdir, lead=lead))
+    feed = stack.enter_context(Feed(batches, program.batch.sharding, first))
     waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
 
     def read_waiting() -> None:
@@ -136,8 +117,9 @@ def train(experiment: Experiment, workdir: Path) -> int:
           f"stops. The newest checkpoint, of step {checkpoints.latest_step()}, is kept; it may be "
           "near divergence too. A lower --config.optimizer.learning_rate may help."
         )
-      rate = tokens_per_step * clock.steps_per_second(done)
-      console.update(done, loss * to_bits, rate)
+      watchdog.alive()
+      speed = clock.read(done)
+      console.update(done, loss * to_bits, speed.get("tokens_per_second", 0.0))
       if _due(done, experiment.report.log_every, num_steps):
         line = {
           "train_bits_per_char": loss * to_bits,
@@ -145,14 +127,10 @@ def train(experiment: Experiment, workdir: Path) -> int:
           "grad_norm": grad_norm,
           "learning_rate": float(np.asarray(rates(done - 1))),
         }
-        metrics.write(done, line | ({"tokens_per_second": rate} if rate else {}))
+        metrics.write(done, line | speed | {"input_wait_seconds": feed.mean_wait()})
 
     # ----------------------------------------------------------------------------------------- Loop
-    console.say(
-      f"{network.num_parameters():,} parameters, {len(dataset.train_blocks):,} training and "
-      f"{len(dataset.heldout_blocks):,} held-out blocks of {experiment.data.length} tokens; "
-      f"corpus: {dataset.identity['name']}; {jax.device_count()} {jax.default_backend()} device(s)"
-    )
+    console.say(startup_report(program, dataset))
     if first:
       console.say(f"going on from the checkpoint of step {first}")
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
@@ -162,8 +140,10 @@ def train(experiment: Experiment, workdir: Path) -> int:
       )
     with interrupt:
       for step in range(first + 1, num_steps + 1):
-        batch = jax.device_put(batches[step - 1], sharding)
-        state, values = step_fn(state, batch)
+        batch = feed.next()
+        profile.before(step)
+        state, values = program.step(state, batch)
+        profile.after(step, values)
         read_waiting()
         waiting = (step, values)
         if _due(step, experiment.report.evaluate_every) and step < num_steps:
@@ -175,10 +155,11 @@ def train(experiment: Experiment, workdir: Path) -> int:
         if _due(step, experiment.report.preview_every) and step < num_steps:
           read_waiting()
           text = reporter.samples(state.ema, 1)[0]
-          rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
+          if lead:
+            rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
           console.say(f"step {step} sample: {_one_line(text)}")
           clock.pause()
-        stop = interrupt.signal
+        stop = interrupt.stop(step)
         if stop or _due(step, experiment.checkpoint.every, num_steps):
           read_waiting()
           checkpoints.save(state, meta)
@@ -191,8 +172,10 @@ def train(experiment: Experiment, workdir: Path) -> int:
       checkpoints.wait()
 
     # --------------------------------------------------------------------------------------- Report
+    watchdog.alive()
     if stop:
-      _draw(workdir, int(state.step), reporter)
+      if lead:
+        _draw(workdir, int(state.step), reporter)
       console.say(
         f"{stop.name}: saved step {int(state.step)} in {workdir}. "
         "The same command goes on from there."
@@ -203,54 +186,38 @@ def train(experiment: Experiment, workdir: Path) -> int:
     line = reporter.evaluate_fully(state.ema)
     metrics.write(int(state.step), line)
     texts = reporter.samples(state.ema, experiment.report.samples)
-    _write_report(workdir, int(state.step), line, texts)
-    _draw(workdir, int(state.step), reporter)
+    if lead:
+      _write_report(workdir, int(state.step), line, texts)
+      _draw(workdir, int(state.step), reporter)
     console.say(_closing_text(workdir, line, texts))
   return 0
-
-
-def _sharded(
-  shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding
-) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 class Reporter:
   """Held-out bounds and samples of a run.
 
   Args:
-    experiment: the run.
-    network: its network.
+    program: the run.
     dataset: its text.
   """
 
-  def __init__(self, experiment: Experiment, network: Network, dataset: Dataset):
-    report, noise = experiment.report, experiment.diffusion.make_noise()
+  def __init__(self, program: Program, dataset: Dataset):
+    report = program.experiment.report
     self._dataset = dataset
     self._blocks = dataset.heldout_blocks
     self._some_blocks = self._blocks[: report.evaluate_blocks]
     length = self._blocks.shape[1]
     self._chars_per_block = dataset.chars_per_token * length
     self._estimator = BoundEstimator(
-      network,
-      noise,
+      program.network,
+      program.noise,
       num_times=report.evaluate_times,
       batch_size=max(1, _EVALUATION_TOKENS // length),
+      mesh=program.mesh,
     )
+    self._draw = program.sampler(report.preview_steps)
+    self._multiple = batch_multiple(program.mesh)
     self.entropies = heldout_entropies(dataset)
-
-    @jax.jit
-    def draw(params: Params, keys: jax.Array) -> jax.Array:
-      return sample(
-        functools.partial(network.log_score, params),
-        keys,
-        length=length,
-        num_steps=report.preview_steps,
-        process=network.process,
-        noise=noise,
-      )
-
-    self._draw = draw
 
   def evaluate(self, params: Params) -> dict[str, float]:
     """The held-out bound from few draws, as metrics."""
@@ -262,9 +229,9 @@ class Reporter:
 
   def samples(self, params: Params, count: int) -> list[str]:
     """Texts of one block each."""
-    key = jax.random.key(_REPORT_SEED)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(count))
-    return [self._dataset.tokenizer.decode(row) for row in np.asarray(self._draw(params, keys))]
+    drawn = -(-count // self._multiple) * self._multiple
+    tokens = np.asarray(self._draw(params, np.arange(drawn, dtype=np.int32)))
+    return [self._dataset.tokenizer.decode(row) for row in tokens[:count]]
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
@@ -284,28 +251,6 @@ class Reporter:
     )
     report = evaluation_report(bound, self.entropies)
     return {f"heldout_{name}": value for name, value in report.items()}
-
-
-class _Clock:
-  """Steps per second since the last pause; the first step after one is not counted (compiling,
-  evaluating)."""
-
-  def __init__(self):
-    self._start: tuple[int, float] | None = None
-    self._last = 0.0
-
-  def pause(self) -> None:
-    self._start = None
-
-  def steps_per_second(self, step: int) -> float:
-    now = time.monotonic()
-    if self._start is None:
-      self._start = (step, now)
-      return self._last
-    first, began = self._start
-    if now > began:
-      self._last = (step - first) / (now - began)
-    return self._last
 
 
 def _due(step: int, every: int, last: int | None = None) -> bool:

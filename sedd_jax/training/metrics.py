@@ -44,6 +44,24 @@ class MetricsWriter:
       self._events.add_scalar(name, value, step)
 
 
+class _NoMetrics:
+  """Of the processes that do not write."""
+
+  def __enter__(self) -> "_NoMetrics":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    pass
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    pass
+
+
+def metrics_writer(workdir: Path, first_step: int, *, lead: bool) -> "MetricsWriter | _NoMetrics":
+  """A `MetricsWriter` for the process that writes; for the others, one that does not."""
+  return MetricsWriter(workdir, first_step) if lead else _NoMetrics()
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """All lines in the order of their steps, the last one of each kind and step.
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sedd_jax.training.experiment import Experiment
 
 CONFIG = "config.json"
@@ -27,6 +29,7 @@ _MAY_CHANGE = (
   "train.steps",
   "train.accumulation",
   "model.remat",
+  "model.attention",
 )
 
 
@@ -62,6 +65,20 @@ def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
   write_json(workdir / CORPUS, meta["corpus"])
   write_json(workdir / TOKENIZER, meta["tokenizer"])
   write_json(workdir / VERSIONS, versions())
+
+
+def check_shared(workdir: Path) -> None:
+  """Refuses a run directory that this process does not share with process 0.
+
+  Raises:
+    FileNotFoundError: what process 0 wrote is not there.
+  """
+  if not (workdir / CONFIG).is_file():
+    raise FileNotFoundError(
+      f"--workdir={workdir}: process 0 has written the run's files, and process "
+      f"{jax.process_index()} does not see them. All processes need the same directory: a shared "
+      "file system or a mounted bucket"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

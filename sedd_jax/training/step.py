@@ -91,8 +91,9 @@ def loss_and_grad(
     loss_and_grad = jax.value_and_grad(mean_loss)(params)
     return jax.tree.map(lambda a, b: a + b / accumulation, carry, loss_and_grad), None
 
-  rows = batch.reshape(accumulation, -1, batch.shape[1])
-  index = jnp.arange(size, dtype=jnp.int32).reshape(accumulation, -1)
+  # Micro-batch a takes the rows a, a + A, ...: each device finds its share in its own rows.
+  rows = jnp.swapaxes(batch.reshape(-1, accumulation, batch.shape[1]), 0, 1)
+  index = jnp.arange(size, dtype=jnp.int32).reshape(-1, accumulation).T
   loss_dtype = jax.tree.leaves(params)[0].dtype
   zero = (jnp.zeros((), loss_dtype), jax.tree.map(jnp.zeros_like, params))
   total, _ = jax.lax.scan(micro, zero, (rows, index))

@@ -1,0 +1,106 @@
+"""A network on a mesh: the constraints and the sharded sums that keep it one program."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import P
+
+from sedd_jax.models.attention import PerShard
+from sedd_jax.models.placement import Placement
+from sedd_jax.parallel.mesh import BATCH_AXES
+from sedd_jax.parallel.sharding import path_name, spec_of
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh(Placement):
+  """Batches over replica and fsdp, layers over tensor.
+
+  What XLA would choose by itself is never left to it: without these constraints it replicates
+  activations, or moves them instead of weights.
+
+  Attributes:
+    mesh: with the axes of `mesh.AXES`.
+  """
+
+  mesh: jax.sharding.Mesh
+
+  def activations(self, h_BLD: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(h_BLD, self._named(P(BATCH_AXES, None, None)))
+
+  def lookup(self, table_SD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
+    """Written out: left to XLA, the gradient of the table moves activations over fsdp."""
+
+    def of_shard(table, tokens):
+      rows = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+      index = tokens - jax.lax.axis_index("tensor") * len(rows)
+      here = (index >= 0) & (index < len(rows))
+      h_BLD = jnp.where(here[..., None], rows[jnp.where(here, index, 0)], 0.0)
+      return jax.lax.psum(h_BLD, "tensor")
+
+    return jax.shard_map(
+      of_shard,
+      mesh=self.mesh,
+      in_specs=(spec_of("ends/embedding/embedding"), P(BATCH_AXES, None)),
+      out_specs=P(BATCH_AXES, None, None),
+    )(table_SD, tokens_BL)
+
+  def weights(self, name: str, tree: Any) -> Any:
+    """Gathers what is sharded over fsdp; its gradient is scattered back as it is summed."""
+
+    def leaf(path, x):
+      spec = spec_of("/".join(filter(None, (name, path_name(path)))))
+      if name.startswith("blocks"):
+        spec = P(*spec[1:])
+      if "fsdp" not in spec:
+        return x
+      used = P(*(None if axis == "fsdp" else axis for axis in spec))
+      return _gathered(x, self._named(spec), self._named(used))
+
+    return jax.tree.map_with_path(leaf, tree)
+
+  @property
+  def per_shard(self) -> PerShard:
+    return PerShard(self.mesh)
+
+  def summed_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    if self.mesh.shape["tensor"] == 1:
+      return super().summed_columns(function)
+
+    def of_shard(hidden, kernel_DC, bias_C, *rest):
+      first = jax.lax.axis_index("tensor") * bias_C.shape[0]
+      sums = function(hidden, kernel_DC, bias_C, *rest, first=first, axis="tensor")
+      return jax.lax.psum(sums, "tensor")
+
+    def of_all(hidden, kernel_DS, bias_S, *rest):
+      # Over tensor alone: the batch stays with GSPMD, which may leave it undivided.
+      return jax.shard_map(
+        of_shard,
+        mesh=self.mesh,
+        in_specs=(P(), P(None, "tensor"), P("tensor"), *(P() for _ in rest)),
+        out_specs=P(),
+        axis_names={"tensor"},
+      )(hidden, kernel_DS, bias_S, *rest)
+
+    return of_all
+
+  def _named(self, spec: jax.P) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(self.mesh, spec)
+
+
+def _gathered(
+  x: jax.Array, stored: jax.sharding.NamedSharding, used: jax.sharding.NamedSharding
+) -> jax.Array:
+  # The transpose of a constraint is the same constraint, which would sum whole gradients on every
+  # device; ours asks for each device's own part.
+  @jax.custom_vjp
+  def gather(x):
+    return jax.lax.with_sharding_constraint(x, used)
+
+  def backward(_, cotangent):
+    return (jax.lax.with_sharding_constraint(cotangent, stored),)
+
+  gather.defvjp(lambda x: (gather(x), None), backward)
+  return gather(jax.lax.with_sharding_constraint(jnp.asarray(x), stored))

@@ -1,0 +1,144 @@
+"""The programs of a run: how its state is made and advanced, and where all of it lives.
+
+The loop runs them; planning compiles the same ones for devices that are not there.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion import Noise, sample
+from sedd_jax.models import Network, Params
+from sedd_jax.parallel import OnMesh, batch_sharding, tree_shardings
+from sedd_jax.parallel.mesh import check_batch, check_heads
+from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.optimizer import make_optimizer
+from sedd_jax.training.state import TrainState, create_state
+from sedd_jax.training.step import Objective, train_step
+
+# Of samples on the way: fixed, so that runs and steps compare on the same noise.
+_SAMPLE_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+  """One experiment on one mesh.
+
+  Attributes:
+    experiment: what is run.
+    mesh: where.
+    vocab_size: V, number of real tokens.
+
+  Raises:
+    ValueError: the mesh does not divide the model or the batch; the message says what would.
+  """
+
+  experiment: Experiment
+  mesh: jax.sharding.Mesh
+  vocab_size: int
+
+  def __post_init__(self):
+    train = self.experiment.train
+    check_batch(self.mesh, train.batch_size, train.accumulation)
+    check_heads(self.mesh, self.experiment.model.heads)
+    _ = self.state
+
+  @functools.cached_property
+  def network(self) -> Network:
+    return self.experiment.network(self.vocab_size, OnMesh(self.mesh))
+
+  @functools.cached_property
+  def noise(self) -> Noise:
+    return self.experiment.diffusion.make_noise()
+
+  @functools.cached_property
+  def state(self) -> TrainState:
+    """The train state as shapes, each with its sharding."""
+    shapes = jax.eval_shape(self._create, 0)
+    return jax.tree.map(_sharded, shapes, tree_shardings(self.mesh, shapes))
+
+  @property
+  def batch(self) -> jax.ShapeDtypeStruct:
+    """A global batch as a shape with its sharding, int32[B, L]."""
+    shape = (self.experiment.train.batch_size, self.experiment.data.length)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(self.mesh))
+
+  def create(self) -> TrainState:
+    """The state before the first step, made where it lives."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    return jax.jit(self._create, out_shardings=shardings)(self.experiment.seed)
+
+  @functools.cached_property
+  def step(self):
+    """`train_step` compiled: (state, batch) to (state, metrics). The old state is given up."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.state)
+    return jax.jit(
+      functools.partial(
+        train_step,
+        objective=Objective(
+          network=self.network,
+          noise=self.noise,
+          time_sampling=self.experiment.diffusion.time_sampling,
+        ),
+        optimizer=self._optimizer,
+        ema=self.experiment.optimizer.ema,
+        accumulation=self.experiment.train.accumulation,
+      ),
+      donate_argnums=0,
+      out_shardings=(shardings, self.replicated),
+    )
+
+  def sampler(self, num_steps: int):
+    """A compiled function that draws samples: (params, int32[B]) to tokens int32[B, L].
+
+    Its second argument are numbers of samples, as many as `batch_multiple` divides: sample i
+    depends on i alone.
+
+    Args:
+      num_steps: sampling steps; the network is called num_steps + 1 times.
+    """
+    network, length, rows = self.network, self.experiment.data.length, batch_sharding(self.mesh)
+
+    @functools.partial(jax.jit, out_shardings=self.replicated)
+    def draw(params: Params, numbers: jax.Array) -> jax.Array:
+      key = jax.random.key(_SAMPLE_SEED)
+      keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+      return sample(
+        functools.partial(network.log_score, params),
+        jax.lax.with_sharding_constraint(keys, rows),
+        length=length,
+        num_steps=num_steps,
+        process=network.process,
+        noise=self.noise,
+      )
+
+    return draw
+
+  def bytes_per_device(self) -> int:
+    """Of the train state."""
+    return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(self.state)
+      if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
+
+  @property
+  def replicated(self) -> jax.sharding.NamedSharding:
+    """The whole array on every device."""
+    return jax.sharding.NamedSharding(self.mesh, jax.P())
+
+  @functools.cached_property
+  def _optimizer(self):
+    return make_optimizer(self.experiment.optimizer, self.experiment.train.steps)
+
+  def _create(self, seed) -> TrainState:
+    return create_state(jax.random.key(seed), self.network, self._optimizer)
+
+
+def _sharded(
+  shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding
+) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
