@@ -2,6 +2,7 @@
 
   sedd train --config=configs/text8.py:absorb --workdir=runs/text8 --config.data.files=/data/text8
   sedd train --config=configs/text8.py:uniform --workdir=runs/text8u --config.data.files=/data/text8
+  python launch/sweep.py --config=configs/text8.py --root=runs/lr --config.data.files=/data/text8
 
 The file is the 100,000,000 characters of text8 (without an extension, or .txt, .gz, .xz). The usual
 split: 90 M characters for training, 5 M for validation (held out here); the last 5 M are the test
@@ -14,6 +15,8 @@ Here: not measured. Cost: not measured.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -40,3 +43,10 @@ def get_config(process: str = "absorb") -> ConfigDict:
     checkpoint=CheckpointConfig(every=10_000, keep_last=2, keep_every=100_000),
   )
   return ConfigDict(dataclasses.asdict(experiment))
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """Learning rates around the default, two seeds each; for launch/sweep.py."""
+  for learning_rate in (1e-4, 3e-4, 1e-3):
+    for seed in (0, 1):
+      yield {"optimizer.learning_rate": learning_rate, "seed": seed}

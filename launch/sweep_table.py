@@ -1,0 +1,154 @@
+"""The table of a sweep: what its run directories hold, best first."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from sweep_grid import text
+
+DONE = "done"
+SUBMITTED = "submitted"
+_STRICT = "heldout_bits_per_char_strict"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """A line of the table.
+
+  Attributes:
+    name: of the run.
+    overrides: its own.
+    status: `done`; else `failed (code)`, `stopped (code)`, `no result` (it ended with 0),
+      `submitted`, `unfinished` or `not started`.
+    step: its last step that left a trace; None without one.
+    steps: that it is to train for.
+    strict: bits per character at the end, or else from the latest evaluation; None without one.
+    stderr: its standard error.
+  """
+
+  name: str
+  overrides: Mapping[str, Any]
+  status: str
+  step: int | None
+  steps: int
+  strict: float | None
+  stderr: float | None
+
+
+def is_done(workdir: Path, steps: int) -> bool:
+  """Whether a run has its evaluation at the last step."""
+  evaluation = _read(workdir / "evaluation.json")
+  return evaluation is not None and evaluation.get("step", -1) >= steps
+
+
+def make_row(
+  workdir: Path, overrides: Mapping[str, Any], steps: int, noted: int | str | None
+) -> Row:
+  """The line of one run.
+
+  Args:
+    workdir: its directory, which need not be there.
+    overrides: its own.
+    steps: that it is to train for.
+    noted: exit code of its last start, or `SUBMITTED`, or None.
+  """
+  done = is_done(workdir, steps)
+  lines = [_read(workdir / "evaluation.json") or {}] if done else _metrics(workdir)
+  judged = [line for line in lines if _STRICT in line]
+  last = judged[-1] if judged else {}
+  step = lines[-1].get("step") if lines else None
+  match noted:
+    case _ if done:
+      status = DONE
+    case 130 | 143:
+      status = f"stopped ({noted})"
+    case 0:
+      status = "no result"
+    case int():
+      status = f"failed ({noted})"
+    case str():
+      status = noted
+    case None:
+      status = "not started" if step is None else "unfinished"
+  return Row(
+    name=workdir.name,
+    overrides=overrides,
+    status=status,
+    step=step,
+    steps=steps,
+    strict=last.get(_STRICT),
+    stderr=last.get(f"{_STRICT}_stderr"),
+  )
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+  """Finished runs by their strict bound, then the others by theirs; without one, last."""
+
+  def order(row: Row) -> tuple[bool, float]:
+    known = row.strict is not None and not math.isnan(row.strict)
+    return row.status != DONE, row.strict if known and row.strict is not None else math.inf
+
+  return sorted(rows, key=order)
+
+
+def cells(row: Row, keys: Sequence[str]) -> list[str]:
+  """A row as text: overrides, status, step, strict bound."""
+  bound = "" if row.strict is None else f"{row.strict:.4f}"
+  if bound and row.stderr is not None:
+    bound += f" ± {row.stderr:.4f}"
+  step = "" if row.step is None else f"{row.step}/{row.steps}"
+  return [*_values(row, keys), row.status, step, bound]
+
+
+def render(rows: Sequence[Row]) -> Table:
+  """The table to print."""
+  keys = _keys(rows)
+  table = Table("#", *keys, "status", "step", "strict bound, bits/char")
+  for rank, row in enumerate(best_first(rows), 1):
+    table.add_row(str(rank), *cells(row, keys))
+  return table
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+  """The same for other programs, with unrounded numbers."""
+  keys = _keys(rows)
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(["name", *keys, "status", "step", "steps", "strict", "strict_stderr"])
+  for row in best_first(rows):
+    numbers = [row.step, row.steps, row.strict, row.stderr]
+    writer.writerow([row.name, *_values(row, keys), row.status, *numbers])
+  return out.getvalue()
+
+
+def _keys(rows: Sequence[Row]) -> list[str]:
+  return list(dict.fromkeys(key for row in rows for key in row.overrides))
+
+
+def _values(row: Row, keys: Sequence[str]) -> list[str]:
+  return [text(row.overrides[key]) if key in row.overrides else "" for key in keys]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+
+
+def _metrics(workdir: Path) -> list[dict[str, Any]]:
+  """Lines of metrics in the order they were written; one cut short by a kill is left out."""
+  lines = []
+  file = workdir / "metrics.jsonl"
+  for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return lines
