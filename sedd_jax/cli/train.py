@@ -53,7 +53,7 @@ def main() -> int:
     jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   distributed.join()
-  return train(experiment, Path(workdir), operations)
+  return train(experiment, Path(workdir).expanduser(), operations)
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

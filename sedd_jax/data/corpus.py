@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import lzma
+import os
 import platform
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,7 +146,7 @@ def check_same(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 def _documents(globs: str, text_field: str) -> Iterator[str]:
   for pattern in globs.split(","):
-    paths = sorted(glob.glob(pattern.strip(), recursive=True))
+    paths = sorted(glob.glob(os.path.expanduser(pattern.strip()), recursive=True))
     if not paths:
       raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
     for path in map(Path, paths):

@@ -23,8 +23,8 @@ class MeshConfig:
     tensor: width, heads and vocabulary are sharded over this axis.
   """
 
-  replica: int = -1
-  fsdp: int = 1
+  replica: int = 1
+  fsdp: int = -1
   tensor: int = 1
 
 
@@ -47,9 +47,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if shape[0] % slices:
     raise ValueError(
-      f"mesh.replica={shape[0]} must be a multiple of the {slices} slices: parameters are sharded "
-      f"inside a slice; with -1 for mesh.replica, mesh.fsdp times mesh.tensor must divide the "
-      f"{len(devices) // slices} devices of a slice"
+      f"mesh.replica={shape[0]} must be a multiple of the {slices} slices, for example {slices}: "
+      f"parameters are sharded inside a slice, over the {len(devices) // slices} devices that "
+      "mesh.fsdp times mesh.tensor must divide"
     )
   if slices > 1:
     in_slice = (shape[0] // slices, *shape[1:])
@@ -73,7 +73,7 @@ def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     raise ValueError(f"{named}: at most one may be -1")
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 not in sizes and fixed != devices:
-    raise ValueError(f"{named} make {fixed} devices and there are {devices}: -1 takes what is left")
+    raise ValueError(f"{named} make {fixed}, not {devices} devices: -1 takes what is left")
   if devices % fixed:
     divisors = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
     raise ValueError(

@@ -1,6 +1,8 @@
 """Searches over plans: batches and rematerialisation that fit, meshes to compare."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable
 
 from sedd_jax.parallel import MeshConfig
@@ -11,52 +13,46 @@ from sedd_jax.training.experiment import Experiment
 _POLICIES = ("none", "dots", "full")
 
 
-def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, chips: int) -> Plan:
-  """The plan with the largest batch per chip that fits, and of those the one with least remat.
+def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, devices: int) -> Plan:
+  """The plan with the largest batch that fits, and of those the one with least remat.
 
-  Doubles the batch per chip until nothing fits, then halves the gap. Batches are whole numbers of
-  sequences per chip; accumulation is 1.
+  From the experiment's batch it doubles until nothing fits, or halves until something does, then
+  halves the gap until that is an eighth. Batches are whole numbers of sequences per device (a chip
+  is one device, of tpu7x two); accumulation is 1. Each try is a compilation.
 
   Args:
     plan: compiles an experiment.
     experiment: its batch and remat are replaced.
-    chips: number of chips.
+    devices: number of devices.
 
   Returns:
-    The best plan; the plan of one sequence per chip with full remat where not even that fits.
+    The best plan; that of one sequence per device with full remat where not even that fits.
   """
 
-  def at(per_chip: int, policy: str) -> Plan:
-    return plan(
-      dataclasses.replace(
-        experiment,
-        train=dataclasses.replace(experiment.train, batch_size=per_chip * chips, accumulation=1),
-        model=dataclasses.replace(experiment.model, remat=policy),
-      )
-    )
+  @functools.cache
+  def at(each: int, policy: str) -> Plan:
+    train = dataclasses.replace(experiment.train, batch_size=each * devices, accumulation=1)
+    model = dataclasses.replace(experiment.model, remat=policy)
+    return plan(dataclasses.replace(experiment, train=train, model=model))
 
-  def fitting(per_chip: int) -> Plan | None:
-    # What fits with less remat fits with more: ask the leanest first.
-    leanest = at(per_chip, _POLICIES[-1])
-    return leanest if leanest.fits else None
+  def fits(each: int) -> bool:
+    # What fits with less remat fits with more: ask the leanest.
+    return at(each, _POLICIES[-1]).fits
 
-  low, high, best = 0, 1, None
-  while (found := fitting(high)) is not None:
-    low, high, best = high, 2 * high, found
+  low, high = 0, max(1, experiment.train.batch_size // devices)
+  if fits(high):
+    while fits(high):
+      low, high = high, 2 * high
+  else:
+    while high > 1 and not low:
+      half = high // 2
+      low, high = (half, high) if fits(half) else (0, half)
   while high - low > max(1, low // 8):
     middle = (low + high) // 2
-    found = fitting(middle)
-    if found is None:
-      high = middle
-    else:
-      low, best = middle, found
-  if best is None:
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  if not low:
     return at(1, _POLICIES[-1])
-  for policy in _POLICIES[:-1]:
-    eased = at(low, policy)
-    if eased.fits:
-      return eased
-  return best
+  return next(one for one in (at(low, policy) for policy in _POLICIES) if one.fits)
 
 
 def meshes(text: str) -> list[MeshConfig]:
@@ -67,17 +63,15 @@ def meshes(text: str) -> list[MeshConfig]:
   """
   found = []
   for part in filter(None, (part.strip() for part in text.split(";"))):
-    sizes = {"replica": 1, "fsdp": 1, "tensor": 1}
-    named = set()
+    sizes: dict[str, int] = {}
     for item in part.split(","):
-      axis, _, size = item.strip().partition("=")
-      if axis not in sizes or axis in named or not size.lstrip("-").isdigit():
+      match = re.fullmatch(r"\s*(replica|fsdp|tensor)\s*=\s*(-?[0-9]+)\s*", item)
+      if not match or match.group(1) in sizes:
         raise ValueError(
           f"mesh {part!r}: {item.strip()!r} must be one of replica=N, fsdp=N, tensor=N, each once"
         )
-      named.add(axis)
-      sizes[axis] = int(size)
-    found.append(MeshConfig(**sizes))
+      sizes[match.group(1)] = int(match.group(2))
+    found.append(MeshConfig(**{"replica": 1, "fsdp": 1, "tensor": 1} | sizes))
   if not found:
     raise ValueError(f"no mesh in {text!r}: for example 'fsdp=16;fsdp=4,tensor=4'")
   return found

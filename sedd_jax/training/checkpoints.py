@@ -40,7 +40,7 @@ class Checkpoints:
       preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
     )
     self._network = network
-    self._unpad = jax.jit(lambda state: _fields(network.unpad(state)))
+    self._unpad: Any = None  # Compiled at the first save.
     self._pending: Any = None
 
   def __enter__(self) -> "Checkpoints":
@@ -61,6 +61,9 @@ class Checkpoints:
     if self.latest_step() == step:
       return
     # Orbax takes trees, not bare arrays: the key and the step are wrapped, and so is all else.
+    if self._unpad is None:
+      places = jax.tree.map(lambda x: x.sharding, self._stored(state))
+      self._unpad = jax.jit(self._unpadded, out_shardings=places)
     items = {name: {name: value} for name, value in self._unpad(state).items()}
     self._pending = self._checkpointer.save_checkpointables_async(
       step, items, force=True, custom_metadata={"run": json.dumps(meta)}
@@ -83,15 +86,19 @@ class Checkpoints:
     Args:
       like: shapes and shardings (arrays or ShapeDtypeStructs) of the padded state.
     """
-    abstract = jax.eval_shape(self._unpad, like)
-    items = {
-      name: {name: jax.tree.map(_placed, tree, getattr(like, name))}
-      for name, tree in abstract.items()
-    }
+    items = {name: {name: tree} for name, tree in self._stored(like).items()}
     loaded = self._checkpointer.load_checkpointables(step, items)
-    state = TrainState(**{name: loaded[name][name] for name in abstract})
+    state = TrainState(**{name: loaded[name][name] for name in items})
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(self._network.pad, out_shardings=shardings)(state)
+
+  def _unpadded(self, state: TrainState) -> dict[str, Any]:
+    return _fields(self._network.unpad(state))
+
+  def _stored(self, like: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a padded state, as shapes with their places."""
+    abstract = jax.eval_shape(self._unpadded, like)
+    return {name: jax.tree.map(_placed, x, getattr(like, name)) for name, x in abstract.items()}
 
   def load_average(self, step: int) -> Params:
     """The moving average of the parameters alone, padded, on the first device."""
@@ -117,9 +124,12 @@ def _fields(state: TrainState) -> dict[str, Any]:
 
 
 def _placed(unpadded: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:
-  """Where to load a leaf: as `like` is sharded; a table whose padding is cut off goes whole to all
-  devices first, since its own size need not divide."""
+  """Where an unpadded leaf lives: as `like`, but whole along the axis whose padding is cut off,
+  since its own size need not divide."""
   sharding = like.sharding
   if unpadded.shape != like.shape and isinstance(sharding, jax.sharding.NamedSharding):
-    sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P())
+    spec = sharding.spec + (None,) * (len(like.shape) - len(sharding.spec))
+    sizes = zip(spec, unpadded.shape, like.shape, strict=True)
+    kept = (axis if size == padded else None for axis, size, padded in sizes)
+    sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P(*kept))
   return jax.ShapeDtypeStruct(unpadded.shape, unpadded.dtype, sharding=sharding)

@@ -6,8 +6,9 @@ from sedd_jax.models import Network
 def forward_flops(network: Network, batch: int, length: int) -> float:
   """Matrix operations of one forward pass, 2 for each multiplication and addition.
 
-  Attention counts in full (it is bidirectional), padding of the vocabulary does not, and nothing
-  is counted twice for rematerialisation. A training step takes three times as much.
+  Attention counts in full (it is bidirectional). Padding of the vocabulary does not, nor do the two
+  small layers that read the noise level, and nothing is counted twice for rematerialisation. A
+  training step takes three times as much.
 
   Args:
     batch: number of sequences.
