@@ -7,16 +7,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling tiny programs: LLVM's optimizer would double it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # And what one test has compiled, the next need not, nor the processes that tests start.
-_CACHE = tempfile.TemporaryDirectory(prefix="sedd_jax_tests")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sedd_jax_tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import atexit
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

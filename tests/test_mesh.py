@@ -275,11 +275,12 @@ class FakeDevice(types.SimpleNamespace):
   __hash__ = object.__hash__
 
 
-def fake_slices(slices, per_slice):
+def fake_slices(slices, per_slice, platform="tpu"):
   """Devices of several slices, as far as a mesh looks at them."""
   return [
     FakeDevice(
-      id=s * per_slice + i, process_index=s, slice_index=s, platform="fake", device_kind="fake",
+      id=s * per_slice + i, process_index=s, slice_index=s, platform=platform, device_kind="fake",
+      coords=(i % 2, i // 2, 0), core_on_chip=0,
     )
     for s in range(slices)
     for i in range(per_slice)
@@ -293,6 +294,15 @@ def test_slices_lie_along_replica():
   slice_of = np.vectorize(lambda device: device.slice_index)(mesh.devices)
   assert (slice_of == slice_of[:, :1, :1]).all(), "fsdp leaves a slice"
   assert set(slice_of[:2].flat) != set(slice_of[2:].flat)
+
+
+def test_hosts_of_gpus_are_no_slices():
+  """jax gives every host a slice index; parameters may be sharded over all of them."""
+  mesh = make_mesh(MeshConfig(), fake_slices(2, 4, platform="gpu"))
+  assert dict(mesh.shape) == {"replica": 1, "fsdp": 8, "tensor": 1}
+  mesh = make_mesh(MeshConfig(replica=2, tensor=2), fake_slices(2, 4, platform="gpu"))
+  hosts = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  assert (hosts == np.array([0, 1])[:, None, None]).all()
 
 
 def test_mesh_that_would_shard_parameters_across_slices_is_refused():

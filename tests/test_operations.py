@@ -97,6 +97,43 @@ def test_bad_profile_ranges_are_refused(text):
     Operations(profile_steps=_range(text))
 
 
+@pytest.mark.parametrize(
+  ("steps", "made", "said"),
+  [
+    (None, (0, 10), False),
+    ((3, 5), (0, 10), False),
+    ((3, 5), (4, 10), False),
+    ((3, 5), (5, 10), True),
+    ((8, 12), (0, 10), False),
+    ((11, 12), (0, 10), True),
+  ],
+)
+def test_profile_that_a_run_misses_is_said(tmp_path, steps, made, said):
+  profile = operations.Profile(steps, tmp_path, lead=True)
+  assert bool(profile.missed(*made)) == said
+
+
+def test_profile_starts_late_in_a_resumed_run_and_ends_with_it(tmp_path, monkeypatch):
+  calls = []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append("start"))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+  with operations.Profile((3, 9), tmp_path, lead=True) as profile:
+    for step in (5, 6):
+      profile.before(step)
+      profile.after(step, None)
+    profile.stop()
+  assert calls == ["start", "stop"]
+  with operations.Profile((3, 9), tmp_path, lead=False) as profile:
+    profile.before(3)
+  assert calls == ["start", "stop"], "process 0 alone writes"
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 1e9])
+def test_hang_seconds_out_of_range_are_refused(seconds):
+  with pytest.raises(ValueError, match="--hang_seconds="):
+    Operations(hang_seconds=seconds)
+
+
 def test_watchdog_prints_the_stack_of_a_step_that_hangs():
   code = """
 import time

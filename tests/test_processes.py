@@ -13,6 +13,7 @@ import pytest
 from test_loop import command
 
 from sedd_jax.parallel import processes
+from sedd_jax.training import rundir
 from sedd_jax.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -21,6 +22,8 @@ SLURM = {
   "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n1,n2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",
   "SLURM_LOCALID": "0",
 }  # fmt: skip
+# conftest compiles without optimizing; what holds for users is shown with what users have.
+AS_USERS_RUN = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 EXPLICIT = {
   "JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"
 }  # fmt: skip
@@ -56,7 +59,8 @@ def test_half_of_the_variables_is_refused():
 def joined(monkeypatch):
   """What jax.distributed.initialize is called with."""
   calls = []
-  for name in (*EXPLICIT, *SLURM):
+  open_mpi = [name for name in os.environ if name.startswith("OMPI_")]
+  for name in (*EXPLICIT, *SLURM, *open_mpi):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
   return calls
@@ -78,8 +82,28 @@ def test_alone_nothing_is_joined_unless_asked(joined, monkeypatch):
   processes.initialize("off")
   assert not joined
   monkeypatch.delenv("OMPI_COMM_WORLD_SIZE")
+  processes.initialize("on")
+  assert "num_processes" not in joined[0], "jax is asked what it knows (Kubernetes)"
+
+
+def test_on_without_others_fails_with_what_would_do(joined, monkeypatch):
+  def refuse(**arguments):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", refuse)
   with pytest.raises(ValueError, match="--distributed=on, but nothing says"):
     processes.initialize("on")
+
+
+def test_address_without_the_numbers_is_refused_and_beside_a_launcher_passed_on(
+  joined, monkeypatch
+):
+  with pytest.raises(ValueError, match=r"--coordinator_address=h:9 needs --num_processes and"):
+    processes.initialize(coordinator_address="h:9")
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+  processes.initialize(coordinator_address="h:9")
+  assert joined[0]["coordinator_address"] == "h:9"
 
 
 def test_slurm_is_left_to_jax(joined, monkeypatch):
@@ -107,13 +131,24 @@ def test_process_beyond_the_last_is_refused(joined):
     processes.initialize(coordinator_address="h:9", num_processes=2, process_id=2)
 
 
+def test_run_of_another_process_is_recognised(tmp_path, monkeypatch):
+  monkeypatch.setattr(rundir, "_SHARED_SECONDS", 0.0)
+  meta = {"config": {"split": (0.9, 1.0)}, "corpus": {"name": "a"}, "tokenizer": {"type": "bytes"}}
+  with pytest.raises(FileNotFoundError, match="does not see them"):
+    rundir.check_shared(tmp_path, meta)
+  rundir.write_run(tmp_path, meta)
+  rundir.check_shared(tmp_path, meta)
+  with pytest.raises(ValueError, match=r"does not run what process 0 runs: corpus\.json in"):
+    rundir.check_shared(tmp_path, meta | {"corpus": {"name": "b"}})
+
+
 # --- real processes
 
 
 class Pair:
   """Two processes of one tiny run, two fake devices each."""
 
-  def __init__(self, workdir, *overrides):
+  def __init__(self, workdir, *overrides, of_second=()):
     with socket.socket() as found:
       found.bind(("127.0.0.1", 0))
       port = found.getsockname()[1]
@@ -124,14 +159,15 @@ class Pair:
       variables = {
         "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_PROCESS_ID": str(i),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
+        **AS_USERS_RUN,
       }  # fmt: skip
       with output.open("w") as file:
         self.processes.append(
           subprocess.Popen(
             [
-              *command(workdir, *overrides), "--config.report.log_every=1",
-              f"--heartbeat_timeout={HEARTBEAT}", "--config.mesh.replica=1",
-              "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
+              *command(workdir, *overrides), *(of_second if i else ()),
+              "--config.report.log_every=1", f"--heartbeat_timeout={HEARTBEAT}",
+              "--config.mesh.replica=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
             ],
             stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables, cwd=REPOSITORY,
           )
@@ -165,8 +201,8 @@ def pair():
   """Starts pairs; none is left running."""
   started = []
 
-  def start(workdir, *overrides):
-    started.append(Pair(workdir, *overrides))
+  def start(workdir, *overrides, of_second=()):
+    started.append(Pair(workdir, *overrides, of_second=of_second))
     return started[-1]
 
   yield start
@@ -230,10 +266,20 @@ def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_l
   assert "Next: sedd sample" in run.text(0)
   alone = tmp_path / "alone"
   one = [*command(alone, f"--config.train.steps={last}"), "--config.report.log_every=1"]
-  subprocess.run(one, check=True, cwd=REPOSITORY, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  subprocess.run(one, check=True, cwd=REPOSITORY, env=os.environ | AS_USERS_RUN)
   want, got = curve(alone), curve(workdir)
   assert sorted(got) == sorted(want) == list(range(1, last + 1))
   np.testing.assert_allclose([got[i] for i in want], list(want.values()), rtol=1e-6)
+
+
+@pytest.mark.slow  # A minute's patience with file systems.
+@pytest.mark.multiprocess
+def test_processes_that_would_run_different_things_are_refused(tmp_path, pair):
+  """Two seeds: without the check both would train to the end on nonsense."""
+  run = pair(tmp_path / "run", "--config.train.steps=5", of_second=["--config.seed=1"])
+  assert run.processes[1].wait(timeout=120) == 2, run.text(1)
+  assert "process 1 does not run what process 0 runs: config.json" in run.text(1)
+  assert run.processes[0].wait(timeout=2 * HEARTBEAT) not in (0, 143), run.text(0)
 
 
 @pytest.mark.multiprocess

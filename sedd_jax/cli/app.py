@@ -32,7 +32,7 @@ def run(
     try:
       code = main()
     except KeyboardInterrupt:
-      sys.exit(130)
+      _leave(130, "interrupted", on_error)
     except (TimeoutError, ConnectionError) as error:
       # Not the user's doing: another process or a server does not answer. Trying again may help.
       _leave(1, str(error), on_error)

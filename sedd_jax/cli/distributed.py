@@ -1,6 +1,7 @@
 """The flags by which a process joins others, and how it leaves them."""
 
 import sys
+import time
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ _HEARTBEAT = flags.DEFINE_integer(
   "heartbeat_timeout", 60, "Seconds after which a silent process counts as lost."
 )
 
+_USER_ERROR = 2
+_LAST_SECONDS = 5.0
+
 
 def join() -> None:
   """Joins the other processes, as the flags and the environment say."""
@@ -31,6 +35,8 @@ def join() -> None:
     process_id=_INDEX.value,
     heartbeat_timeout=_HEARTBEAT.value,
   )
+  if jax.distributed.is_initialized():
+    processes.pass_on_interrupt()
 
 
 def leave(code: int) -> None:
@@ -38,13 +44,22 @@ def leave(code: int) -> None:
 
   They may wait for this process in a collective, and it would wait for them at its exit.
   """
-  if jax.distributed.is_initialized() and jax.process_count() > 1:
-    print(
-      f"process {jax.process_index()} of {jax.process_count()} stops; the others stop within twice "
-      f"--heartbeat_timeout={_HEARTBEAT.value} seconds. Started again, the same command goes on "
-      "from the last checkpoint.",
-      file=sys.stderr,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    processes.leave_at_once(code)
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    return
+  index, count = jax.process_index(), jax.process_count()
+  again = (
+    ""
+    if code == _USER_ERROR
+    else (" Started again, the same command goes on from the last checkpoint.")
+  )
+  print(
+    f"process {index} of {count} stops; the others stop within twice "
+    f"--heartbeat_timeout={_HEARTBEAT.value} seconds.{again}",
+    file=sys.stderr,
+  )
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if index == 0 and code == _USER_ERROR:
+    # The coordinator goes last: the others are about to find the same error, and to say so.
+    time.sleep(_LAST_SECONDS)
+  processes.leave_at_once(code)

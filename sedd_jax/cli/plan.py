@@ -29,8 +29,9 @@ USAGE = """Compiles a run's real training step for TPU chips that are not here.
     --compare='fsdp=64;fsdp=16,tensor=4;replica=4,fsdp=16'
 
 Needs PyPI's libtpu (pip install libtpu) and no TPU. Exits with 0 if the program fits, with 1 if it
-does not, and with 2 if it cannot be planned. The mesh is the config's, as
-in training: several slices need --config.mesh.replica. A compilation takes from 20 seconds to some minutes; --fit makes about six.
+does not, and with 2 if it cannot be planned. The mesh is the config's, as in training: several
+slices need --config.mesh.replica. A compilation takes from 20 seconds to some minutes; --fit makes
+about six.
 """
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
 _TOPOLOGY = flags.DEFINE_string(

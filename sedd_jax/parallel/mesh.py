@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
   """
   devices = jax.devices() if devices is None else list(devices)
   shape = _shape(config, len(devices))
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  slices = _slices(devices)
   if shape[0] % slices:
     raise ValueError(
       f"mesh.replica={shape[0]} must be a multiple of the {slices} slices, for example {slices}: "
@@ -61,6 +61,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
   return jax.sharding.Mesh(
     np.asarray(grid), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
   )
+
+
+def _slices(devices: Sequence[Any]) -> int:
+  """Number of TPU slices. Hosts of GPUs and CPUs carry a slice index too, one each; their network
+  is for JAX's own order of devices to respect, which keeps a host's devices together."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:

@@ -9,9 +9,10 @@ import importlib.util
 import os
 import signal
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 Mode = Literal["auto", "on", "off"]
@@ -59,8 +60,9 @@ def initialize(
   """Joins the other processes. Call it before anything else touches a device.
 
   Args:
-    mode: `auto` joins if the environment or the arguments say that there are others; `on` fails
-      where they do not; `off` never joins.
+    mode: `auto` joins if the environment or the arguments say that there are others; `on` also
+      asks whatever else jax knows (Kubernetes jobs), and fails where nothing says it; `off` never
+      joins.
     coordinator_address: host:port at which process 0 listens; else the environment says it.
     num_processes: how many there are; else the environment says it.
     process_id: which one this is; else the environment says it.
@@ -79,49 +81,52 @@ def initialize(
     if value is not None:
       variables[name] = str(value)
   found = environment(variables, on_tpu=_on_tpu())
-  if found is None:
-    if mode == "on":
+  if found is None and mode == "auto":
+    if coordinator_address is not None:
       raise ValueError(
-        "--distributed=on, but nothing says who the other processes are: give "
-        "--coordinator_address, --num_processes and --process_id, or start it with srun, mpirun or "
-        "on a TPU slice"
+        f"--coordinator_address={coordinator_address} needs --num_processes and --process_id: "
+        "nothing else says them here"
       )
     return
-  arguments = {}
+  arguments: dict[str, Any] = {}
+  if _ADDRESS in variables:
+    arguments["coordinator_address"] = variables[_ADDRESS]
   if found == "explicit":
-    arguments = {
-      "coordinator_address": variables[_ADDRESS],
-      "num_processes": int(variables[_COUNT]),
-      "process_id": int(variables[_INDEX]),
-    }
-    if not 0 <= arguments["process_id"] < arguments["num_processes"]:
+    arguments |= _numbers(variables, _COUNT, _INDEX)
+  elif found == "openmpi" and "OMPI_MCA_orte_hnp_uri" not in variables:
+    # Open MPI up to 4 names the launcher's host, and jax reads all from there; 5 does not.
+    if _ADDRESS not in variables:
       raise ValueError(
-        f"process_id={process_id or variables[_INDEX]} must lie in [0, {variables[_COUNT]})"
+        f"Open MPI 5 does not say where process 0 runs: set {_ADDRESS}=HOST:PORT or give "
+        "--coordinator_address"
       )
-  elif found == "openmpi":
-    arguments = _openmpi(variables)
+    arguments |= _numbers(variables, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+  try:
+    _join(arguments, heartbeat_timeout)
+  except ValueError as error:
+    if found is not None:
+      raise
+    raise ValueError(
+      "--distributed=on, but nothing says who the other processes are: give "
+      "--coordinator_address, --num_processes and --process_id, or start it with srun, mpirun, on "
+      f"a TPU slice or as a Kubernetes job ({error})"
+    ) from error
+
+
+def _numbers(variables: Mapping[str, str], count: str, index: str) -> dict[str, int]:
+  processes, process = int(variables[count]), int(variables[index])
+  if not 0 <= process < processes:
+    raise ValueError(f"process_id={process} must lie in [0, {processes})")
+  return {"num_processes": processes, "process_id": process}
+
+
+def _join(arguments: Mapping[str, Any], heartbeat_timeout: int) -> None:
   jax.distributed.initialize(
     **arguments,
     heartbeat_timeout_seconds=heartbeat_timeout,
     # Longer, and a process that failed alone would hold the others up as it leaves.
     shutdown_timeout_seconds=heartbeat_timeout,
   )
-
-
-def _openmpi(variables: Mapping[str, str]) -> dict:
-  """Open MPI up to 4 names the launcher's host, and jax reads it; 5 does not."""
-  if "OMPI_MCA_orte_hnp_uri" in variables:
-    return {}
-  if _ADDRESS not in variables:
-    raise ValueError(
-      f"Open MPI 5 does not say where process 0 runs: set {_ADDRESS}=HOST:PORT or give "
-      "--coordinator_address"
-    )
-  return {
-    "coordinator_address": variables[_ADDRESS],
-    "num_processes": int(variables["OMPI_COMM_WORLD_SIZE"]),
-    "process_id": int(variables["OMPI_COMM_WORLD_RANK"]),
-  }
 
 
 def _on_tpu() -> bool:
@@ -149,6 +154,37 @@ def agreed_stop(step: int) -> signal.Signals | None:
   JAX's preemption service catches the signal; call this once per step on every process.
   """
   return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+
+
+def agreed(value: int, what: str) -> int:
+  """A number that all processes must hold; that of process 0.
+
+  Raises:
+    ValueError: this process holds another one.
+  """
+  if jax.process_count() == 1:
+    return value
+  first = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+  if first != value:
+    raise ValueError(
+      f"process {jax.process_index()} sees {what} {value}, and process 0 sees {first}: is the "
+      "shared file system not up to date? Started again, they may agree"
+    )
+  return first
+
+
+def pass_on_interrupt() -> None:
+  """From here on Ctrl-C to this process is SIGTERM, which stops all of them together; a second one
+  interrupts this process."""
+
+  def handler(number: int, frame) -> None:
+    del number, frame
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Not print: a handler may run in the middle of another print.
+    os.write(2, b"\nSIGINT: all processes save after this step; again to leave at once\n")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  signal.signal(signal.SIGINT, handler)
 
 
 def leave_at_once(code: int) -> None:

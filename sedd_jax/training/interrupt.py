@@ -11,8 +11,8 @@ from sedd_jax.parallel import processes
 class Interrupt:
   """A context manager that notes the first signal and gives the next its usual effect.
 
-  With several processes a signal to any of them stops all, at the same step: JAX's preemption
-  service catches SIGTERM, and Ctrl-C is passed on to it.
+  With several processes it does nothing but ask: JAX's preemption service catches SIGTERM, and one
+  of them that got it stops all, at the same step. A second SIGTERM is not heard then.
   """
 
   _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,10 +27,8 @@ class Interrupt:
     return self._signal if self._alone else processes.agreed_stop(step)
 
   def __enter__(self) -> "Interrupt":
-    handlers = (
-      dict.fromkeys(self._SIGNALS, self._note) if self._alone else {signal.SIGINT: self._pass_on}
-    )
-    self._previous = {number: signal.signal(number, f) for number, f in handlers.items()}
+    if self._alone:
+      self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
     return self
 
   def __exit__(self, *exception) -> None:
@@ -40,17 +38,8 @@ class Interrupt:
     del frame
     self._signal = signal.Signals(number)
     self._restore()
-    self._say(self._signal.name)
-
-  def _pass_on(self, number: int, frame) -> None:
-    del frame
-    self._restore()
-    self._say(signal.Signals(number).name)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  def _say(self, name: str) -> None:
     # Not print: a handler may run in the middle of another print.
-    os.write(2, f"\n{name}: saving after this step; again to leave at once\n".encode())
+    os.write(2, f"\n{self._signal.name}: saving after this step; again to leave at once\n".encode())
 
   def _restore(self) -> None:
     for number, handler in self._previous.items():

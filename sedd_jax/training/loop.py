@@ -77,7 +77,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   if lead:
     rundir.write_run(workdir, meta)
   processes.barrier("the run directory is written")
-  rundir.check_shared(workdir)
+  rundir.check_shared(workdir, meta)
 
   # ------------------------------------------------------------------------------------------ State
   batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
@@ -86,6 +86,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
 
   with contextlib.ExitStack() as stack:
+    watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     checkpoints = stack.enter_context(
       Checkpoints(
         workdir,
@@ -94,13 +95,12 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         keep_every=experiment.checkpoint.keep_every,
       )
     )
-    first = checkpoints.latest_step() or 0
+    first = processes.agreed(checkpoints.latest_step() or 0, "a newest checkpoint of step")
     state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
     metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
     interrupt = Interrupt()
     clock = Clock(program)
-    watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     profile = stack.enter_context(Profile(operations.profile_steps, workdir, lead=lead))
     feed = stack.enter_context(Feed(batches, program.batch.sharding, first))
     waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
@@ -131,6 +131,8 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
+    if missed := profile.missed(first, num_steps):
+      console.say(missed)
     if first:
       console.say(f"going on from the checkpoint of step {first}")
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
@@ -138,6 +140,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         f"train.steps was {before.train.steps} and is {num_steps}: the cosine schedule is another, "
         "and the learning rate jumps to it"
       )
+    stop = None
     with interrupt:
       for step in range(first + 1, num_steps + 1):
         batch = feed.next()
@@ -146,29 +149,29 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         profile.after(step, values)
         read_waiting()
         waiting = (step, values)
-        if _due(step, experiment.report.evaluate_every) and step < num_steps:
+        # First what must not be lost: a notice may leave half a minute.
+        stop = interrupt.stop(step)
+        if stop or _due(step, experiment.checkpoint.every, num_steps):
+          read_waiting()
+          checkpoints.save(state, meta)
+          clock.pause()
+        if stop or step == num_steps:
+          break
+        if _due(step, experiment.report.evaluate_every):
           read_waiting()
           line = reporter.evaluate(state.ema)
           metrics.write(step, line)
           console.say(reporter.describe(step, line))
           clock.pause()
-        if _due(step, experiment.report.preview_every) and step < num_steps:
+        if _due(step, experiment.report.preview_every):
           read_waiting()
           text = reporter.samples(state.ema, 1)[0]
           if lead:
             rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
           console.say(f"step {step} sample: {_one_line(text)}")
           clock.pause()
-        stop = interrupt.stop(step)
-        if stop or _due(step, experiment.checkpoint.every, num_steps):
-          read_waiting()
-          checkpoints.save(state, meta)
-          clock.pause()
-        if stop:
-          break
-      else:
-        stop = None
       read_waiting()
+      profile.stop()
       checkpoints.wait()
 
     # --------------------------------------------------------------------------------------- Report
@@ -180,6 +183,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         f"{stop.name}: saved step {int(state.step)} in {workdir}. "
         "The same command goes on from there."
       )
+      processes.barrier("all is written")
       return 128 + stop
     if first >= num_steps:
       console.say(f"step {first} was the last; a larger --config.train.steps would go on")
@@ -190,6 +194,8 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       _write_report(workdir, int(state.step), line, texts)
       _draw(workdir, int(state.step), reporter)
     console.say(_closing_text(workdir, line, texts))
+    # A process that ends waits for the others no longer than a heartbeat, and then ends them.
+    processes.barrier("all is written")
   return 0
 
 

@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON object a line, and TensorBoard events."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class MetricsWriter:
     line = {"step": step, "time": round(time.time(), 3), **values}
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
+    os.fsync(self._file.fileno())  # A mounted bucket uploads no earlier.
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
 

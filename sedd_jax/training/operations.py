@@ -13,6 +13,8 @@ from sedd_jax.parallel.chips import device_flops
 from sedd_jax.training.flops import forward_flops
 from sedd_jax.training.program import Program
 
+_LONGEST_HANG = 86_400.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operations:
@@ -34,8 +36,10 @@ class Operations:
     if self.profile_steps and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
       first, last = self.profile_steps
       raise ValueError(f"--profile_steps={first}..{last} must be a range of steps from 1 on")
-    if self.hang_seconds < 0:
-      raise ValueError(f"--hang_seconds={self.hang_seconds} must not be negative")
+    if not 0 <= self.hang_seconds <= _LONGEST_HANG:
+      raise ValueError(
+        f"--hang_seconds={self.hang_seconds} must lie in [0, {_LONGEST_HANG}]; 0 for never"
+      )
 
 
 class Clock:
@@ -88,19 +92,30 @@ class Profile:
     return self
 
   def __exit__(self, *exception) -> None:
-    self._stop()
+    self.stop()
+
+  def missed(self, first: int, last: int) -> str | None:
+    """What to say where steps first + 1 to last will show nothing of the range."""
+    if self._first == math.inf or (first < self._last and self._first <= last):
+      return None
+    return (
+      f"--profile_steps={self._first}..{self._last}: this run makes steps {first + 1} to {last}"
+    )
 
   def before(self, step: int) -> None:
-    if step == self._first and self._lead:
+    """Starts at the first step of the range, or at the first one that a resumed run makes."""
+    if self._lead and not self._running and self._first <= step <= self._last:
       jax.profiler.start_trace(str(self._folder))
       self._running = True
 
   def after(self, step: int, values: Any) -> None:
+    """Ends with the last step of the range."""
     if step == self._last and self._running:
       jax.block_until_ready(values)
-      self._stop()
+      self.stop()
 
-  def _stop(self) -> None:
+  def stop(self) -> None:
+    """Ends; for a run that ends inside the range."""
     if self._running:
       jax.profiler.stop_trace()
       self._running = False

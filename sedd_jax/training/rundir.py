@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ VERSIONS = "versions.json"
 SAMPLES = "samples"
 
 _PARTIAL = ".partial"
+_SHARED_SECONDS = 60.0
 # Sections and fields in which a resumed run may differ from its start.
 _MAY_CHANGE = (
   "report.",
@@ -67,17 +69,36 @@ def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
   write_json(workdir / VERSIONS, versions())
 
 
-def check_shared(workdir: Path) -> None:
-  """Refuses a run directory that this process does not share with process 0.
+def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
+  """Refuses to go on where this process would run something else than process 0 has written down.
+
+  Waits a minute for them: file systems over a network remember for a while what was there.
 
   Raises:
     FileNotFoundError: what process 0 wrote is not there.
+    ValueError: config, corpus or tokenizer of this process are others; the message names which.
   """
-  if not (workdir / CONFIG).is_file():
+  # As JSON, since a tuple is read back as a list.
+  mine = {
+    CONFIG: json.loads(json.dumps(meta["config"])),
+    CORPUS: json.loads(json.dumps(meta["corpus"])),
+    TOKENIZER: json.loads(json.dumps(meta["tokenizer"])),
+  }
+  deadline = time.monotonic() + _SHARED_SECONDS
+  while (found := {name: read_json(workdir, name) for name in mine}) != mine:
+    if time.monotonic() > deadline:
+      break
+    time.sleep(1.0)
+  if None in found.values():
     raise FileNotFoundError(
       f"--workdir={workdir}: process 0 has written the run's files, and process "
       f"{jax.process_index()} does not see them. All processes need the same directory: a shared "
       "file system or a mounted bucket"
+    )
+  if other := [name for name in mine if found[name] != mine[name]]:
+    raise ValueError(
+      f"process {jax.process_index()} does not run what process 0 runs: {', '.join(other)} in "
+      f"{workdir} differ from what it was given. All processes need the same flags and text"
     )
 
 
