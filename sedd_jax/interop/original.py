@@ -149,24 +149,13 @@ def _section(table: Mapping[str, str], tensors: Tensors, prefix: str) -> Params:
   for ours, theirs in table.items():
     name, _, leaf = ours.partition("/")
     if leaf == "kernel":
-      section[name] = {"kernel": _kernel(name, tensors[prefix + theirs])}
+      section[name] = {"kernel": tensors[prefix + theirs].T}
     elif leaf:
       section[name] = {leaf: tensors[prefix + theirs]}
     else:
       weight, bias = (tensors[f"{prefix}{theirs}.{kind}"] for kind in ("weight", "bias"))
-      section[name] = {"kernel": _kernel(name, weight), "bias": bias}
+      section[name] = {"kernel": weight.T, "bias": bias}
   return section
-
-
-def _kernel(name: str, weight: np.ndarray) -> np.ndarray:
-  """Ours is the transpose; queries, keys and values stand on an axis of their own."""
-  kernel = weight.T
-  split = name == "qkv" and kernel.ndim == 2 and kernel.shape[1] % 3 == 0
-  return kernel.reshape(len(kernel), 3, -1) if split else kernel
-
-
-def _weight(kernel: np.ndarray) -> np.ndarray:
-  return kernel.reshape(len(kernel), -1).T
 
 
 def _named_tensors(
@@ -176,7 +165,7 @@ def _named_tensors(
     name, _, leaf = ours.partition("/")
     for kind, x in section[name].items():
       suffix = "" if leaf else f".{'weight' if kind == 'kernel' else kind}"
-      yield prefix + theirs + suffix, _weight(np.asarray(x)) if kind == "kernel" else np.asarray(x)
+      yield prefix + theirs + suffix, np.asarray(x).T if kind == "kernel" else np.asarray(x)
 
 
 def _check_shapes(network: Network, params: Params) -> None:

@@ -5,8 +5,10 @@ The only place where NNX modules are split and merged. Parameter paths:
   ends/{embedding, noise_in, noise_out, norm, modulation, output}/{embedding | kernel, bias | scale}
   blocks/{norm1, qkv, attn_out, norm2, mlp_in, mlp_out, modulation}/{kernel, bias | scale}
 
-Leaves under blocks/ are stacked along a leading axis. `embedding` and `output` are padded in memory
-(`pad`, `unpad`); padded entries are 0, never reach a score and get no gradient.
+Leaves under blocks/ are stacked along a leading axis. In memory (`pad`, `unpad`) two things differ
+from what checkpoints hold: `embedding` and `output` are padded, with entries that are 0, never
+reach a score and get no gradient; and queries, keys and values stand on an axis of their own in
+`qkv`, so that a mesh can cut each of them at its heads.
 """
 
 import dataclasses
@@ -208,14 +210,14 @@ class Network:
     return self.placement.weights(name, jax.tree.map_with_path(leaf, layer))
 
   def pad(self, params: Tree) -> Tree:
-    """Pads the tables of parameters, or of a whole train state, with zeros for use in memory."""
+    """The form in memory of parameters, or of a whole train state: tables padded, `qkv` in three."""
     extra = self.config.padded_states - self.config.num_states
 
     def leaf(path, x):
       axis = _padded_axis(path)
-      if axis is None:
-        return x
-      return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
+      if axis is not None:
+        return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
+      return x.reshape(*x.shape[:2], 3, -1) if _is_qkv(path) else x
 
     return jax.tree.map_with_path(leaf, params)
 
@@ -224,7 +226,9 @@ class Network:
 
     def leaf(path, x):
       axis = _padded_axis(path)
-      return x if axis is None else jax.lax.slice_in_dim(x, 0, self.config.num_states, axis=axis)
+      if axis is not None:
+        return jax.lax.slice_in_dim(x, 0, self.config.num_states, axis=axis)
+      return x.reshape(*x.shape[:2], -1) if _is_qkv(path) else x
 
     return jax.tree.map_with_path(leaf, params)
 
@@ -248,6 +252,14 @@ def _fold_in(keys_B: jax.Array, data: jax.Array) -> jax.Array:
 
 
 def _padded_axis(path: tuple[Any, ...]) -> int | None:
-  """The padded axis of a leaf. Paths may be longer: optimizer states hold trees like params."""
-  keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
-  return _PADDED.get(keys[-3:])
+  """The padded axis of a leaf."""
+  return next((axis for names, axis in _PADDED.items() if names == _names(path)), None)
+
+
+def _is_qkv(path: tuple[Any, ...]) -> bool:
+  return _names(path) == ("blocks", "qkv", "kernel")
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+  """The last three names. Paths may be longer: optimizer states hold trees like params."""
+  return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))[-3:]

@@ -1,8 +1,8 @@
 """Checkpoints of a run: the train state and, beside it, all that is needed to use it again.
 
-The only module that imports orbax. A checkpoint holds one item per
-field of the train state (embedding and output tables without padding, so that any mesh restores
-them), and in its metadata one JSON text: resolved config, tokenizer, identity of the corpus.
+The only module that imports orbax. A checkpoint holds one item per field of the train state (in the
+form of `Network.unpad`, so that any mesh restores it), and in its metadata one JSON text: resolved
+config, tokenizer, identity of the corpus.
 """
 
 import json
@@ -123,13 +123,12 @@ def _fields(state: TrainState) -> dict[str, Any]:
   return {name: getattr(state, name) for name in TrainState.__annotations__}
 
 
-def _placed(unpadded: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:
-  """Where an unpadded leaf lives: as `like`, but whole along the axis whose padding is cut off,
-  since its own size need not divide."""
+def _placed(stored: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:
+  """Where a stored leaf lives: as `like` in memory, but whole along axes that differ there, since
+  their own size need not divide."""
   sharding = like.sharding
-  if unpadded.shape != like.shape and isinstance(sharding, jax.sharding.NamedSharding):
-    spec = sharding.spec + (None,) * (len(like.shape) - len(sharding.spec))
-    sizes = zip(spec, unpadded.shape, like.shape, strict=True)
+  if stored.shape != like.shape and isinstance(sharding, jax.sharding.NamedSharding):
+    sizes = zip(sharding.spec, stored.shape, like.shape, strict=False)
     kept = (axis if size == padded else None for axis, size, padded in sizes)
     sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P(*kept))
-  return jax.ShapeDtypeStruct(unpadded.shape, unpadded.dtype, sharding=sharding)
+  return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
