@@ -210,7 +210,7 @@ class Network:
     return self.placement.weights(name, jax.tree.map_with_path(leaf, layer))
 
   def pad(self, params: Tree) -> Tree:
-    """The form in memory of parameters, or of a whole train state: tables padded, `qkv` in three."""
+    """The form in memory of parameters or of a whole train state: tables padded, `qkv` in three."""
     extra = self.config.padded_states - self.config.num_states
 
     def leaf(path, x):
