@@ -51,7 +51,7 @@ class OnMesh(Placement):
     """Gathers what is sharded over fsdp; its gradient is scattered back as it is summed."""
 
     def leaf(path, x):
-      spec = spec_of("/".join(filter(None, (name, path_name(path)))))
+      spec = spec_of(f"{name}/{path_name(path)}")
       if name.startswith("blocks"):
         spec = P(*spec[1:])
       if "fsdp" not in spec:
@@ -103,4 +103,4 @@ def _gathered(
     return (jax.lax.with_sharding_constraint(cotangent, stored),)
 
   gather.defvjp(lambda x: (gather(x), None), backward)
-  return gather(jax.lax.with_sharding_constraint(jnp.asarray(x), stored))
+  return gather(jax.lax.with_sharding_constraint(x, stored))

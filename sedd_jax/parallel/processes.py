@@ -185,8 +185,3 @@ def pass_on_interrupt() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
   signal.signal(signal.SIGINT, handler)
-
-
-def leave_at_once(code: int) -> None:
-  """Ends this process without waiting for the others, who then see that it is gone."""
-  os._exit(code)
