@@ -23,13 +23,16 @@ from sedd_jax.diffusion.score import (
   ScoreStats,
   dense_log_score,
   dense_stats,
+  stats_of_columns,
 )
+from sedd_jax.diffusion.tiles import Columns
 
 __all__ = [
   "END_TIME",
   "MIN_TIME",
   "STEPS",
   "Absorbing",
+  "Columns",
   "Euler",
   "Geometric",
   "Given",
@@ -58,4 +61,5 @@ __all__ = [
   "sample",
   "sample_categorical",
   "sample_times",
+  "stats_of_columns",
 ]

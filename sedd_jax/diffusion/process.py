@@ -68,22 +68,15 @@ class Absorbing:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
     return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
 
-  def stats(
-    self,
-    log_score: jax.Array,
-    x: jax.Array,
-    x0: jax.Array,
-    *,
-    first: jax.typing.ArrayLike = 0,
-  ) -> ScoreStats:
-    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything.
-
-    Columns may start at state `first`, and then the result is what they add (`dense_stats`).
-    """
-    x = jnp.asarray(x)
+  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything."""
     # Zeroed before exp: an overflow there would meet a zero cotangent, and inf times 0 is NaN.
-    log_score = jnp.where((x == self.mask_id)[..., None], as_float(log_score), 0.0)
-    return dense_stats(log_score, x, x0, num_states=self.num_states, first=first)
+    log_score = jnp.where(self.can_jump_back(x)[..., None], as_float(log_score), 0.0)
+    return dense_stats(log_score, x, x0)
+
+  def can_jump_back(self, x: jax.Array) -> jax.Array:
+    """bool, shape of x: masked tokens alone. The others have no score entropy and never change."""
+    return jnp.asarray(x) == self.mask_id
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -199,16 +192,13 @@ class Uniform:
     """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
     return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
 
-  def stats(
-    self,
-    log_score: jax.Array,
-    x: jax.Array,
-    x0: jax.Array,
-    *,
-    first: jax.typing.ArrayLike = 0,
-  ) -> ScoreStats:
-    """What the score entropy needs of dense rows, or of columns from state `first` on."""
-    return dense_stats(log_score, x, x0, num_states=self.num_states, first=first)
+  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+    """What the score entropy needs of dense rows."""
+    return dense_stats(log_score, x, x0)
+
+  def can_jump_back(self, x: jax.Array) -> jax.Array:
+    """bool, shape of x: every token, by a reverse jump."""
+    return jnp.ones(jnp.shape(x), bool)
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike

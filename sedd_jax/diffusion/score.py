@@ -1,8 +1,8 @@
 """Three numbers per position: all that the score entropy needs of a row of log scores.
 
 This is the seam between mathematics and speed (docs/math.md, section 4). The formulas in
-`process.py` take a `ScoreStats` and don't know whether it came from a dense row or from tiles that
-never held [B, L, V].
+`process.py` take a `ScoreStats` and don't know whether it came from a dense row or from tiles of
+the output layer (`tiles.py`) that never held [B, L, V].
 
 The parameterizations live here too: they say how a network's raw outputs become log scores.
 """
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sedd_jax.diffusion.numerics import as_float, is_state, log_expm1
+from sedd_jax.diffusion.tiles import Columns, Rows, RowSums, row_sums
 
 Parameterization = Literal["score", "scaled", "conditional"]
 
@@ -31,34 +32,77 @@ class ScoreStats(NamedTuple):
   at_x0: jax.Array
 
 
-def dense_stats(
-  log_score: jax.Array,
-  x: jax.Array,
-  x0: jax.Array,
-  *,
-  num_states: int,
-  first: jax.typing.ArrayLike = 0,
-) -> ScoreStats:
-  """ScoreStats of a dense row, or what some of its columns add to them.
+def dense_stats(log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+  """ScoreStats of dense rows.
 
   Args:
-    log_score: float[..., C]; the own entry is ignored, whatever it holds, and so are columns
-      beyond the last state.
+    log_score: float[..., S]; the own entry is ignored, whatever it holds.
     x: int[...], current tokens.
     x0: int[...], clean tokens.
-    num_states: S.
-    first: state of the first column.
   """
   z = as_float(log_score)
-  width = z.shape[-1]
-  x, x0 = jnp.asarray(x), jnp.asarray(x0)
-  left_out = is_state(x - first, width) | (_states(z, first) >= num_states)
-  z = jnp.where(left_out, 0.0, z)
+  own = is_state(x, z.shape[-1])
+  z = jnp.where(own, 0.0, z)
   return ScoreStats(
-    sum_exp=_sum(jnp.where(left_out, 0.0, jnp.exp(z))),
+    sum_exp=_sum(jnp.where(own, 0.0, jnp.exp(z))),
     sum_log=_sum(z),
-    at_x0=jnp.sum(jnp.where(is_state(x0 - first, width), z, 0.0), axis=-1),
+    at_x0=jnp.sum(jnp.where(is_state(x0, z.shape[-1]), z, 0.0), axis=-1),
   )
+
+
+def stats_of_columns(
+  hidden: jax.Array,
+  columns: Columns,
+  x: jax.Array,
+  x0: jax.Array,
+  total: jax.Array,
+  needed: jax.Array,
+  *,
+  num_states: int,
+  vocab_size: int,
+  parameterization: Parameterization,
+  axis: str | None = None,
+) -> ScoreStats:
+  """ScoreStats from hidden states and the output layer, without its outputs [..., S].
+
+  The same as `dense_log_score` and `dense_stats` of the outputs, in the rows that are needed; 0 in
+  the others.
+
+  Args:
+    hidden: float[..., D], in the dtype of the products.
+    columns: the output layer, or the part of it that is here.
+    x: int[...], the network's input tokens.
+    x0: int[...], clean tokens.
+    total: float, broadcasts to the shape of x; total noise.
+    needed: bool[...], whose stats are wanted.
+    num_states: S.
+    vocab_size: V, the number of real tokens.
+    parameterization: see `dense_log_score`.
+    axis: mapped axis over which devices hold the other columns, if they do.
+
+  Raises:
+    ValueError: the parameterization is unknown.
+  """
+  shape = needed.shape
+  rows = Rows(*(jnp.asarray(z).reshape(-1) for z in (x, x0, needed)))
+  sums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
+  sums = jax.tree.map(lambda z: z.reshape(shape), sums if axis is None else _over(sums, axis))
+  total = jnp.broadcast_to(as_float(total), shape)
+  log_norm = jnp.log(jnp.where(needed, sums.sum_exp, 1.0)) + sums.largest
+  # Where nothing is needed the shift may be infinite, and 0 times infinity is NaN.
+  shift = jnp.where(needed, _shift(total, log_norm, vocab_size, parameterization), 0.0)
+  return ScoreStats(
+    sum_exp=sums.sum_exp * jnp.exp(sums.largest - shift),
+    sum_log=sums.sum_raw - (num_states - 1) * shift,
+    at_x0=jnp.where(rows.x.reshape(shape) == rows.x0.reshape(shape), 0.0, sums.at_x0 - shift),
+  )
+
+
+def _over(sums: RowSums, axis: str) -> RowSums:
+  """The sums over the columns of all devices of a mapped axis. A device may have none."""
+  largest = jax.lax.pmax(jax.lax.stop_gradient(sums.largest), axis)
+  sum_exp = sums.sum_exp * jnp.exp(sums.largest - largest)
+  return RowSums(largest, *jax.lax.psum((sum_exp, sums.sum_raw, sums.at_x0), axis))
 
 
 def dense_log_score(
@@ -68,60 +112,45 @@ def dense_log_score(
   *,
   vocab_size: int,
   parameterization: Parameterization,
-  first: jax.typing.ArrayLike = 0,
-  axis: str | None = None,
 ) -> jax.Array:
   """Log scores from a network's raw outputs.
 
   Args:
-    raw: float[..., C], the head's outputs: all S states, or some columns.
+    raw: float[..., S], the output layer's.
     x: int[...], the network's input tokens.
     total: float, broadcasts to the shape of x; total noise.
     vocab_size: V, the number of real tokens.
     parameterization: `score` (raw as it is), `scaled` (minus log expm1(total) minus log V: SEDD's
       `scale_by_sigma`), or `conditional` (normalised over the real tokens, then divided by
       expm1(total): MDLM, RADD, MD4). The last two are for the absorbing process.
-    first: state of the first column.
-    axis: mapped axis over which devices hold the other columns, if they do.
 
   Returns:
-    float[..., C] of at least float32; the own entry is 0.
+    float[..., S] of at least float32; the own entry is 0.
 
   Raises:
     ValueError: the parameterization is unknown.
   """
   z = as_float(raw)
   total = as_float(total)[..., None]
+  log_norm = jax.nn.logsumexp(z[..., :vocab_size], axis=-1, keepdims=True)
+  shift = _shift(total, log_norm, vocab_size, parameterization)
+  return jnp.where(is_state(x, z.shape[-1]), 0.0, z - shift)
+
+
+def _shift(
+  total: jax.Array, log_norm: jax.Array, vocab_size: int, parameterization: Parameterization
+) -> jax.Array:
+  """Raw outputs minus log scores, given the logsumexp of the raw outputs over real tokens."""
   match parameterization:
     case "score":
-      pass
+      return jnp.zeros_like(total)
     case "scaled":
-      z = z - log_expm1(total) - jnp.log(jnp.asarray(vocab_size, z.dtype))
+      return log_expm1(total) + jnp.log(jnp.asarray(vocab_size, total.dtype))
     case "conditional":
-      z = z - _log_norm(z, _states(z, first) < vocab_size, axis) - log_expm1(total)
-    case _:
-      raise ValueError(
-        f"parameterization={parameterization!r} must be one of 'score', 'scaled', 'conditional'"
-      )
-  return jnp.where(is_state(jnp.asarray(x) - first, raw.shape[-1]), 0.0, z)
-
-
-def _states(z: jax.Array, first: jax.typing.ArrayLike) -> jax.Array:
-  """int32, the state of each column."""
-  return jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) + first
-
-
-def _log_norm(z: jax.Array, real: jax.Array, axis: str | None) -> jax.Array:
-  """logsumexp over the real columns of all devices, float[..., 1]. A device may have none."""
-  z = jnp.where(real, z, -jnp.inf)
-  most = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-  if axis is not None:
-    most = jax.lax.pmax(most, axis)
-  most = jnp.where(jnp.isfinite(most), most, 0.0)
-  total = jnp.sum(jnp.exp(z - most), axis=-1, keepdims=True)
-  if axis is not None:
-    total = jax.lax.psum(total, axis)
-  return jnp.log(total) + most
+      return log_expm1(total) + log_norm
+  raise ValueError(
+    f"parameterization={parameterization!r} must be one of 'score', 'scaled', 'conditional'"
+  )
 
 
 def _sum(z: jax.Array) -> jax.Array:

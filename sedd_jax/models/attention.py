@@ -17,10 +17,14 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 Kernel = Literal["xla", "splash", "cudnn", "auto"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
+# The name by which rematerialisation may keep what attention returns, and for splash what else its
+# backward pass needs.
+ATTENTION = "attention"
 # From queries, keys and values [B, L, H, K] to outputs of the same shape.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -90,8 +94,10 @@ def attention(
       interpret = per_shard.device.platform == "cpu"
       return per_shard(functools.partial(_splash, interpret=interpret))(q_BLHK, k_BLHK, v_BLHK)
     case "cudnn":
-      return jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation="cudnn")
-  return _xla(q_BLHK, k_BLHK, v_BLHK)
+      out = jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation="cudnn")
+    case _:
+      out = _xla(q_BLHK, k_BLHK, v_BLHK)
+  return checkpoint_name(out, ATTENTION)
 
 
 def choose(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> Kernel:
@@ -214,7 +220,12 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
   # Numpy arrays outlive the trace and the backend that asked first.
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha(
-      mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+      mask,
+      block_sizes=sizes,
+      head_shards=1,
+      q_seq_shards=1,
+      residual_checkpoint_name=ATTENTION,
+      interpret=interpret,
     )
     return jax.tree.map(np.asarray, kernel)
 

@@ -19,9 +19,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sedd_jax.diffusion import Parameterization, Process, ScoreStats, dense_log_score
+from sedd_jax.diffusion import (
+  Parameterization,
+  Process,
+  ScoreStats,
+  dense_log_score,
+  stats_of_columns,
+)
 from sedd_jax.models.placement import Placement
-from sedd_jax.models.score_transformer import Block, Ends, ScoreTransformerConfig
+from sedd_jax.models.score_transformer import KEPT, Block, Ends, ScoreTransformerConfig
 
 Params = dict[str, Any]
 Tree = TypeVar("Tree")
@@ -31,10 +37,6 @@ _PADDED = {
   ("ends", "embedding", "embedding"): 0,
   ("ends", "output", "kernel"): 1,
   ("ends", "output", "bias"): 0,
-}
-_REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -118,11 +120,12 @@ class Network:
       return h_BLD, None
 
     if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat])
+      kept = jax.checkpoint_policies.save_only_these_names(*KEPT[self.config.remat])
+      body = jax.checkpoint(body, policy=kept)
     table_SD = params["ends"]["embedding"]["embedding"].astype(self.config.stream_dtype)
     h_BLD = place.activations(place.lookup(table_SD, tokens))
     layers = jnp.arange(self.config.blocks)
-    h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], layers))
+    h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], layers), unroll=self.config.unroll)
     return ends.finish(place.activations(h_BLD), cond_BC)
 
   def head(self, params: Params) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +151,13 @@ class Network:
       tokens: int[B, L].
       total: float[B], total noise.
     """
-    return self._log_score(self.raw(params, tokens, total), tokens, total)
+    return dense_log_score(
+      self.raw(params, tokens, total),
+      tokens,
+      total[:, None],
+      vocab_size=self.process.vocab_size,
+      parameterization=self.parameterization,
+    )
 
   def score_stats(
     self,
@@ -160,15 +169,32 @@ class Network:
   ) -> ScoreStats:
     """The three numbers per position that the loss needs; see `diffusion/score.py`."""
     hidden_BLD = self.hidden(params, x, total, dropout_keys)
-    kernel_DS, bias_S = self.head(params)
+    return self.stats_of_hidden(params, hidden_BLD, x, x0, total)
 
-    def stats(hidden_BLD, kernel_DC, bias_C, x, x0, total, *, first, axis):
-      raw_BLC = self._columns(hidden_BLD, kernel_DC, bias_C)
-      log_score_BLC = self._log_score(raw_BLC, x, total, first=first, axis=axis)
-      return self.process.stats(log_score_BLC, x, x0, first=first)
+  def stats_of_hidden(
+    self, params: Params, hidden_BLD: jax.Array, x: jax.Array, x0: jax.Array, total: jax.Array
+  ) -> ScoreStats:
+    """The end of `score_stats`: the output layer alone, without [B, L, S]."""
 
-    summed = self.placement.summed_columns(stats)
-    return summed(hidden_BLD, kernel_DS, bias_S, x, x0, total)
+    def stats(hidden_BLD, columns, x, x0, total, *, axis):
+      return stats_of_columns(
+        hidden_BLD,
+        columns,
+        x,
+        x0,
+        total[:, None],
+        self.process.can_jump_back(x),
+        num_states=self.process.num_states,
+        vocab_size=self.process.vocab_size,
+        parameterization=self.parameterization,
+        axis=axis,
+      )
+
+    output, dtype = params["ends"]["output"], self.config.dtype
+    on_columns = self.placement.on_columns(stats)
+    return on_columns(
+      hidden_BLD.astype(dtype), output["kernel"].astype(dtype), output["bias"], x, x0, total
+    )
 
   def _columns(self, hidden_BLD: jax.Array, kernel_DC: jax.Array, bias_C: jax.Array) -> jax.Array:
     """Outputs of some columns: a product in the compute dtype, summed in float32 at least."""
@@ -179,24 +205,6 @@ class Network:
       preferred_element_type=self.config.stream_dtype,
     )
     return raw_BLC + bias_C.astype(raw_BLC.dtype)[None, None, :]
-
-  def _log_score(
-    self,
-    raw_BLC: jax.Array,
-    tokens: jax.Array,
-    total: jax.Array,
-    first: jax.typing.ArrayLike = 0,
-    axis: str | None = None,
-  ) -> jax.Array:
-    return dense_log_score(
-      raw_BLC,
-      tokens,
-      total[:, None],
-      vocab_size=self.process.vocab_size,
-      parameterization=self.parameterization,
-      first=first,
-      axis=axis,
-    )
 
   def _used(self, name: str, layer: Params) -> Params:
     """A layer's parameters where products need them, kernels in the dtype that they are used in:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from sedd_jax.diffusion import Columns
 from sedd_jax.models.attention import PerShard
 
 
@@ -39,16 +40,17 @@ class Placement:
     """How an attention kernel runs on each device's own part."""
     return PerShard()
 
-  def summed_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Sums over the columns of the output layer, each device having some.
+  def on_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function of the output layer where its columns are.
 
     Args:
-      function: of (hidden float[B, L, D], kernel float[D, C], bias float[C], tokens, ...) and the
-        keywords `first`, the state of its first column, and `axis`, the mesh axis that columns
-        are sharded over (None: it has them all). Returns a tree of sums over its columns.
+      function: of (hidden float[B, L, D], Columns, ...) and the keyword `axis`, the mesh axis that
+        columns are sharded over (None: all are here). The other arguments and the result are trees
+        of arrays [B, ...]; its sums over columns are over those of all devices.
 
     Returns:
-      A function of the same positional arguments, kernel and bias whole, that returns the sums
-      over all columns.
+      A function of hidden float[B, L, D], kernel float[D, S'], bias float[S'] and the others.
     """
-    return lambda *arguments: function(*arguments, first=0, axis=None)
+    return lambda hidden, kernel, bias, *rest: function(
+      hidden, Columns(kernel, bias, 0), *rest, axis=None
+    )

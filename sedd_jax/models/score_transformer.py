@@ -18,9 +18,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from sedd_jax.models.attention import KERNELS, Kernel, PerShard, attention, rotary
+from sedd_jax.models.attention import ATTENTION, KERNELS, Kernel, PerShard, attention, rotary
 
+# Names of what a block computes and each policy of rematerialisation keeps.
+KEPT = {
+  "dots": ("qkv", ATTENTION, "attn_out", "mlp_in", "mlp_out"),
+  "narrow": ("qkv", ATTENTION, "attn_out", "mlp_out"),
+  "full": (),
+}
 _NOISE_FEATURES = 256
 _MLP_RATIO = 4
 
@@ -37,9 +44,12 @@ class ScoreTransformerConfig:
     cond_dim: C.
     dropout: rate on the outputs of attention and MLP, in training only.
     dtype: compute dtype of linear maps and attention.
-    remat: what a block keeps for its backward pass: `none` (everything), `dots` (matrix products
-      without batch dimensions), `full` (nothing but its input).
+    remat: what a block keeps for its backward pass: `none` (everything), `dots` (its matrix
+      products and the attention kernel's result), `narrow` (those but the widest, the MLP's inner
+      one), `full` (nothing but its input).
     attention: kernel: `xla`, `splash`, `cudnn` or `auto` (`models/attention.py`).
+    unroll: blocks that one iteration of the loop over blocks runs: more compile longer, and save
+      copies of what the backward pass needs.
     pad_multiple: embedding and output tables are padded in memory to a multiple of this.
 
   Raises:
@@ -53,12 +63,13 @@ class ScoreTransformerConfig:
   cond_dim: int = 128
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-  remat: Literal["none", "dots", "full"] = "none"
+  remat: Literal["none", "dots", "narrow", "full"] = "none"
   attention: Kernel = "auto"
+  unroll: int = 1
   pad_multiple: int = 128
 
   def __post_init__(self):
-    for name in ("num_states", "width", "blocks", "heads", "cond_dim", "pad_multiple"):
+    for name in ("num_states", "width", "blocks", "heads", "cond_dim", "unroll", "pad_multiple"):
       if getattr(self, name) < 1:
         raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
     if self.width % (2 * self.heads):
@@ -69,8 +80,8 @@ class ScoreTransformerConfig:
       raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       raise ValueError(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
-    if self.remat not in ("none", "dots", "full"):
-      raise ValueError(f"model.remat={self.remat!r} must be 'none', 'dots' or 'full'")
+    if self.remat != "none" and self.remat not in KEPT:
+      raise ValueError(f"model.remat={self.remat!r} must be 'none', {', '.join(map(repr, KEPT))}")
     if self.attention not in KERNELS:
       raise ValueError(f"model.attention={self.attention!r} must be one of {', '.join(KERNELS)}")
 
@@ -116,19 +127,25 @@ class Block(nnx.Module):
     keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
 
     a_BLD = self.norm1(h_BLD) * (1.0 + scale1) + shift1
-    heads = (*h_BLD.shape[:2], self.heads, -1)
-    qkv_TXD = self.qkv(a_BLD.reshape(-1, a_BLD.shape[-1]))
-    q, k, v = (qkv_TXD[:, i].reshape(heads) for i in range(3))
+    q, k, v = self._qkv(a_BLD)
     out = attention(rotary(q), rotary(k), v, kernel=self.kernel, per_shard=per_shard)
-    out_BLD = _rows(self.attn_out, out.reshape(h_BLD.shape))
+    out_BLD = _kept(_rows(self.attn_out, out.reshape(h_BLD.shape)), "attn_out")
     h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
 
     m_BLD = self.norm2(h_BLD) * (1.0 + scale2) + shift2
-    out_BLD = _rows(self._mlp, m_BLD)
+    out_BLD = _kept(_rows(self._mlp, m_BLD), "mlp_out")
     return h_BLD + gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
 
+  def _qkv(self, a_BLD: jax.Array) -> list[jax.Array]:
+    """Queries, keys and values, float[B, L, H, K]: three products, since cutting one result in
+    three and joining three gradients takes four passes over all of them."""
+    a_TD = a_BLD.reshape(-1, a_BLD.shape[-1]).astype(self.qkv.dtype)
+    kernel_DXD = self.qkv.kernel[...].astype(self.qkv.dtype)
+    heads = (*a_BLD.shape[:2], self.heads, -1)
+    return [_kept(a_TD @ kernel_DXD[:, i], "qkv").reshape(heads) for i in range(3)]
+
   def _mlp(self, m_TD: jax.Array) -> jax.Array:
-    return self.mlp_out(jax.nn.gelu(self.mlp_in(m_TD), approximate=True))
+    return self.mlp_out(jax.nn.gelu(_kept(self.mlp_in(m_TD), "mlp_in"), approximate=True))
 
 
 class Ends(nnx.Module):
@@ -155,6 +172,11 @@ class Ends(nnx.Module):
     modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
     shift, scale = jnp.split(modulation, 2, axis=-1)
     return self.norm(h_BLD) * (1.0 + scale) + shift
+
+
+def _kept(z: jax.Array, name: str) -> jax.Array:
+  """A name by which rematerialisation may keep what a block computes (`KEPT`)."""
+  return checkpoint_name(z, name)
 
 
 def noise_features(total_B: jax.Array) -> jax.Array:
@@ -216,5 +238,9 @@ def _two_keys(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
   if keys_B is None or rate == 0.0:
     return z_BLD
-  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, z_BLD.shape[1:]))(keys_B)
-  return jnp.where(keep, z_BLD / (1.0 - rate), 0.0)
+  dropped = round(rate * 2**16)
+  # Two draws from each random word; `jax.random.bernoulli` would spend a word on each.
+  _, length, width = z_BLD.shape
+  words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-width // 2))))(keys_B)
+  keep = jnp.concatenate([words & 0xFFFF >= dropped, words >> 16 >= dropped], axis=-1)
+  return jnp.where(keep[:, :, :width], z_BLD / (1.0 - dropped / 2**16), 0.0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
+from sedd_jax.diffusion import Columns
 from sedd_jax.models.attention import PerShard
 from sedd_jax.models.placement import Placement
 from sedd_jax.parallel.mesh import BATCH_AXES
@@ -32,6 +33,8 @@ class OnMesh(Placement):
 
   def lookup(self, table_SD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
     """Written out: left to XLA, the gradient of the table moves activations over fsdp."""
+    if self.mesh.size == 1:  # Exchanges with oneself are copies on some backends.
+      return super().lookup(table_SD, tokens_BL)
 
     def of_shard(table, tokens):
       rows = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
@@ -65,24 +68,33 @@ class OnMesh(Placement):
   def per_shard(self) -> PerShard:
     return PerShard(self.mesh)
 
-  def summed_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    if self.mesh.shape["tensor"] == 1:
-      return super().summed_columns(function)
+  def on_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Every device has its own sequences and columns. The loops over tiles end at different times
+    on different devices, so nothing is exchanged inside them."""
+    if self.mesh.size == 1:
+      return super().on_columns(function)
 
-    def of_shard(hidden, kernel_DC, bias_C, *rest):
-      first = jax.lax.axis_index("tensor") * bias_C.shape[0]
-      sums = function(hidden, kernel_DC, bias_C, *rest, first=first, axis="tensor")
-      return jax.lax.psum(sums, "tensor")
+    def of_shard(hidden, kernel, bias, *rest):
+      kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
+      first = jax.lax.axis_index("tensor") * bias.shape[0]
+      return function(hidden, Columns(kernel, bias, first), *rest, axis="tensor")
 
-    def of_all(hidden, kernel_DS, bias_S, *rest):
-      # Over tensor alone: the batch stays with GSPMD, which may leave it undivided.
+    def of_all(hidden, kernel, bias, *rest):
+      batch = P(BATCH_AXES)
+      # Loops start from zeros that do not vary over the mesh, and end with sums that do; checking
+      # that would ask for casts in the mathematics.
       return jax.shard_map(
         of_shard,
         mesh=self.mesh,
-        in_specs=(P(), P(None, "tensor"), P("tensor"), *(P() for _ in rest)),
-        out_specs=P(),
-        axis_names={"tensor"},
-      )(hidden, kernel_DS, bias_S, *rest)
+        in_specs=(
+          batch,
+          spec_of("ends/output/kernel"),
+          spec_of("ends/output/bias"),
+          *(batch for _ in rest),
+        ),
+        out_specs=batch,
+        check_vma=False,
+      )(hidden, kernel, bias, *rest)
 
     return of_all
 

@@ -31,19 +31,23 @@ class Costs:
     return table
 
 
-def costs(text: str, axes: Mapping[str, int], slices: int = 1) -> Costs:
+def costs(
+  text: str, axes: Mapping[str, int], slices: int = 1, open_trips: int | None = None
+) -> Costs:
   """Costs of a compiled program. Of a conditional every branch counts.
 
   Args:
     text: `compiled.as_text()`.
     axes: names and sizes of the mesh's axes, outermost first.
     slices: TPU slices, which divide the outermost axis.
+    open_trips: iterations of a loop whose bounds the program does not tell.
 
   Raises:
-    ValueError: the text holds no entry computation, or a loop whose bounds cannot be read.
+    ValueError: the text holds no entry computation, or a loop whose bounds cannot be read though
+      open_trips does not say what to take.
   """
   computations, entry = hlo.parse(text)
-  runs = hlo.runs(computations, entry)
+  runs = hlo.runs(computations, entry, open_trips)
   fused = hlo.fused(computations)
   flops = hbm_bytes = 0.0
   for name, times in runs.items():

@@ -181,11 +181,18 @@ def fused(computations: Mapping[str, Computation]) -> set[str]:
   }
 
 
-def runs(computations: Mapping[str, Computation], entry: str) -> dict[str, int]:
+def runs(
+  computations: Mapping[str, Computation], entry: str, open_trips: int | None = None
+) -> dict[str, int]:
   """How often each computation runs; of a conditional all branches do.
 
+  Args:
+    computations: of `parse`.
+    entry: name of the one that starts.
+    open_trips: iterations of a loop whose bounds the program does not tell.
+
   Raises:
-    ValueError: a loop's bounds cannot be read.
+    ValueError: a loop's bounds cannot be read, and open_trips does not say what to take.
   """
   runs: dict[str, int] = collections.Counter()
 
@@ -193,7 +200,7 @@ def runs(computations: Mapping[str, Computation], entry: str) -> dict[str, int]:
     runs[name] += times
     for instruction in computations[name].values():
       if instruction.opcode == "while":
-        trips = _trips(instruction, computations[name], computations)
+        trips = _trips(instruction, computations[name], computations, open_trips)
         for body in instruction.called("body"):
           visit(body, times * trips)
       elif instruction.opcode in ("fusion", "call", "async-start", "conditional"):
@@ -205,7 +212,12 @@ def runs(computations: Mapping[str, Computation], entry: str) -> dict[str, int]:
   return dict(runs)
 
 
-def _trips(loop: Instruction, caller: Computation, computations: Mapping[str, Computation]) -> int:
+def _trips(
+  loop: Instruction,
+  caller: Computation,
+  computations: Mapping[str, Computation],
+  open_trips: int | None,
+) -> int:
   """Iterations of a counted loop: i = first; while i < end; i += step."""
   known = re.search(r'known_trip_count[^}]*"n":"?(\d+)', loop.attributes)
   if known:
@@ -226,6 +238,8 @@ def _trips(loop: Instruction, caller: Computation, computations: Mapping[str, Co
     end = _constant(caller, _element(caller, loop.operands[0], fixed))
   beyond = {"LT": 0, "GT": 0, "NE": 0, "LE": 1, "GE": -1}.get(compare.attribute("direction") or "")
   if index is None or first is None or end is None or not step or beyond is None:
+    if open_trips is not None:
+      return open_trips
     raise ValueError(f"loop {loop.name}: bounds {first}, {end}, step {step} cannot be read")
   return max(0, -(-(end + beyond - first) // step))
 

@@ -6,6 +6,7 @@ assigned. Times are roofs: what peak figures allow if all else were free, so rea
 
 import dataclasses
 import functools
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -15,13 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sedd_jax.diffusion.tiles import tile_shape
 from sedd_jax.models.attention import choose
 from sedd_jax.parallel import OnMesh, make_mesh
+from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.planning.costs import costs
 from sedd_jax.planning.exchanges import Collective
 from sedd_jax.planning.slices import Slice, first_line
 from sedd_jax.training.experiment import Experiment
-from sedd_jax.training.flops import forward_flops
+from sedd_jax.training.flops import forward_flops, needed_share
 from sedd_jax.training.program import Program
 
 # How compilers say that HBM is too small; other memories are no matter of batch and mesh.
@@ -51,8 +54,10 @@ class Plan:
     bytes_per_chip: all of them.
     fits: whether they fit, by the compiler's word.
     why_not: its message where they do not.
-    hlo_flops_per_step: matrix operations of all chips, counted through loops and remat.
-    model_flops_per_step: those of the network itself, forward and backward.
+    hlo_flops_per_step: matrix operations of all chips, counted through loops and remat; the output
+      layer in the share of rows that need it on average over times.
+    model_flops_per_step: those of the network itself, forward and backward, the output layer in the
+      same share of rows.
     hbm_traffic_per_chip: bytes read and written in a step, an estimate.
     collective_bytes: bytes that a chip sends in a step, by kind and mesh axes.
     largest_gather_bytes: of the largest array that an all-gather makes on a device.
@@ -117,7 +122,7 @@ def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
   """
   program = _program(experiment, vocab_size, where)
   lowered = program.step.lower(program.state, program.batch)
-  flops = 3 * forward_flops(program.network, experiment.train.batch_size, experiment.data.length)
+  flops = 3 * _forward_flops(program)
   return _plan("train", program, where, lowered, flops, experiment.train.steps)
 
 
@@ -135,13 +140,31 @@ def plan_sampling(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
     (experiment.train.batch_size,), jnp.int32, sharding=program.batch.sharding
   )
   lowered = program.sampler(1).lower(program.state.ema, numbers)
-  flops = 2 * forward_flops(program.network, experiment.train.batch_size, experiment.data.length)
+  flops = 2 * _forward_flops(program)
   return _plan("sample", program, where, lowered, flops, 1)
 
 
 def _program(experiment: Experiment, vocab_size: int, where: Slice) -> Program:
   mesh = make_mesh(experiment.mesh, where.devices)
   return Program(experiment=experiment, mesh=mesh, vocab_size=vocab_size)
+
+
+def _forward_flops(program: Program) -> float:
+  share = needed_share(program.network.process, program.noise)
+  train, data = program.experiment.train, program.experiment.data
+  return forward_flops(program.network, train.batch_size, data.length, share)
+
+
+def _row_tiles(program: Program) -> int:
+  """Tiles of rows that need the output layer, on average over times and at most one more.
+
+  Loops over them are the only ones whose end the program does not tell.
+  """
+  train, shape = program.experiment.train, program.network.config
+  sequences = train.batch_size // train.accumulation // batch_multiple(program.mesh)
+  rows = sequences * program.experiment.data.length
+  height, _ = tile_shape(rows, shape.padded_states // program.mesh.shape["tensor"])
+  return math.ceil(needed_share(program.network.process, program.noise) * rows / height)
 
 
 def _plan(
@@ -217,7 +240,7 @@ def _times(
 ) -> dict[str, Any]:
   """What is counted in the program's text, and the least time that it takes."""
   chip, times, train = where.chip, where.devices_per_chip, program.experiment.train
-  counted = costs(text, program.mesh.shape, where.slices)
+  counted = costs(text, program.mesh.shape, where.slices, _row_tiles(program))
   sent = [(one.between_slices, one.bytes * one.runs * times) for one in counted.collectives]
   dcn = sum(value for between, value in sent if between)
   roofs = {

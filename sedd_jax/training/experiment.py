@@ -97,6 +97,7 @@ class ModelConfig:
   dtype: str = "float32"
   remat: str = "none"
   attention: str = "auto"
+  unroll: int = 1
   pad_multiple: int = 128
 
 

@@ -1,9 +1,26 @@
 """What a network costs by its own shape: the yardstick of MFU."""
 
+import jax.numpy as jnp
+
+from sedd_jax.diffusion import MIN_TIME, Absorbing, Noise, Process
 from sedd_jax.models import Network
 
+_TIMES = 10_000
 
-def forward_flops(network: Network, batch: int, length: int) -> float:
+
+def needed_share(process: Process, noise: Noise) -> float:
+  """Share of positions that need the output layer, at times spread evenly over [MIN_TIME, 1].
+
+  Masked ones for the absorbing process, all for the uniform one. A sampler's times are nearly the
+  same.
+  """
+  if not isinstance(process, Absorbing):
+    return 1.0
+  t = MIN_TIME + (1.0 - MIN_TIME) * (jnp.arange(_TIMES) + 0.5) / _TIMES
+  return float(jnp.mean(-jnp.expm1(-noise.total(t))))
+
+
+def forward_flops(network: Network, batch: int, length: int, share: float = 1.0) -> float:
   """Matrix operations of one forward pass, 2 for each multiplication and addition.
 
   Attention counts in full (it is bidirectional). Padding of the vocabulary does not, nor do the two
@@ -13,10 +30,11 @@ def forward_flops(network: Network, batch: int, length: int) -> float:
   Args:
     batch: number of sequences.
     length: tokens in each.
+    share: share of the tokens that need the output layer (`needed_share`).
   """
   shape = network.config
   tokens, width = batch * length, shape.width
-  linear = shape.blocks * 12 * width**2 + width * shape.num_states
+  linear = shape.blocks * 12 * width**2 + share * width * shape.num_states
   attention = shape.blocks * 2 * length * width
   modulation = shape.cond_dim * width * (6 * shape.blocks + 2)
   return 2.0 * (tokens * (linear + attention) + batch * modulation)

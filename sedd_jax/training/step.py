@@ -81,14 +81,15 @@ def loss_and_grad(
   size = batch.shape[0]
   time_key = jax.random.fold_in(jax.random.fold_in(key, step), size)
 
+  def mean_loss(params, x0, index):
+    t = sample_times(time_key, index, size, sampling=objective.time_sampling)
+    return jnp.mean(objective.per_example(params, x0, t, example_keys(key, step, index)))
+
+  if accumulation == 1:  # Adding to zeros would be two more passes over a tree like params.
+    return jax.value_and_grad(mean_loss)(params, batch, jnp.arange(size, dtype=jnp.int32))
+
   def micro(carry, scanned):
-    x0, index = scanned
-
-    def mean_loss(params):
-      t = sample_times(time_key, index, size, sampling=objective.time_sampling)
-      return jnp.mean(objective.per_example(params, x0, t, example_keys(key, step, index)))
-
-    loss_and_grad = jax.value_and_grad(mean_loss)(params)
+    loss_and_grad = jax.value_and_grad(mean_loss)(params, *scanned)
     return jax.tree.map(lambda a, b: a + b / accumulation, carry, loss_and_grad), None
 
   # Micro-batch a takes the rows a, a + A, ...: each device finds its share in its own rows.

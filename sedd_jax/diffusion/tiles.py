@@ -1,0 +1,235 @@
+"""Sums over the columns of an output layer, tile by tile: [R, S] is never held.
+
+A row of raw outputs enters the score entropy through four sums. They are taken over tiles of rows
+and columns, and the backward pass makes each tile again. Rows that need no sums are skipped: those
+that do are brought to the front, and the loop over row tiles ends after the last of them.
+
+The formulas don't know of tiles: `score.stats_from_sums` makes `ScoreStats` of the sums.
+
+R: rows (positions of all sequences), T: rows of a tile, D: width, C: columns (states) of the output
+layer that are here, W: columns of a tile.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# The shape of a tile. Rows: a sixteenth of all, since half a tile on average is computed for
+# nothing after the last needed row, in the range where a product is efficient; of few a quarter.
+# Columns: at most a sixteenth of [R, C] for a tile, and few enough that the [D, W] sum that it adds
+# to the kernel's gradient stays close to the processor.
+_ROWS = (128, 1024)
+_COLUMNS = 4096
+# Stands for the largest of no entries; not -inf, whose difference with itself is NaN.
+_NOTHING = -1e30
+
+
+class RowSums(NamedTuple):
+  """Sums over the columns y != x of each row of raw outputs, float[R]; 0 in rows not needed.
+
+  Attributes:
+    largest: the largest entry; a constant, which no gradient reaches.
+    sum_exp: sum of exp(raw_y - largest).
+    sum_raw: sum of raw_y.
+    at_x0: raw[x0] if x0 is a column other than x, else 0.
+  """
+
+  largest: jax.Array
+  sum_exp: jax.Array
+  sum_raw: jax.Array
+  at_x0: jax.Array
+
+
+class Columns(NamedTuple):
+  """The columns of the output layer that are here.
+
+  Attributes:
+    kernel: float[D, C], in the dtype of the products.
+    bias: float[C].
+    first: int32[], state of the first column.
+  """
+
+  kernel: jax.Array
+  bias: jax.Array
+  first: jax.typing.ArrayLike
+
+
+class Rows(NamedTuple):
+  """What is asked of each row.
+
+  Attributes:
+    x: int[R], the state that is left out.
+    x0: int[R], the state whose entry is wanted.
+    needed: bool[R], which rows count.
+  """
+
+  x: jax.Array
+  x0: jax.Array
+  needed: jax.Array
+
+
+def tile_shape(rows: int, columns: int) -> tuple[int, int]:
+  """Rows and columns of a tile, (T, W), for R rows and C columns; T times W is at most 2^22."""
+  fewest, most = _ROWS
+  height = min(max(rows / 16, min(rows / 4, fewest)), most)
+  height = max(8, -(-int(height) // 8) * 8)
+  width = max(1, rows * columns // (16 * height))
+  return min(height, rows), min(1 << (width.bit_length() - 1), _COLUMNS, columns)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def row_sums(hidden: jax.Array, columns: Columns, rows: Rows, num_states: int) -> RowSums:
+  """The sums, over the columns that are here, of the rows that are needed.
+
+  Args:
+    hidden: float[R, D], in the dtype of the products, which are summed in float32 at least.
+    columns: of the output layer; those beyond the last state count for nothing.
+    rows: what is asked of each row.
+    num_states: S.
+
+  Returns:
+    RowSums of at least float32.
+  """
+  tiles = _Tiles(hidden, columns, rows, num_states)
+
+  def column_tile(i, sums):
+    def row_tile(j, sums):
+      raw, valid, at_x0 = tiles.outputs(i, j)
+      before = tiles.take(sums, j)
+      largest = jnp.maximum(before.largest, jnp.max(raw, axis=-1, where=valid, initial=_NOTHING))
+      weight = jnp.where(valid, jnp.exp(raw - largest[:, None]), 0.0)
+      after = RowSums(
+        largest,
+        before.sum_exp * jnp.exp(before.largest - largest) + jnp.sum(weight, axis=-1),
+        before.sum_raw + jnp.sum(raw, axis=-1, where=valid),
+        before.at_x0 + jnp.sum(raw, axis=-1, where=at_x0),
+      )
+      return tiles.put(sums, after, j)
+
+    return jax.lax.fori_loop(0, tiles.needed, row_tile, sums)
+
+  zero = jnp.zeros(tiles.padded_rows, tiles.dtype)
+  sums = jax.lax.fori_loop(0, tiles.across, column_tile, RowSums(zero + _NOTHING, zero, zero, zero))
+  return jax.tree.map(lambda x: jnp.where(rows.needed, x[tiles.place], 0.0), sums)
+
+
+def _forward(hidden, columns, rows, num_states):
+  sums = row_sums(hidden, columns, rows, num_states)
+  return sums, (hidden, columns, rows, sums.largest)
+
+
+def _backward(num_states, residuals, cotangent: RowSums):
+  hidden, columns, rows, largest = residuals
+  tiles = _Tiles(hidden, columns, rows, num_states)
+  per_row = jax.tree.map(lambda x: x[tiles.order], cotangent._replace(largest=largest))
+
+  def column_tile(i, grads):
+    d_kernel, d_bias, d_hidden = grads
+
+    def row_tile(j, grads):
+      d_kernel, d_bias, d_hidden = grads
+      raw, valid, at_x0 = tiles.outputs(i, j)
+      of = jax.tree.map(lambda x: x[:, None], tiles.take(per_row, j))
+      d_raw = of.sum_exp * jnp.exp(raw - of.largest) + of.sum_raw + jnp.where(at_x0, of.at_x0, 0.0)
+      d_raw = jnp.where(valid, d_raw, 0.0)
+      rounded = d_raw.astype(hidden.dtype)
+      d_kernel += _product(tiles.hidden(j), rounded, 0, 0)
+      d_bias += jnp.sum(d_raw, axis=0)
+      d_tile = tiles.take(d_hidden, j) + _product(rounded, tiles.kernel(i), 1, 1)
+      return d_kernel, d_bias, tiles.put(d_hidden, d_tile, j)
+
+    here = (
+      jnp.zeros((hidden.shape[1], tiles.width), tiles.dtype),
+      jnp.zeros(tiles.width, tiles.dtype),
+      d_hidden,
+    )
+    of_kernel, of_bias, d_hidden = jax.lax.fori_loop(0, tiles.needed, row_tile, here)
+    start = tiles.start(i)
+    return (
+      _add_slice(d_kernel, of_kernel.astype(d_kernel.dtype), start, axis=1),
+      _add_slice(d_bias, of_bias.astype(d_bias.dtype), start, axis=0),
+      d_hidden,
+    )
+
+  grads = (
+    jnp.zeros_like(columns.kernel),
+    jnp.zeros_like(columns.bias),
+    jnp.zeros((tiles.padded_rows, hidden.shape[1]), tiles.dtype),
+  )
+  d_kernel, d_bias, d_hidden = jax.lax.fori_loop(0, tiles.across, column_tile, grads)
+  d_hidden = jnp.where(rows.needed[:, None], d_hidden[tiles.place], 0.0).astype(hidden.dtype)
+  return d_hidden, Columns(d_kernel, d_bias, None), None
+
+
+row_sums.defvjp(_forward, _backward)
+
+
+class _Tiles:
+  """Where tiles lie: needed rows first, columns in order, the last column tile shifted to end with
+  the last column."""
+
+  def __init__(self, hidden: jax.Array, columns: Columns, rows: Rows, num_states: int):
+    count = hidden.shape[0]
+    self.height, self.width = tile_shape(count, columns.kernel.shape[1])
+    self.padded_rows = -(-count // self.height) * self.height
+    self.across = -(-columns.kernel.shape[1] // self.width)
+    self.dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    front = jnp.cumsum(rows.needed)
+    # Rows not needed follow, in their order; `order` lists rows, `place` says where a row stands.
+    self.place = jnp.where(rows.needed, front - 1, front[-1] + jnp.cumsum(~rows.needed) - 1)
+    self.order = jnp.argsort(~rows.needed, stable=True)
+    self.order = jnp.pad(self.order, (0, self.padded_rows - count))
+    self.needed = -(-front[-1] // self.height)
+    self._hidden, self._columns = hidden[self.order], columns
+    self._rows = Rows(
+      rows.x[self.order], rows.x0[self.order], jnp.arange(self.padded_rows) < front[-1]
+    )
+    self._num_states = num_states
+
+  def outputs(self, i, j) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A tile of raw outputs [T, W], which of its entries count, and which are at x0."""
+    start, rows = self.start(i), self.take(self._rows, j)
+    bias = jax.lax.dynamic_slice_in_dim(self._columns.bias, start, self.width)
+    raw = _product(self.hidden(j), self.kernel(i), 1, 0) + bias.astype(self.dtype)[None, :]
+    column = start + jax.lax.broadcasted_iota(jnp.int32, (1, self.width), 1)
+    state = column + self._columns.first
+    counted = (state < self._num_states) & (column >= i * self.width)
+    valid = counted & (state != rows.x[:, None]) & rows.needed[:, None]
+    return raw, valid, valid & (state == rows.x0[:, None])
+
+  def start(self, i) -> jax.Array:
+    """First column of a column tile."""
+    return jnp.minimum(i * self.width, self._columns.kernel.shape[1] - self.width)
+
+  def kernel(self, i) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(self._columns.kernel, self.start(i), self.width, axis=1)
+
+  def hidden(self, j) -> jax.Array:
+    return self.take(self._hidden, j)
+
+  def take(self, tree, j):
+    """Row tile j of arrays in the order of tiles."""
+    return jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, j * self.height, self.height), tree
+    )
+
+  def put(self, tree, tile, j):
+    return jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, j * self.height, 0), tree, tile
+    )
+
+
+def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+  return jax.lax.dot_general(
+    a,
+    b,
+    (((axis_a,), (axis_b,)), ((), ())),
+    preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+  )
+
+
+def _add_slice(x: jax.Array, part: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+  old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[axis], axis)
+  return jax.lax.dynamic_update_slice_in_dim(x, old + part, start, axis)
