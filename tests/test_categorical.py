@@ -96,3 +96,26 @@ def test_the_tail_test_rejects_float32_gumbel_noise():
     return (jax.random.gumbel(key_tails, (ROWS, TAILS)).max(axis=-1) > head).sum()
 
   assert too_few(races(tails_win)) < 0.01
+
+
+# More states than one race takes: groups of 256, the last one partial.
+
+
+def test_many_states_follow_the_weights(strict_keys):
+  weights = np.random.default_rng(0).dirichlet(np.full(1000, 0.5))
+  weights[256:512] = 0.0  # A group that is never drawn.
+  weights[999] = 0.05
+  weights /= weights.sum()
+  drawn = np.asarray(counts(jax.random.key(5), jnp.log(jnp.asarray(weights)), 400_000))
+  assert not drawn[weights == 0].any()
+  often = weights * 400_000 > 10
+  rest = [(~often * drawn).sum(), (~often * weights).sum()]
+  assert (
+    chi_square_p_value(np.append(drawn[often], rest[0]), np.append(weights[often], rest[1])) > 1e-3
+  )
+
+
+@pytest.mark.parametrize("at", [0, 255, 256, 600])
+def test_the_only_state_with_weight_is_drawn(at):
+  log_weights = jnp.where(jnp.arange(601) == at, -80.0, -jnp.inf)
+  assert (sample_categorical(jax.random.key(2), jnp.tile(log_weights, (100, 1))) == at).all()

@@ -5,6 +5,7 @@ B: sequences, L: positions, N: enumerated sequences.
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,13 @@ from sedd_jax.diffusion import (
   LogLinear,
   Tweedie,
   Uniform,
+  dense_rows,
   sample,
+  sample_rows,
 )
+from sedd_jax.models import Network, ScoreTransformerConfig
+from sedd_jax.models.placement import Placement
+from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
@@ -365,7 +371,7 @@ def test_the_draw_can_be_replaced():
 
   def always_token_1(key, log_weights):
     seen.append(log_weights.shape)
-    return jnp.where(log_weights[:, 1] > -jnp.inf, 1, 0)
+    return jnp.where(log_weights[1] > -jnp.inf, 1, 0)
 
   x = sample(
     flat(process),
@@ -377,7 +383,7 @@ def test_the_draw_can_be_replaced():
     draw=always_token_1,
   )
   assert (x == 1).all()
-  assert set(seen) == {(5, 4)}
+  assert set(seen) == {(4,)}
 
 
 @pytest.mark.parametrize("num_steps", [0, -3])
@@ -391,3 +397,75 @@ def test_no_steps_are_refused(num_steps):
       process=Absorbing(3),
       noise=LogLinear(),
     )
+
+
+# Rows: the output layer where a token can change, and [B, L, S] nowhere.
+
+
+def rows_network(process, mesh=None, dtype="float64", **shape):
+  config = ScoreTransformerConfig(
+    num_states=process.num_states,
+    dropout=0.0,
+    dtype=dtype,
+    **(dict(width=16, blocks=1, heads=2, cond_dim=8) | shape),
+  )
+  network = Network(config=config, process=process, placement=OnMesh(mesh) if mesh else Placement())
+  params = jax.tree.map(
+    lambda x: (x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)).astype(dtype),
+    network.init(jax.random.key(0)),
+  )
+  return network, params
+
+
+def run_rows(fn, keys, network, length=6, num_steps=5):
+  return sample_rows(
+    fn, keys, length=length, num_steps=num_steps, process=network.process, noise=LogLinear()
+  )
+
+
+@both
+def test_rows_in_tiles_sample_what_dense_rows_do(process, x64):
+  network, params = rows_network(process)
+  keys = jax.random.split(jax.random.key(2), 64)
+  dense = dense_rows(functools.partial(network.log_score, params), process)
+  want = jax.jit(lambda keys: run_rows(dense, keys, network))(keys)
+  tiled = functools.partial(network.each_row, params)
+  got = jax.jit(lambda keys: run_rows(tiled, keys, network))(keys)
+  np.testing.assert_array_equal(got, want)
+  assert len(np.unique(got, axis=0)) > 30
+
+
+@both
+@pytest.mark.parametrize("length", [6, 5])  # Tensor shares the positions of the first.
+def test_rows_on_a_mesh_sample_what_one_device_does(process, length, x64):
+  one, params = rows_network(process)
+  keys = jax.random.split(jax.random.key(2), 8)
+  want = run_rows(functools.partial(one.each_row, params), keys, one, length)
+  mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2))
+  network, _ = rows_network(process, mesh)
+  placed = jax.device_put(params, tree_shardings(mesh, params))
+  run = jax.jit(
+    lambda params, keys: run_rows(
+      functools.partial(network.each_row, params), keys, network, length
+    )
+  )
+  np.testing.assert_array_equal(jax.block_until_ready(run(placed, keys)), want)
+
+
+def test_sampling_holds_no_scores_of_all_positions():
+  network, params = rows_network(Absorbing(5000), dtype="float32")
+  keys = jax.random.split(jax.random.key(2), 16)
+
+  def text(rows_fn):
+    run = jax.jit(lambda keys: run_rows(rows_fn, keys, network, length=128))
+    return run.lower(keys).compile().as_text()
+
+  def largest(text):
+    return max(
+      np.prod([int(n) for n in dims.split(",")])
+      for dims in re.findall(r"\b(?:f|u|s|pred)\d*\[([\d,]+)\]", text)
+    )
+
+  dense = dense_rows(functools.partial(network.log_score, params), network.process)
+  assert largest(text(dense)) >= 16 * 128 * 5000
+  assert largest(text(functools.partial(network.each_row, params))) <= 16 * 128 * 5000 / 8

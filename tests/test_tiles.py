@@ -12,6 +12,7 @@ from sedd_jax.diffusion import (
   Columns,
   Uniform,
   dense_log_score,
+  map_rows,
   stats_of_columns,
 )
 from sedd_jax.diffusion.tiles import Rows, row_sums, tile_shape
@@ -219,3 +220,24 @@ def test_the_loop_over_rows_ends_with_the_masked_ones():
   want, wanted = with_gradients(tiled)(hidden, kernel, bias)
   assert got == want
   jax.tree.map(np.testing.assert_array_equal, grads, wanted)
+
+
+@pytest.mark.parametrize("count", [0, 1, 128, 200, 700])
+def test_map_rows_calls_a_function_of_the_needed_rows(count):
+  rng = np.random.default_rng(count)
+  needed = np.zeros(700, bool)
+  needed[rng.permutation(700)[:count]] = True
+  values, seen = rng.normal(size=(700, 3)).astype(np.float32), []
+
+  def function(rows):
+    value, index = rows
+    jax.debug.callback(lambda i: seen.append(np.asarray(i)), index)
+    return index + jnp.sum(value, axis=-1)
+
+  rows = (jnp.asarray(values), jnp.arange(700.0))
+  got = jax.jit(lambda *a: map_rows(function, *a))(rows, jnp.asarray(needed), -jnp.ones(700))
+  jax.effects_barrier()
+  want = np.where(needed, np.arange(700) + values.sum(-1), -1.0)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert len(seen) == -(-count // 128), "tiles of 128 rows, as many as hold the needed ones"
+  assert set(np.flatnonzero(needed)) <= set(np.concatenate([*seen, []]).astype(int))

@@ -17,7 +17,19 @@ from sedd_jax.diffusion.losses import (
 )
 from sedd_jax.diffusion.noise import Geometric, LogLinear, Noise
 from sedd_jax.diffusion.process import Absorbing, Process, Uniform
-from sedd_jax.diffusion.sampling import END_TIME, STEPS, Euler, Given, Step, Tweedie, sample
+from sedd_jax.diffusion.sampling import (
+  END_TIME,
+  STEPS,
+  EachRow,
+  Euler,
+  Given,
+  RowsFn,
+  Step,
+  Tweedie,
+  dense_rows,
+  sample,
+  sample_rows,
+)
 from sedd_jax.diffusion.score import (
   Parameterization,
   ScoreStats,
@@ -25,7 +37,7 @@ from sedd_jax.diffusion.score import (
   dense_stats,
   stats_of_columns,
 )
-from sedd_jax.diffusion.tiles import Columns
+from sedd_jax.diffusion.tiles import Columns, map_rows
 
 __all__ = [
   "END_TIME",
@@ -33,6 +45,7 @@ __all__ = [
   "STEPS",
   "Absorbing",
   "Columns",
+  "EachRow",
   "Euler",
   "Geometric",
   "Given",
@@ -41,6 +54,7 @@ __all__ = [
   "Noise",
   "Parameterization",
   "Process",
+  "RowsFn",
   "ScoreStats",
   "StatsFn",
   "Step",
@@ -51,15 +65,18 @@ __all__ = [
   "bound_terms",
   "denoising_score_entropy",
   "dense_log_score",
+  "dense_rows",
   "dense_stats",
   "enumerated_denoising_score_entropy",
   "example_keys",
   "explicit_score_entropy",
   "from_log_score",
   "implicit_score_entropy",
+  "map_rows",
   "mean_and_stderr",
   "sample",
   "sample_categorical",
+  "sample_rows",
   "sample_times",
   "stats_of_columns",
 ]

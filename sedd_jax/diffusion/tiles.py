@@ -11,7 +11,8 @@ layer that are here, W: columns of a tile.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ import jax.numpy as jnp
 # to the kernel's gradient stays close to the processor.
 _ROWS = (128, 1024)
 _COLUMNS = 4096
+# Rows of a tile that is as wide as the vocabulary.
+_WHOLE_ROWS = (128, 512)
 # Stands for the largest of no entries; not -inf, whose difference with itself is NaN.
 _NOTHING = -1e30
 
@@ -108,9 +111,9 @@ def row_sums(hidden: jax.Array, columns: Columns, rows: Rows, num_states: int) -
       )
       return tiles.put(sums, after, j)
 
-    return jax.lax.fori_loop(0, tiles.needed, row_tile, sums)
+    return jax.lax.fori_loop(0, tiles.tiles, row_tile, sums)
 
-  zero = jnp.zeros(tiles.padded_rows, tiles.dtype)
+  zero = jnp.zeros(tiles.padded, tiles.dtype)
   sums = jax.lax.fori_loop(0, tiles.across, column_tile, RowSums(zero + _NOTHING, zero, zero, zero))
   return jax.tree.map(lambda x: jnp.where(rows.needed, x[tiles.place], 0.0), sums)
 
@@ -145,7 +148,7 @@ def _backward(num_states, residuals, cotangent: RowSums):
       jnp.zeros(tiles.width, tiles.dtype),
       d_hidden,
     )
-    of_kernel, of_bias, d_hidden = jax.lax.fori_loop(0, tiles.needed, row_tile, here)
+    of_kernel, of_bias, d_hidden = jax.lax.fori_loop(0, tiles.tiles, row_tile, here)
     start = tiles.start(i)
     return (
       _add_slice(d_kernel, of_kernel.astype(d_kernel.dtype), start, axis=1),
@@ -156,7 +159,7 @@ def _backward(num_states, residuals, cotangent: RowSums):
   grads = (
     jnp.zeros_like(columns.kernel),
     jnp.zeros_like(columns.bias),
-    jnp.zeros((tiles.padded_rows, hidden.shape[1]), tiles.dtype),
+    jnp.zeros((tiles.padded, hidden.shape[1]), tiles.dtype),
   )
   d_kernel, d_bias, d_hidden = jax.lax.fori_loop(0, tiles.across, column_tile, grads)
   d_hidden = jnp.where(rows.needed[:, None], d_hidden[tiles.place], 0.0).astype(hidden.dtype)
@@ -166,27 +169,76 @@ def _backward(num_states, residuals, cotangent: RowSums):
 row_sums.defvjp(_forward, _backward)
 
 
-class _Tiles:
-  """Where tiles lie: needed rows first, columns in order, the last column tile shifted to end with
-  the last column."""
+def map_rows(
+  function: Callable[..., jax.Array], rows: Any, needed: jax.Array, otherwise: jax.Array
+) -> jax.Array:
+  """A function of rows, called on tiles of those that are needed. Has no gradient.
+
+  Args:
+    function: of a tree like rows, arrays [T, ...], to an array [T].
+    rows: tree of arrays [R, ...].
+    needed: bool[R].
+    otherwise: [R], the result for rows that are not needed.
+  """
+  fewest, most = _WHOLE_ROWS
+  count = len(needed)
+  front = _Front(needed, min(max(count // 16, fewest), most, count))
+  ordered = jax.tree.map(lambda x: x[front.order], rows)
+
+  def tile(j, out):
+    return front.put(out, function(front.take(ordered, j)).astype(out.dtype), j)
+
+  out = jax.lax.fori_loop(0, front.tiles, tile, jnp.zeros(front.padded, otherwise.dtype))
+  return jnp.where(needed, out[front.place], otherwise)
+
+
+class _Front:
+  """Needed rows first, in their order, cut into tiles of `height` rows.
+
+  Attributes:
+    order: int[R'], the row that stands at each place; R' is a multiple of height.
+    place: int[R], the place where each row stands.
+    size: int32[], number of needed rows.
+    tiles: int32[], tiles that hold them.
+  """
+
+  def __init__(self, needed: jax.Array, height: int):
+    self.height, count = height, len(needed)
+    self.padded = -(-count // height) * height
+    before = jnp.cumsum(needed)
+    self.size = before[-1]
+    self.place = jnp.where(needed, before - 1, self.size + jnp.cumsum(~needed) - 1)
+    self.order = jnp.pad(jnp.argsort(~needed, stable=True), (0, self.padded - count))
+    self.tiles = -(-self.size // height)
+
+  def take(self, tree: Any, j: jax.Array) -> Any:
+    """Tile j of arrays [R', ...]."""
+
+    def leaf(x):
+      return jax.lax.dynamic_slice_in_dim(x, j * self.height, self.height)
+
+    return jax.tree.map(leaf, tree)
+
+  def put(self, tree: Any, tile: Any, j: jax.Array) -> Any:
+    """Arrays [R', ...] with tile j replaced."""
+
+    def leaf(x, y):
+      return jax.lax.dynamic_update_slice_in_dim(x, y, j * self.height, 0)
+
+    return jax.tree.map(leaf, tree, tile)
+
+
+class _Tiles(_Front):
+  """Tiles of rows and columns; the last of columns is shifted to end with the last column."""
 
   def __init__(self, hidden: jax.Array, columns: Columns, rows: Rows, num_states: int):
-    count = hidden.shape[0]
-    self.height, self.width = tile_shape(count, columns.kernel.shape[1])
-    self.padded_rows = -(-count // self.height) * self.height
-    self.across = -(-columns.kernel.shape[1] // self.width)
+    self._stop = columns.kernel.shape[1]
+    height, self.width = tile_shape(hidden.shape[0], self._stop)
+    super().__init__(rows.needed, height)
+    self.across = -(-self._stop // self.width)
     self.dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    front = jnp.cumsum(rows.needed)
-    # Rows not needed follow, in their order; `order` lists rows, `place` says where a row stands.
-    self.place = jnp.where(rows.needed, front - 1, front[-1] + jnp.cumsum(~rows.needed) - 1)
-    self.order = jnp.argsort(~rows.needed, stable=True)
-    self.order = jnp.pad(self.order, (0, self.padded_rows - count))
-    self.needed = -(-front[-1] // self.height)
-    self._hidden, self._columns = hidden[self.order], columns
-    self._rows = Rows(
-      rows.x[self.order], rows.x0[self.order], jnp.arange(self.padded_rows) < front[-1]
-    )
-    self._num_states = num_states
+    self._hidden, self._columns, self._num_states = hidden[self.order], columns, num_states
+    self._rows = Rows(rows.x[self.order], rows.x0[self.order], jnp.arange(self.padded) < self.size)
 
   def outputs(self, i, j) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A tile of raw outputs [T, W], which of its entries count, and which are at x0."""
@@ -201,24 +253,13 @@ class _Tiles:
 
   def start(self, i) -> jax.Array:
     """First column of a column tile."""
-    return jnp.minimum(i * self.width, self._columns.kernel.shape[1] - self.width)
+    return jnp.minimum(i * self.width, self._stop - self.width)
 
   def kernel(self, i) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(self._columns.kernel, self.start(i), self.width, axis=1)
 
   def hidden(self, j) -> jax.Array:
     return self.take(self._hidden, j)
-
-  def take(self, tree, j):
-    """Row tile j of arrays in the order of tiles."""
-    return jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, j * self.height, self.height), tree
-    )
-
-  def put(self, tree, tile, j):
-    return jax.tree.map(
-      lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, j * self.height, 0), tree, tile
-    )
 
 
 def _product(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.data import Tokenizer
-from sedd_jax.diffusion import STEPS, Given, Noise, sample
+from sedd_jax.diffusion import STEPS, Given, Noise, sample_rows
 from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.models import Network, Params
 
@@ -179,8 +179,8 @@ class Model:
   def _sample(self):
     @functools.partial(jax.jit, static_argnums=(3, 4))
     def draw(params: Params, keys: jax.Array, given: Given, steps: int, sampler: str) -> jax.Array:
-      return sample(
-        functools.partial(self.network.log_score, params),
+      return sample_rows(
+        functools.partial(self.network.each_row, params),
         keys,
         length=given.tokens.shape[1],
         num_steps=steps,

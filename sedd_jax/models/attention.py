@@ -32,6 +32,8 @@ _SPEC = jax.P(("replica", "fsdp"), None, "tensor", None)
 # Splash holds rows of logits in whole vector registers, 128 lanes wide.
 _LANES = 128
 _LONGEST_BLOCK = 512
+# Keys and values of one head that fit into VMEM whole; 4096 do not.
+_LONGEST_FUSED = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,17 +206,17 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
   """Forward and backward kernels for one sequence, of (q, k, v) [H, L, K].
 
   Blocks are as long as divides the length, up to MaxText's default of 512; they were compiled for
-  v5e and v6e, not tuned. The backward pass has a kernel for dq and one for dk and dv: the fused
-  one would hold dq once for every block of keys.
+  v5e and v6e, not tuned.
   """
   block = max(b for b in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % b == 0)
+  if length <= _LONGEST_FUSED:
+    # One kernel makes dq, dk and dv, with 5 products for a pair of blocks where two take 7. It
+    # writes a dq for every part of the keys, so they come in one part, which limits the length.
+    backward = {"block_kv_dkv": length, "use_fused_bwd_kernel": True}
+  else:
+    backward = {"block_kv_dkv": block, "block_q_dq": block, "block_kv_dq": block}
   sizes = splash_attention.BlockSizes(
-    block_q=block,
-    block_kv=block,
-    block_q_dkv=block,
-    block_kv_dkv=block,
-    block_q_dq=block,
-    block_kv_dq=block,
+    block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv_compute=block, **backward
   )
   mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads)
   # Numpy arrays outlive the trace and the backend that asked first.

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sedd_jax.diffusion import (
+  EachRow,
   Parameterization,
   Process,
   ScoreStats,
   dense_log_score,
+  map_rows,
   stats_of_columns,
 )
 from sedd_jax.models.placement import Placement
@@ -121,7 +123,10 @@ class Network:
 
     if self.config.remat != "none":
       kept = jax.checkpoint_policies.save_only_these_names(*KEPT[self.config.remat])
-      body = jax.checkpoint(body, policy=kept)
+      # Forward and backward pass are loops of their own, so XLA has nothing to merge what is made
+      # again with; barriers against that would only keep it from fusing. One iteration is no loop.
+      one_iteration = self.config.unroll >= self.config.blocks
+      body = jax.checkpoint(body, policy=kept, prevent_cse=one_iteration)
     table_SD = params["ends"]["embedding"]["embedding"].astype(self.config.stream_dtype)
     h_BLD = place.activations(place.lookup(table_SD, tokens))
     layers = jnp.arange(self.config.blocks)
@@ -142,7 +147,7 @@ class Network:
   ) -> jax.Array:
     """Outputs before the parameterization, float[B, L, S] of at least float32."""
     hidden_BLD = self.hidden(params, tokens, total, dropout_keys)
-    return self._columns(hidden_BLD, *self.head(params))[:, :, : self.config.num_states]
+    return self._outputs(hidden_BLD, *self.head(params))[:, :, : self.config.num_states]
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.
@@ -151,13 +156,7 @@ class Network:
       tokens: int[B, L].
       total: float[B], total noise.
     """
-    return dense_log_score(
-      self.raw(params, tokens, total),
-      tokens,
-      total[:, None],
-      vocab_size=self.process.vocab_size,
-      parameterization=self.parameterization,
-    )
+    return self._log_score(self.raw(params, tokens, total), tokens, total[:, None])
 
   def score_stats(
     self,
@@ -176,7 +175,7 @@ class Network:
   ) -> ScoreStats:
     """The end of `score_stats`: the output layer alone, without [B, L, S]."""
 
-    def stats(hidden_BLD, columns, x, x0, total, *, axis):
+    def stats(columns, hidden_BLD, x, x0, total, *, axis):
       return stats_of_columns(
         hidden_BLD,
         columns,
@@ -190,21 +189,57 @@ class Network:
         axis=axis,
       )
 
-    output, dtype = params["ends"]["output"], self.config.dtype
-    on_columns = self.placement.on_columns(stats)
-    return on_columns(
-      hidden_BLD.astype(dtype), output["kernel"].astype(dtype), output["bias"], x, x0, total
-    )
+    hidden_BLD = hidden_BLD.astype(self.config.dtype)
+    return self.placement.on_columns(stats)(*self._output(params), hidden_BLD, x, x0, total)
 
-  def _columns(self, hidden_BLD: jax.Array, kernel_DC: jax.Array, bias_C: jax.Array) -> jax.Array:
-    """Outputs of some columns: a product in the compute dtype, summed in float32 at least."""
-    raw_BLC = jax.lax.dot_general(
-      hidden_BLD.astype(self.config.dtype),
-      kernel_DC.astype(self.config.dtype),
-      (((2,), (0,)), ((), ())),
+  def each_row(self, params: Params, x: jax.Array, total: jax.Array) -> EachRow:
+    """What a sampler needs (`diffusion/sampling.py`): rules are called on tiles of rows."""
+    hidden_BLD = self.hidden(params, x, total)
+
+    def apply(rule, x_BL, keys_BL):
+      def on_rows(columns, hidden_BLD, x_BL, total_BL, keys_BL):
+        def of_tile(rows):
+          hidden_TD, x_T, total_T, keys_T = rows
+          raw_TS = self._outputs(hidden_TD, *columns[:2])[:, : self.config.num_states]
+          return rule(self._log_score(raw_TS, x_T, total_T), x_T, keys_T)
+
+        rows = (hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),)
+        rows += tuple(z.reshape(-1) for z in (x_BL, total_BL, keys_BL))
+        needed = self.process.can_jump_back(rows[1])
+        return map_rows(of_tile, rows, needed, rows[1]).reshape(x_BL.shape)
+
+      total_BL = jnp.broadcast_to(total[:, None], x_BL.shape)
+      return self.placement.on_rows(on_rows)(
+        *self._output(params), hidden_BLD, x_BL, total_BL, keys_BL
+      )
+
+    return apply
+
+  def _output(self, params: Params) -> tuple[jax.Array, jax.Array]:
+    """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
+    are stored."""
+    output = params["ends"]["output"]
+    return output["kernel"].astype(self.config.dtype), output["bias"]
+
+  def _outputs(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
+    """The output layer on float[..., D]: a product in the compute dtype, summed in float32 at
+    least."""
+    raw = jax.lax.dot_general(
+      hidden.astype(self.config.dtype),
+      kernel_DS.astype(self.config.dtype),
+      (((hidden.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=self.config.stream_dtype,
     )
-    return raw_BLC + bias_C.astype(raw_BLC.dtype)[None, None, :]
+    return raw + bias_S.astype(raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
+
+  def _log_score(self, raw: jax.Array, tokens: jax.Array, total: jax.Array) -> jax.Array:
+    return dense_log_score(
+      raw,
+      tokens,
+      total,
+      vocab_size=self.process.vocab_size,
+      parameterization=self.parameterization,
+    )
 
   def _used(self, name: str, layer: Params) -> Params:
     """A layer's parameters where products need them, kernels in the dtype that they are used in:

@@ -44,13 +44,23 @@ class Placement:
     """Runs a function of the output layer where its columns are.
 
     Args:
-      function: of (hidden float[B, L, D], Columns, ...) and the keyword `axis`, the mesh axis that
-        columns are sharded over (None: all are here). The other arguments and the result are trees
-        of arrays [B, ...]; its sums over columns are over those of all devices.
+      function: of (Columns, ...) and the keyword `axis`, the mesh axis that columns are sharded
+        over (None: all are here). The other arguments and the result are trees of arrays [B, ...];
+        its sums over columns are over those of all devices.
 
     Returns:
-      A function of hidden float[B, L, D], kernel float[D, S'], bias float[S'] and the others.
+      A function of kernel float[D, S'], bias float[S'] and the others.
     """
-    return lambda hidden, kernel, bias, *rest: function(
-      hidden, Columns(kernel, bias, 0), *rest, axis=None
-    )
+    return lambda kernel, bias, *rest: function(Columns(kernel, bias, 0), *rest, axis=None)
+
+  def on_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function of whole rows of the output layer, each device having some rows.
+
+    Args:
+      function: of (Columns, ...), where the columns are all. The other arguments and the result are
+        arrays [B, L, ...], of which it treats each row by itself.
+
+    Returns:
+      A function of kernel float[D, S'], bias float[S'] and the others.
+    """
+    return lambda kernel, bias, *rest: function(Columns(kernel, bias, 0), *rest)

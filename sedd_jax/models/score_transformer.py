@@ -24,7 +24,7 @@ from sedd_jax.models.attention import ATTENTION, KERNELS, Kernel, PerShard, atte
 
 # Names of what a block computes and each policy of rematerialisation keeps.
 KEPT = {
-  "dots": ("qkv", ATTENTION, "attn_out", "mlp_in", "mlp_out"),
+  "dots": ("qkv", ATTENTION, "attn_out", "mlp_in", "mlp_out", "dropout"),
   "narrow": ("qkv", ATTENTION, "attn_out", "mlp_out"),
   "full": (),
 }
@@ -45,8 +45,8 @@ class ScoreTransformerConfig:
     dropout: rate on the outputs of attention and MLP, in training only.
     dtype: compute dtype of linear maps and attention.
     remat: what a block keeps for its backward pass: `none` (everything), `dots` (its matrix
-      products and the attention kernel's result), `narrow` (those but the widest, the MLP's inner
-      one), `full` (nothing but its input).
+      products, what attention returns, and which entries dropout keeps), `narrow` (products but the
+      widest, the MLP's inner one, and attention), `full` (nothing but its input).
     attention: kernel: `xla`, `splash`, `cudnn` or `auto` (`models/attention.py`).
     unroll: blocks that one iteration of the loop over blocks runs: more compile longer, and save
       copies of what the backward pass needs.
@@ -126,13 +126,13 @@ class Block(nnx.Module):
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
     keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
 
-    a_BLD = self.norm1(h_BLD) * (1.0 + scale1) + shift1
+    a_BLD = _modulated(self.norm1, h_BLD, scale1, shift1)
     q, k, v = self._qkv(a_BLD)
     out = attention(rotary(q), rotary(k), v, kernel=self.kernel, per_shard=per_shard)
     out_BLD = _kept(_rows(self.attn_out, out.reshape(h_BLD.shape)), "attn_out")
     h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
 
-    m_BLD = self.norm2(h_BLD) * (1.0 + scale2) + shift2
+    m_BLD = _modulated(self.norm2, h_BLD, scale2, shift2)
     out_BLD = _kept(_rows(self._mlp, m_BLD), "mlp_out")
     return h_BLD + gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
 
@@ -171,7 +171,7 @@ class Ends(nnx.Module):
     """The hidden states that the output layer reads."""
     modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
     shift, scale = jnp.split(modulation, 2, axis=-1)
-    return self.norm(h_BLD) * (1.0 + scale) + shift
+    return _modulated(self.norm, h_BLD, scale, shift)
 
 
 def _kept(z: jax.Array, name: str) -> jax.Array:
@@ -209,6 +209,17 @@ def _norm(config: ScoreTransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
   )
 
 
+def _modulated(
+  norm: nnx.LayerNorm, h_BLD: jax.Array, scale_B1D: jax.Array, shift_B1D: jax.Array
+) -> jax.Array:
+  """norm(h) (1 + scale) + shift. The norm's own scale is multiplied into the other, so that both
+  get their gradient from one sum over positions."""
+  centered_BLD = h_BLD - jnp.mean(h_BLD, axis=-1, keepdims=True)
+  variance_BL1 = jnp.mean(jnp.square(centered_BLD), axis=-1, keepdims=True)
+  gain_B1D = norm.scale[...][None, None, :] * (1.0 + scale_B1D)
+  return centered_BLD * jax.lax.rsqrt(variance_BL1 + norm.epsilon) * gain_B1D + shift_B1D
+
+
 def _linear(
   fan_in: int, fan_out: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs, *, use_bias: bool = True
 ) -> nnx.Linear:
@@ -243,4 +254,5 @@ def _dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Arr
   _, length, width = z_BLD.shape
   words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-width // 2))))(keys_B)
   keep = jnp.concatenate([words & 0xFFFF >= dropped, words >> 16 >= dropped], axis=-1)
-  return jnp.where(keep[:, :, :width], z_BLD / (1.0 - dropped / 2**16), 0.0)
+  keep = _kept(keep[:, :, :width], "dropout")
+  return jnp.where(keep, z_BLD / (1.0 - dropped / 2**16), 0.0)

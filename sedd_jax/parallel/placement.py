@@ -74,27 +74,46 @@ class OnMesh(Placement):
     if self.mesh.size == 1:
       return super().on_columns(function)
 
-    def of_shard(hidden, kernel, bias, *rest):
+    def of_shard(kernel, bias, *rest):
       kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
       first = jax.lax.axis_index("tensor") * bias.shape[0]
-      return function(hidden, Columns(kernel, bias, first), *rest, axis="tensor")
+      return function(Columns(kernel, bias, first), *rest, axis="tensor")
 
-    def of_all(hidden, kernel, bias, *rest):
-      batch = P(BATCH_AXES)
+    return self._sharded_head(of_shard, P(BATCH_AXES))
+
+  def on_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Devices along tensor share the positions, and gather the columns that each of them has."""
+    if self.mesh.size == 1:
+      return super().on_rows(function)
+
+    def of_shard(kernel, bias, *rest):
+      kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
+      kernel = jax.lax.all_gather(kernel, "tensor", axis=1, tiled=True)
+      bias = jax.lax.all_gather(bias, "tensor", tiled=True)
+      return function(Columns(kernel, bias, 0), *rest)
+
+    def of_all(kernel, bias, *rest):
+      even = rest[0].shape[1] % self.mesh.shape["tensor"] == 0
+      rows = P(BATCH_AXES, "tensor") if even else P(BATCH_AXES)
+      return self._sharded_head(of_shard, rows)(kernel, bias, *rest)
+
+    return of_all
+
+  def _sharded_head(self, of_shard: Callable[..., Any], rows: jax.P) -> Callable[..., Any]:
+    def of_all(kernel, bias, *rest):
       # Loops start from zeros that do not vary over the mesh, and end with sums that do; checking
       # that would ask for casts in the mathematics.
       return jax.shard_map(
         of_shard,
         mesh=self.mesh,
         in_specs=(
-          batch,
           spec_of("ends/output/kernel"),
           spec_of("ends/output/bias"),
-          *(batch for _ in rest),
+          *(rows for _ in rest),
         ),
-        out_specs=batch,
+        out_specs=rows,
         check_vma=False,
-      )(hidden, kernel, bias, *rest)
+      )(kernel, bias, *rest)
 
     return of_all
 

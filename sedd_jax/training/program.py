@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion import Noise, sample
+from sedd_jax.diffusion import Noise, sample_rows
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import OnMesh, batch_sharding, tree_shardings
 from sedd_jax.parallel.mesh import check_batch, check_heads
@@ -106,8 +106,8 @@ class Program:
     def draw(params: Params, numbers: jax.Array) -> jax.Array:
       key = jax.random.key(_SAMPLE_SEED)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
-      return sample(
-        functools.partial(network.log_score, params),
+      return sample_rows(
+        functools.partial(network.each_row, params),
         jax.lax.with_sharding_constraint(keys, rows),
         length=length,
         num_steps=num_steps,

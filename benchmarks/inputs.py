@@ -1,0 +1,32 @@
+"""What the benchmarks feed: random tokens, and parameters that have left their start."""
+
+import jax
+import numpy as np
+
+from sedd_jax.models import Params
+from sedd_jax.parallel.mesh import distribute
+from sedd_jax.training.program import Program
+
+
+def token_batches(program: Program, count: int = 4) -> list[jax.Array]:
+  """Batches of random tokens, int32[B, L] each."""
+  random, shape = np.random.default_rng(0), program.batch
+  rows = random.integers(program.vocab_size, size=(count, *shape.shape), dtype=np.int32)
+  return [distribute(batch, shape.sharding) for batch in rows]
+
+
+def disturbed_params(program: Program) -> Params:
+  """Fresh parameters plus 0.02 times normal noise: an output layer of zeros has constant scores."""
+  network = program.network
+
+  def make(seed):
+    key_init, key_noise = jax.random.split(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(network.unpad(network.init(key_init)))
+    keys = jax.random.split(key_noise, len(leaves))
+    noisy = [
+      x + 0.02 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)
+    ]
+    return network.pad(jax.tree.unflatten(tree, noisy))
+
+  shardings = jax.tree.map(lambda x: x.sharding, program.state.params)
+  return jax.jit(make, out_shardings=shardings)(0)
