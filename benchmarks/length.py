@@ -124,19 +124,19 @@ def _times(program: Program, compiled: Compiled, options: Options) -> list[float
 
 
 def plot(path: Path, lengths: Sequence[int], temp: Sequence[int], seconds: Sequence[float]) -> None:
-  """Two panels on logarithmic axes, memory and time, each with a line of slope 1."""
+  """Logarithmic axes, each with a line of slope 1: memory and, where it was run, time."""
   import matplotlib as mpl
 
   mpl.use("Agg")
   import matplotlib.pyplot as plt
 
-  figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-  panels = (("temporary memory (MiB per device)", [x / 2**20 for x in temp]), ("seconds", seconds))
-  for axis, (name, values) in zip(axes, panels, strict=True):
+  panels = [("temporary memory (MiB per device)", [x / 2**20 for x in temp])]
+  panels += [("seconds", seconds)] if seconds else []
+  figure, axes = plt.subplots(
+    1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained", squeeze=False
+  )
+  for axis, (name, values) in zip(axes[0], panels, strict=True):
     axis.set(xlabel="length (tokens)", ylabel=name)
-    if not values:
-      axis.text(0.5, 0.5, "compiled, not run", ha="center", transform=axis.transAxes)
-      continue
     axis.plot(lengths, values, "o-")
     proportional = [values[0] * length / lengths[0] for length in lengths]
     axis.plot(lengths, proportional, "k--", linewidth=1, label="proportional to length")

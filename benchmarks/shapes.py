@@ -12,7 +12,7 @@ class Shape:
   """A network and the batches that it is timed on.
 
   Attributes:
-    width, blocks, heads, cond_dim, dropout, dtype, remat: as in `ModelConfig`.
+    width, blocks, heads, cond_dim, dropout, dtype, remat, unroll: as in `ModelConfig`.
     length: tokens in a sequence.
     vocab: V, number of real tokens.
     batch: sequences in a training batch.
@@ -30,14 +30,17 @@ class Shape:
   dropout: float = 0.1
   dtype: str = "float32"
   remat: str = "none"
+  unroll: int = 1
 
 
 SHAPES = {
   "A": Shape(
-    width=256, blocks=4, heads=4, cond_dim=64, length=128, vocab=27, batch=32, samples=32
+    width=256, blocks=4, heads=4, cond_dim=64, length=128, vocab=27, batch=32, samples=4,
+    unroll=4,
   ),
   "B": Shape(
-    width=384, blocks=6, heads=6, cond_dim=128, length=256, vocab=50257, batch=2, samples=4
+    width=384, blocks=6, heads=6, cond_dim=128, length=256, vocab=50257, batch=2, samples=4,
+    remat="dots",
   ),
   # As in configs/openwebtext.py.
   "small": Shape(

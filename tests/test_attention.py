@@ -1,5 +1,6 @@
 """Attention kernels against the one that is written out, and which of them is chosen where."""
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -14,12 +15,14 @@ from flax import nnx
 from test_models import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing
-from sedd_jax.models.attention import PerShard, attention, choose
+from sedd_jax.models import attention as attention_module
+from sedd_jax.models.attention import ATTENTION, PerShard, attention, choose
+from sedd_jax.models.placement import Placement
 from sedd_jax.models.score_transformer import Block
 from sedd_jax.training.experiment import Experiment
 
 AXES = ("replica", "fsdp", "tensor")
-KERNEL_NAMES = ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv")
+KERNEL_NAMES = ("splash_mha_fwd", "splash_mha_dkv")  # And splash_mha_dq for a long sequence.
 
 
 def random_inputs(shape, dtype, sharpness=2.0):
@@ -60,9 +63,12 @@ def queries(batch=4, length=256, heads=4, width=64, dtype="bfloat16"):
   return jax.ShapeDtypeStruct((batch, length, heads, width), dtype)
 
 
-# 128 and 384 positions are one block; 640 are five, since none longer divides them.
+# 128 and 384 positions are one block; 640 are five, since none longer divides them. 2304 are too
+# many for the kernel that makes all three gradients.
 @pytest.mark.parametrize(
-  "shape", [(2, 128, 3, 64), (1, 384, 2, 16), (1, 640, 1, 128)], ids=lambda shape: f"{shape}"
+  "shape",
+  [(2, 128, 3, 64), (1, 384, 2, 16), (1, 640, 1, 128), (1, 2304, 1, 16)],
+  ids=lambda shape: f"{shape}",
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 1e-2)])
 def test_splash_equals_xla_in_values_and_gradients(shape, dtype, tolerance):
@@ -112,6 +118,42 @@ def test_splash_of_a_whole_network_equals_xla():
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
   errors = relative_errors(jax.tree.leaves(got_grad), jax.tree.leaves(want_grad))
   assert errors.max() < 1e-4, errors
+
+
+@pytest.mark.parametrize("length", [128, 2304])
+def test_splash_keeps_its_output_once_and_with_heads_merged(length):
+  inputs = [jax.ShapeDtypeStruct((2, length, 3, 16), jnp.bfloat16)] * 3
+  policy = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+  attend = jax.checkpoint(functools.partial(attention, kernel="splash"), policy=policy)
+  kept = jax.eval_shape(lambda *qkv: jax.tree.leaves(jax.vjp(attend, *qkv)[1]), *inputs)
+  shapes = sorted(z.shape for z in kept if z.dtype != jnp.int8)
+  assert shapes == sorted([(2, length, 3, 16)] * 3 + [(2, length, 48), (2, 3, length)])
+
+
+@pytest.mark.parametrize(
+  ("remat", "forward"), [("none", 1), ("dots", 1), ("narrow", 1), ("full", 2)]
+)
+def test_rematerialisation_runs_the_forward_kernel_again_only_where_nothing_is_kept(remat, forward):
+  """Of the program of one step, lowered for a TPU that is not there."""
+
+  class OnTpu(PerShard):
+    device = V5E.device
+
+  class There(Placement):
+    per_shard = OnTpu()
+
+  network = dataclasses.replace(
+    small_network(Absorbing(10), attention="splash", remat=remat), placement=There()
+  )
+  tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+
+  def loss(params, tokens):
+    return jnp.sum(network.hidden(params, tokens, jnp.ones(2)))
+
+  traced = jax.jit(jax.grad(loss)).trace(random_params(network), tokens)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  calls = [text.count(f'kernel_name = "{name}') for name in KERNEL_NAMES]
+  assert calls == [forward, 1]
 
 
 def test_blocks_attend_through_per_shard():
@@ -251,7 +293,7 @@ def test_splash_compiles_for_tpu_and_holds_no_weights(tpu_mesh, kernel):
   shape = (8, 1024, 12, 64)
   xla, splash = (compiled_for(tpu_mesh, name, shape) for name in ("xla", kernel))
   text = splash.as_text()
-  assert text.count('custom_call_target="tpu_custom_call"') == 3
+  assert text.count('custom_call_target="tpu_custom_call"') == 2
   assert all(name in text for name in KERNEL_NAMES)
   assert not re.findall("all-gather|all-reduce|all-to-all|collective", text)
   assert "tpu_custom_call" not in xla.as_text()
@@ -262,12 +304,16 @@ def test_splash_compiles_for_tpu_and_holds_no_weights(tpu_mesh, kernel):
 @pytest.mark.tpu_plugin
 @pytest.mark.parametrize(
   ("length", "width", "dtype"),
-  [(128, 128, "float32"), (256, 64, "float32"), (1024, 128, "bfloat16"), (1152, 16, "bfloat16")],
+  [
+    *[(128, 128, "float32"), (256, 64, "float32"), (1024, 128, "bfloat16"), (1152, 16, "bfloat16")],
+    *[(2048, 256, "float32"), (4096, 64, "bfloat16")],
+  ],
 )
 def test_splash_compiles_for_tpu_in_other_shapes(tpu_mesh, length, width, dtype):
   compiled = compiled_for(tpu_mesh, "auto", (4, length, 4, width), dtype, remat=True)
   text = compiled.as_text()
   assert all(name in text for name in KERNEL_NAMES)
+  assert ("splash_mha_dq" in text) == (length > 2048)
 
 
 @pytest.mark.tpu_plugin
@@ -292,3 +338,37 @@ def test_cudnn_equals_xla_in_values_and_gradients():
   got = jax.jit(functools.partial(output_and_gradients, kernel="cudnn"))(*inputs)
   errors = relative_errors(got, want)
   assert errors.max() < 1e-2, errors
+
+
+# Long sequences with xla: some queries at a time.
+
+
+def attention_gradient(length, heads=2, width=4):
+  keys = jax.random.split(jax.random.key(length), 3)
+  q, k, v = (jax.random.normal(key, (1, length, heads, width)) for key in keys)
+
+  def loss(q, k, v):
+    return jnp.sum(jnp.sin(3 * attention(q, k, v, kernel="xla")))
+
+  return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(q, k, v).compile(), (q, k, v)
+
+
+@pytest.mark.parametrize("length", [60, 67])  # Parts of 20, and of 17 with one query of padding.
+def test_parts_of_the_queries_equal_all_of_them(monkeypatch, length, x64):
+  compiled, arrays = attention_gradient(length)
+  want, wanted = compiled(*arrays)
+  monkeypatch.setattr(attention_module, "_MOST_QUERIES", 20)
+  compiled, arrays = attention_gradient(length)
+  got, grads = compiled(*arrays)
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+  for g, w in zip(grads, wanted, strict=True):
+    np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-12)
+
+
+def test_memory_of_xla_attention_is_linear_in_the_length(monkeypatch):
+  monkeypatch.setattr(attention_module, "_MOST_QUERIES", 128)
+  once, twice = (
+    attention_gradient(length)[0].memory_analysis().temp_size_in_bytes for length in (1024, 2048)
+  )
+  assert twice < 2.2 * once
+  assert twice < 4 * 2 * 2048**2  # Less than one array of weights in float32.

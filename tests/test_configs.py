@@ -41,7 +41,7 @@ def test_every_config_file_is_tested():
 def test_openwebtext_configs_are_the_published_models(argument, count):
   experiment = Experiment.from_config(get_config("openwebtext", argument).to_dict())
   assert experiment.network(50257).num_parameters() == count
-  assert experiment.train.batch_size == 512
+  assert (experiment.train.batch_size, experiment.train.accumulation) == (512, 1)
 
 
 @pytest.mark.parametrize("argument", ["large,absorb", "small,mask", "small"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,12 @@ TINY = Experiment(
   checkpoint=CheckpointConfig(every=4, keep_last=2, keep_every=0),
   mesh=MeshConfig(replica=4),
 )  # fmt: skip
+
+
+def compilations(caplog):
+  """How often each of the loop's programs was compiled, by name."""
+  found = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+  return {name: found.count(name) for name in ("train_step", "terms", "draw")}
 
 
 def with_steps(steps, experiment=TINY):
@@ -121,7 +128,7 @@ def test_run_directory_holds_all_that_it_should(run):
 
 def test_metrics_report_the_loss_before_each_update(run):
   """At its zero start the scaled network is the uniform law: about log2 V bits per character."""
-  first = read_metrics(run)[0]
+  first = next(x for x in read_metrics(run) if "train_bits_per_char" in x)
   assert first["train_bits_per_char"] == pytest.approx(np.log2(103), rel=0.35)
   assert first["learning_rate"] == pytest.approx(1e-3 * 2 / 5)
 
@@ -262,3 +269,19 @@ def test_signal_saves_and_says_how_to_go_on(tmp_path, number):
   assert process.returncode == 128 + number
   assert "The same command goes on from there" in out
   assert sedd_jax.load(workdir).info["step"] > 0
+
+
+# Starting.
+
+
+def test_each_program_is_compiled_once_and_the_first_step_is_timed(tmp_path, caplog):
+  with jax.log_compiles(True):
+    assert train(TINY, tmp_path / "run") == 0
+  assert compilations(caplog) == {"train_step": 1, "terms": 1, "draw": 1}
+  caplog.clear()
+  with jax.log_compiles(True):
+    assert train(with_steps(12), tmp_path / "run") == 0
+  assert compilations(caplog)["train_step"] == 1, "a restored state is like a fresh one"
+  times = [x for x in read_metrics(tmp_path / "run") if "seconds_to_first_step" in x]
+  assert [x["step"] for x in times] == [1, 9]
+  assert all(0 < x["seconds_to_first_step"] < 300 for x in times)

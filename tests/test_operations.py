@@ -13,10 +13,11 @@ from test_loop import command
 from test_mesh import ABSORBING
 
 from sedd_jax.cli.train import _range
+from sedd_jax.diffusion import MIN_TIME, Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.parallel import MeshConfig, make_mesh
 from sedd_jax.parallel.chips import TPUS, device_flops
 from sedd_jax.training import operations
-from sedd_jax.training.flops import forward_flops
+from sedd_jax.training.flops import forward_flops, needed_share
 from sedd_jax.training.metrics import read_metrics
 from sedd_jax.training.operations import Clock, Operations
 from sedd_jax.training.program import Program
@@ -55,7 +56,8 @@ def test_mfu_is_the_models_own_work_over_the_peak_of_all_devices(program, now, m
   clock = Clock(program)
   clock.read(1)
   now.now += 0.5
-  want = 3 * forward_flops(program.network, 16, 8) / 0.5 / 4e9
+  share = needed_share(program.network.process, program.noise)
+  want = 3 * forward_flops(program.network, 16, 8, share) / 0.5 / 4e9
   np.testing.assert_allclose(clock.read(2)["mfu"], want)
 
 
@@ -64,6 +66,21 @@ def test_forward_flops_by_hand(program):
   per_token = 2 * (3 * 16 * 16 + 16 * 16 + 2 * 16 * 64) + 2 * (2 * 8 * 16) + 16 * 11
   modulation = 2 * 8 * 96 + 8 * 32
   assert forward_flops(program.network, 16, 8) == 2 * (16 * 8 * per_token + 16 * modulation)
+  half = 16 * 11 / 2
+  want = 2 * (16 * 8 * (per_token - half) + 16 * modulation)
+  assert forward_flops(program.network, 16, 8, 0.5) == want
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3])
+def test_masked_positions_alone_need_the_output_layer(eps):
+  # Log-linear noise masks (1 - eps) t of the tokens, and t is spread over [MIN_TIME, 1].
+  want = (1.0 - eps) * (1.0 + MIN_TIME) / 2
+  assert needed_share(Absorbing(10), LogLinear(eps)) == pytest.approx(want, rel=1e-6)
+  geometric = needed_share(Absorbing(10), Geometric())
+  t = np.linspace(MIN_TIME, 1.0, 200_001)
+  masked = -np.expm1(-(1e-4 ** (1.0 - t)) * 20.0**t)
+  assert geometric == pytest.approx(np.trapezoid(masked, t) / (1.0 - MIN_TIME), rel=1e-5)
+  assert needed_share(Uniform(10), LogLinear(eps)) == 1.0
 
 
 def test_peaks_of_devices():

@@ -17,15 +17,19 @@ import numpy as np
 import pytest
 from test_loop import TINY
 
+from sedd_jax.data import DataConfig
 from sedd_jax.diffusion import Absorbing
+from sedd_jax.diffusion.tiles import tile_shape
 from sedd_jax.models import Network, ScoreTransformerConfig
-from sedd_jax.parallel import MeshConfig
+from sedd_jax.parallel import MeshConfig, make_mesh
 from sedd_jax.parallel.chips import TPUS, device_flops
 from sedd_jax.planning import Plan, Slice, find_slice, plan_sampling, plan_training
 from sedd_jax.planning import plan as planning
 from sedd_jax.planning.costs import costs
 from sedd_jax.planning.fit import fit, meshes
-from sedd_jax.training.flops import forward_flops
+from sedd_jax.training.experiment import DiffusionConfig, TrainConfig
+from sedd_jax.training.flops import forward_flops, needed_share
+from sedd_jax.training.program import Program
 
 AXES = {"a": 2, "b": 2}
 DOT = 2 * 64 * 128 * 128  # Of [64, 128] by [128, 128].
@@ -207,6 +211,22 @@ def test_a_loop_that_cannot_be_read_is_refused():
     flops_of("nothing")
 
 
+def test_a_loop_whose_end_the_data_decide_counts_as_often_as_is_said():
+  def rows(x, w, end):
+    return jax.lax.fori_loop(0, end, lambda _, x: jnp.tanh(x @ w), x)
+
+  def nested(x, ws, end):
+    return jax.lax.scan(lambda x, w: (rows(x, w, end), None), x, ws)[0]
+
+  text = text_of(nested, X, np.stack([W] * 3), 4)
+  with pytest.raises(ValueError, match="cannot be read"):
+    flops_of(text)
+  for trips in (0, 1, 7):
+    assert costs(text, {"a": 1}, open_trips=trips).flops == 3 * trips * DOT
+    # Bounds that can be read are believed.
+    assert costs(loop(1, 7, 2, "LE"), {"a": 1}, open_trips=trips).flops == 4 * 2 * 4**3
+
+
 def convolved(lhs, rhs, out, attributes):
   return module(
     f"%lhs = bf16[{lhs}] parameter(0)",
@@ -250,19 +270,22 @@ def test_convolutions_count_as_xla_counts_them(options):
 
 
 def test_splash_kernels_are_counted_by_name():
-  def kernel(name, queries="8,12,1024,64"):
+  def kernel(name, queries="8,12,1024,64", gradients=1):
+    scratch = ["f32[8,512,64]"] * 2
+    made = ", ".join(scratch + [f"bf16[{queries}]"] * gradients)
     return flops_of(
       module(
         "%mask = s8[1,2,2] parameter(0)",
         f"%q = bf16[{queries}] parameter(1)",
-        f'ROOT %{name}.1 = f32[8,512,64] custom-call(%mask, %q), custom_call_target="x"',
+        f'ROOT %{name}.1 = ({made}) custom-call(%mask, %q), custom_call_target="x"',
       )
     )
 
   product = 2 * 8 * 12 * 1024**2 * 64
   assert kernel("splash_mha_fwd_residuals") == 2 * product
   assert kernel("splash_mha_dq_no_residuals") == 3 * product
-  assert kernel("splash_mha_dkv_no_residuals") == 4 * product
+  assert kernel("splash_mha_dkv_no_residuals", gradients=2) == 4 * product
+  assert kernel("splash_mha_dkv_no_residuals", gradients=3) == 5 * product
   assert kernel("splash_mha_fwd_residuals", "12,1024,64") == 2 * product / 8
   assert kernel("another") == 0
 
@@ -564,7 +587,8 @@ def test_a_plan_adds_up(tiny):
   assert (tiny.chips, tiny.batch, tiny.length, tiny.accumulation) == (4, 4, 32, 1)
   assert (tiny.attention, tiny.compiler) == ("xla", "a compiler")
   network = TINY.network(65)
-  assert tiny.model_flops_per_step == 3 * forward_flops(network, 4, 32)
+  share = needed_share(network.process, TINY.diffusion.make_noise())
+  assert tiny.model_flops_per_step == 3 * forward_flops(network, 4, 32, share)
   # The output table is padded from 66 to 128 columns, and a little is computed for the noise.
   assert 1.0 < tiny.hlo_flops_per_step / tiny.model_flops_per_step < 2.0
   roofs = (tiny.compute_seconds, tiny.hbm_seconds, tiny.ici_seconds, tiny.dcn_seconds)
@@ -606,7 +630,8 @@ def test_a_sampling_step_calls_the_network_twice():
   plan = plan_sampling(TINY, 65, slice_of(4))
   assert plan.what == "sample"
   assert plan.steps == 1
-  assert plan.model_flops_per_step == 2 * forward_flops(TINY.network(65), 4, 32)
+  share = needed_share(Absorbing(65), TINY.diffusion.make_noise())
+  assert plan.model_flops_per_step == 2 * forward_flops(TINY.network(65), 4, 32, share)
   assert 1.0 < plan.hlo_flops_per_step / plan.model_flops_per_step < 2.0
 
 
@@ -615,6 +640,43 @@ def test_accumulation_does_the_same_work(tiny):
   halves = plan_training(dataclasses.replace(TINY, train=train), 65, slice_of(4))
   assert halves.accumulation == 2
   assert halves.hlo_flops_per_step == pytest.approx(2 * tiny.hlo_flops_per_step, rel=0.02)
+
+
+def test_the_output_layer_counts_in_the_share_of_rows_that_need_it():
+  """TINY has 32 rows on a device, in tiles of 8, and 128 columns: the last half are padding."""
+  uniform = dataclasses.replace(TINY, diffusion=DiffusionConfig.paper("uniform"))
+  absorbing = dataclasses.replace(uniform, diffusion=DiffusionConfig(process="absorbing"))
+  plans = [plan_training(one, 65, slice_of(4)) for one in (uniform, absorbing)]
+  # One product forward, and backward the outputs again and two gradients; 4 tiles for 2.
+  tile = 4 * 2 * 8 * 16 * 128
+  assert plans[0].hlo_flops_per_step - plans[1].hlo_flops_per_step == 4 * (4 - 2) * tile
+
+
+@pytest.mark.parametrize(
+  ("train", "mesh", "rows", "columns"),
+  [
+    (TrainConfig(batch_size=16), MeshConfig(fsdp=4), 4096, 50304),
+    (TrainConfig(batch_size=16, accumulation=2), MeshConfig(fsdp=4), 2048, 50304),
+    (TrainConfig(batch_size=16), MeshConfig(fsdp=2, tensor=2), 8192, 25152),
+    (TrainConfig(batch_size=4), MeshConfig(replica=4, fsdp=1), 1024, 50304),
+  ],
+)
+def test_tiles_of_rows_are_those_of_a_device(train, mesh, rows, columns):
+  height, _ = tile_shape(rows, columns)
+  for process in ("absorb", "uniform"):
+    experiment = dataclasses.replace(
+      TINY,
+      data=DataConfig(length=1024),
+      diffusion=DiffusionConfig.paper(process),
+      train=train,
+      mesh=mesh,
+    )
+    program = Program(experiment=experiment, mesh=make_mesh(mesh), vocab_size=50257)
+    tiles = planning._row_tiles(program)
+    if process == "uniform":
+      assert tiles == rows / height
+    else:
+      assert tiles - 1 < needed_share(Absorbing(50257), program.noise) * rows / height <= tiles
 
 
 def failing(message):
@@ -733,7 +795,7 @@ def test_bad_meshes(text, message):
 
 def fake_plan(room, asked):
   """A chip with room for so many sequences; a policy takes its share of it."""
-  share = {"none": 4, "dots": 2, "full": 1}
+  share = {"none": 4, "dots": 2, "narrow": 1.5, "full": 1}
 
   def plan(experiment):
     each = experiment.train.batch_size / 4
@@ -766,17 +828,18 @@ def test_fit_finds_the_largest_batch(room, start):
   assert compilations <= 14
 
 
-def test_fit_prefers_the_least_remat():
+@pytest.mark.parametrize(("dots", "policy"), [(8, "dots"), (7, "narrow")])
+def test_fit_prefers_the_least_remat(dots, policy):
   class Roomy(types.SimpleNamespace):
     pass
 
   def plan(experiment):
     each = experiment.train.batch_size / 4
-    limit = {"none": 4, "dots": 8, "full": 8}[experiment.model.remat]
+    limit = {"none": 4, "dots": dots, "narrow": 8, "full": 8}[experiment.model.remat]
     return Roomy(batch=each, remat=experiment.model.remat, fits=each <= limit)
 
   found = fit(plan, TINY, 4)
-  assert (found.batch, found.remat) == (8, "dots")
+  assert (found.batch, found.remat) == (8, policy)
 
 
 def test_fit_says_when_nothing_fits():

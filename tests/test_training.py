@@ -12,6 +12,7 @@ from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.interop.original import tensors_from_params
 from sedd_jax.models import Network
 from sedd_jax.models.placement import Placement
+from sedd_jax.models.score_transformer import _dropout
 from sedd_jax.parallel import (
   MeshConfig,
   OnMesh,
@@ -111,6 +112,52 @@ def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(grad), jax.tree.leaves(other_grad), strict=True):
       assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize(
+  ("remat", "unroll"), [("dots", 1), ("narrow", 2), ("full", 1), ("full", 3)]
+)
+def test_loss_and_gradient_are_the_same_for_any_rematerialisation(remat, unroll):
+  """Dropout on: what is made again is what was there. 3 blocks unrolled by 2 leave one over."""
+  batch = jax.random.randint(jax.random.key(1), (4, 6), 0, 10)
+
+  def run(**changes):
+    network = small_network(Absorbing(10), blocks=3, dropout=0.3, **changes)
+    objective = Objective(network=network, noise=LogLinear())
+    params = random_params(network, scale=0.05)
+    return jax.jit(functools.partial(loss_and_grad, objective, accumulation=1))(
+      params, batch, jax.random.key(2), jnp.int32(3)
+    )
+
+  loss, grad = run(remat="none")
+  other_loss, other_grad = run(remat=remat, unroll=unroll)
+  np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+  for one, other in zip(jax.tree.leaves(grad), jax.tree.leaves(other_grad), strict=True):
+    assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("width", [512, 33])
+def test_dropout_keeps_its_share_and_the_mean(rate, width):
+  sequences, length = 16, 256
+  keys = jax.random.split(jax.random.key(0), sequences)
+  ones = jnp.ones((sequences, length, width))
+  dropped = np.asarray(_dropout(ones, rate, keys))
+  kept, count = dropped != 0.0, dropped.size
+  error = np.sqrt(rate * (1.0 - rate) / count)
+  assert abs(kept.mean() - (1.0 - rate)) < 4 * error
+  # Each of the two that share a random word, by itself and against the other.
+  half = width // 2
+  first, second = kept[..., :half], kept[..., -half:]
+  for part in (first, second):
+    assert abs(part.mean() - (1.0 - rate)) < 4 * error * np.sqrt(2.1)
+  agreement = rate**2 + (1.0 - rate) ** 2
+  error_of_pairs = np.sqrt(agreement * (1.0 - agreement) / first.size)
+  assert abs((first == second).mean() - agreement) < 4 * error_of_pairs
+  # The mean is that of the input: what is kept grows by the share that is kept, to 2^-16.
+  np.testing.assert_allclose(dropped[kept], 1.0 / (1.0 - rate), rtol=2e-5)
+  assert abs(dropped.mean() - 1.0) < 4 * error / (1.0 - rate)
+  np.testing.assert_array_equal(_dropout(ones, rate, None), ones)
 
 
 @pytest.mark.parametrize(

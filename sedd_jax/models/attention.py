@@ -1,6 +1,7 @@
 """Attention kernels; the one place that chooses among them.
 
-  xla     written out: any platform, shape and dtype; holds weights [B, H, L, L]
+  xla     written out: any platform, shape and dtype; holds weights [B, H, L, L], of sequences
+          longer than 1024 those of a part of the queries at a time
   splash  Pallas's flash attention for TPU, with a full mask; on CPU it is interpreted, for tests
   cudnn   cuDNN's flash attention for NVIDIA GPUs, through `jax.nn.dot_product_attention`; its
           gradient repeats to the bit only under XLA_FLAGS=--xla_gpu_deterministic_ops=true
@@ -32,6 +33,8 @@ _SPEC = jax.P(("replica", "fsdp"), None, "tensor", None)
 # Splash holds rows of logits in whole vector registers, 128 lanes wide.
 _LANES = 128
 _LONGEST_BLOCK = 512
+# `xla` makes the weights of at most so many queries at once.
+_MOST_QUERIES = 1024
 # Keys and values of one head that fit into VMEM whole; 4096 do not.
 _LONGEST_FUSED = 2048
 
@@ -180,10 +183,22 @@ def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Array:
   """
   dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
   q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (q_BLHK, k_BLHK, v_BLHK))
-  logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHLK, preferred_element_type=dtype)
-  weights_BHLM = jax.nn.softmax(logits_BHLM * q_BLHK.shape[-1] ** -0.5, axis=-1)
-  out_BHLK = jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHLK.dtype), v_BHLK)
-  return jnp.swapaxes(out_BHLK, 1, 2)
+
+  def attend(q_BHLK):
+    logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHLK, preferred_element_type=dtype)
+    weights_BHLM = jax.nn.softmax(logits_BHLM * q_BHLK.shape[-1] ** -0.5, axis=-1)
+    return jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHLK.dtype), v_BHLK)
+
+  batch, heads, length, width = q_BHLK.shape
+  if length <= _MOST_QUERIES:
+    return jnp.swapaxes(attend(q_BHLK), 1, 2)
+  # Some queries at a time, weights made again for the gradient: memory is linear in the length.
+  parts = -(-length // _MOST_QUERIES)
+  q_BHLK = jnp.pad(q_BHLK, ((0, 0), (0, 0), (0, -length % parts), (0, 0)))
+  q_NBHLK = jnp.moveaxis(q_BHLK.reshape(batch, heads, parts, -1, width), 2, 0)
+  out_NBHLK = jax.lax.map(jax.checkpoint(attend), q_NBHLK)
+  out_BLHK = jnp.moveaxis(out_NBHLK, (0, 3), (1, 2)).reshape(batch, -1, heads, width)
+  return out_BLHK[:, :length]
 
 
 def _splash(
@@ -198,7 +213,55 @@ def _splash(
   scaled = (q_BLHK.astype(jnp.float32) * width**-0.5).astype(q_BLHK.dtype)
   q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (scaled, k_BLHK, v_BLHK))
   kernel = _splash_kernel(heads, length, interpret)
-  return jnp.swapaxes(jax.vmap(kernel)(q_BHLK, k_BHLK, v_BHLK), 1, 2)
+  merged: jax.Array = _merged(jax.vmap(kernel), heads, q_BHLK, k_BHLK, v_BHLK)
+  return merged.reshape(v_BLHK.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _merged(attend: Attend, heads: int, *inputs: jax.Array) -> jax.Array:
+  """What a kernel of [B, H, L, K] returns with its heads merged, [B, L, H K].
+
+  Its own derivative would keep [B, H, L, K], which a TPU pads to 128 features a head: twice the
+  memory for K=64. This one keeps what it returns, under the name ATTENTION.
+  """
+  del heads
+  return _merge(attend(*inputs))
+
+
+def _merged_forward(attend: Attend, heads: int, *inputs: jax.Array):
+  del heads
+  out_BHLK, pullback = jax.vjp(attend, *inputs)
+
+  def kept(z):
+    """Of what the derivative needs: not the output, and by name what is neither input nor mask."""
+    if z is out_BHLK:
+      return None
+    made = jnp.issubdtype(z.dtype, jnp.floating) and not any(z is one for one in inputs)
+    return checkpoint_name(z, ATTENTION) if made else z
+
+  merged = checkpoint_name(_merge(out_BHLK), ATTENTION)
+  return merged, (merged, jax.tree.map(kept, pullback))
+
+
+def _merged_backward(attend: Attend, heads: int, residuals: Any, cotangent: jax.Array):
+  del attend
+
+  def split(z):
+    return jnp.swapaxes(z.reshape(*z.shape[:2], heads, -1), 1, 2)
+
+  merged, rest = residuals
+  pullback = jax.tree.map(
+    lambda z: split(merged) if z is None else z, rest, is_leaf=lambda z: z is None
+  )
+  return pullback(split(cotangent))
+
+
+_merged.defvjp(_merged_forward, _merged_backward)
+
+
+def _merge(out_BHLK: jax.Array) -> jax.Array:
+  out_BLHK = jnp.swapaxes(out_BHLK, 1, 2)
+  return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
 
 
 @functools.lru_cache
@@ -209,14 +272,18 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
   v5e and v6e, not tuned.
   """
   block = max(b for b in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % b == 0)
-  if length <= _LONGEST_FUSED:
-    # One kernel makes dq, dk and dv, with 5 products for a pair of blocks where two take 7. It
-    # writes a dq for every part of the keys, so they come in one part, which limits the length.
-    backward = {"block_kv_dkv": length, "use_fused_bwd_kernel": True}
-  else:
-    backward = {"block_kv_dkv": block, "block_q_dq": block, "block_kv_dq": block}
+  # One kernel makes dq, dk and dv, with 5 products for a pair of blocks where two take 7. It writes
+  # a dq for every part of the keys, so they come in one part, which limits the length.
+  fused = length <= _LONGEST_FUSED
   sizes = splash_attention.BlockSizes(
-    block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv_compute=block, **backward
+    block_q=block,
+    block_kv=block,
+    block_q_dkv=block,
+    block_kv_dkv=length if fused else block,
+    block_kv_dkv_compute=block,
+    block_q_dq=None if fused else block,
+    block_kv_dq=None if fused else block,
+    use_fused_bwd_kernel=fused,
   )
   mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads)
   # Numpy arrays outlive the trace and the backend that asked first.
@@ -226,7 +293,6 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
       block_sizes=sizes,
       head_shards=1,
       q_seq_shards=1,
-      residual_checkpoint_name=ATTENTION,
       interpret=interpret,
     )
     return jax.tree.map(np.asarray, kernel)

@@ -10,7 +10,7 @@ from sedd_jax.planning.plan import Plan
 from sedd_jax.training.experiment import Experiment
 
 # From the least work to the least memory.
-_POLICIES = ("none", "dots", "full")
+_POLICIES = ("none", "dots", "narrow", "full")
 
 
 def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, devices: int) -> Plan:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from sedd_jax.planning.hlo import Computation, Instruction
 
 # Products of [L, K] by [K, L] or [L, L] by [L, K] that splash attention makes for each head. Its
-# backward kernels make the logits again.
+# backward kernels make the logits and their gradient again; where one kernel makes dq too, it is
+# called dkv, with that as a fifth result (and perhaps room to sum it as a sixth).
 _KERNELS = (("splash_mha_fwd", 2), ("splash_mha_dq", 3), ("splash_mha_dkv", 4))
+_DKV_RESULTS = 4
 # Instructions that only name what exists, or whose parts are counted where they are called.
 _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
@@ -45,6 +47,8 @@ def _kernel_flops(instruction: Instruction, computation: Computation) -> float:
   products = next((n for name, n in _KERNELS if instruction.name.startswith(name)), 0)
   if not products:
     return 0.0
+  if "dkv" in instruction.name and len(instruction.types) > _DKV_RESULTS:
+    products += 1
   given = (array for name in instruction.operands for array in computation[name].types)
   queries = next(a.dims for a in given if len(a.dims) >= 3 and a.dtype in ("bf16", "f32"))
   *sequences, heads, length, width = queries

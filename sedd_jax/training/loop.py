@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     FloatingPointError: loss or gradient are not finite; the message names the step.
   """
   # ------------------------------------------------------------------------- Run directory and data
+  began = time.monotonic()
   workdir = workdir.absolute()
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
@@ -120,6 +122,10 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       watchdog.alive()
       speed = clock.read(done)
       console.update(done, loss * to_bits, speed.get("tokens_per_second", 0.0))
+      if done == first + 1:
+        seconds = time.monotonic() - began
+        metrics.write(done, {"seconds_to_first_step": seconds})
+        console.say(f"first step after {seconds:.1f} s")
       if _due(done, experiment.report.log_every, num_steps):
         line = {
           "train_bits_per_char": loss * to_bits,
