@@ -85,7 +85,7 @@ def stats_of_columns(
   """
   shape = needed.shape
   rows = Rows(*(jnp.asarray(z).reshape(-1) for z in (x, x0, needed)))
-  sums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
+  sums: RowSums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
   sums = jax.tree.map(lambda z: z.reshape(shape), sums if axis is None else _over(sums, axis))
   total = jnp.broadcast_to(as_float(total), shape)
   log_norm = jnp.log(jnp.where(needed, sums.sum_exp, 1.0)) + sums.largest

@@ -126,7 +126,7 @@ def row_sums(hidden: jax.Array, columns: Columns, rows: Rows, num_states: int) -
 
 
 def _forward(hidden, columns, rows, num_states):
-  sums = row_sums(hidden, columns, rows, num_states)
+  sums: RowSums = row_sums(hidden, columns, rows, num_states)
   return sums, (hidden, columns, rows, sums.largest)
 
 
@@ -170,7 +170,8 @@ def _backward(num_states, residuals, cotangent: RowSums):
   )
   d_kernel, d_bias, d_hidden = jax.lax.fori_loop(0, tiles.across, column_tile, grads)
   d_hidden = jnp.where(rows.needed[:, None], d_hidden[tiles.place], 0.0).astype(hidden.dtype)
-  return d_hidden, Columns(d_kernel, d_bias, None), None
+  # Integers have no gradient: neither the first column's state nor the rows.
+  return d_hidden, columns._replace(kernel=d_kernel, bias=d_bias, first=None), None
 
 
 row_sums.defvjp(_forward, _backward)

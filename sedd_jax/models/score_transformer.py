@@ -216,6 +216,7 @@ def _modulated(
   get their gradient from one sum over positions."""
   centered_BLD = h_BLD - jnp.mean(h_BLD, axis=-1, keepdims=True)
   variance_BL1 = jnp.mean(jnp.square(centered_BLD), axis=-1, keepdims=True)
+  assert norm.scale is not None
   gain_B1D = norm.scale[...][None, None, :] * (1.0 + scale_B1D)
   return centered_BLD * jax.lax.rsqrt(variance_BL1 + norm.epsilon) * gain_B1D + shift_B1D
 
