@@ -672,7 +672,7 @@ def test_tiles_of_rows_are_those_of_a_device(train, mesh, rows, columns):
       mesh=mesh,
     )
     program = Program(experiment=experiment, mesh=make_mesh(mesh), vocab_size=50257)
-    tiles = planning._row_tiles(program)
+    tiles = planning._row_tiles(program, "train")
     if process == "uniform":
       assert tiles == rows / height
     else:
@@ -975,3 +975,22 @@ def test_a_compiler_that_fails_ends_with_2(config_file):
   assert done.returncode == 2
   assert "error: a compiler cannot compile this for v6e:2x2: INTERNAL: Async done" in done.stderr
   assert not done.stdout
+
+
+@pytest.mark.parametrize(
+  ("batch", "length", "mesh", "tiles"),
+  [
+    (64, 1024, MeshConfig(fsdp=1, tensor=4), 16),  # 16,384 rows, half of them, by 512.
+    (8, 1022, MeshConfig(fsdp=1, tensor=4), 8),  # Tensor does not divide 1022: 8176 rows, by 511.
+    (8, 64, MeshConfig(fsdp=4), 1),  # 128 rows in one tile.
+  ],
+)
+def test_row_tiles_of_a_sampler_share_positions_over_tensor(batch, length, mesh, tiles):
+  experiment = dataclasses.replace(
+    TINY,
+    data=dataclasses.replace(TINY.data, length=length),
+    model=dataclasses.replace(TINY.model, heads=4),
+    train=dataclasses.replace(TINY.train, batch_size=batch, accumulation=1),
+  )
+  program = Program(experiment=experiment, mesh=make_mesh(mesh), vocab_size=65)
+  assert planning._row_tiles(program, "sample") == tiles

@@ -243,3 +243,11 @@ def test_map_rows_calls_a_function_of_the_needed_rows(count):
   np.testing.assert_allclose(got, want, rtol=1e-6)
   assert len(seen) == -(-count // 128), "tiles of 128 rows, as many as hold the needed ones"
   assert set(np.flatnonzero(needed)) <= set(np.concatenate([*seen, []]).astype(int))
+
+
+def test_nothing_at_all_gives_nothing():
+  process, (hidden, kernel, bias), x, x0, total = problem(Absorbing, 30)
+  tiled, _ = losses(process, "scaled", x[:0], x0[:0], total[:0])
+  assert tiled(hidden[:0], kernel, bias).shape == (0, x.shape[1])
+  got = map_rows(lambda rows: rows, jnp.zeros(0), jnp.zeros(0, bool), jnp.zeros(0))
+  assert got.shape == (0,)

@@ -138,7 +138,19 @@ def test_loss_and_gradient_are_the_same_for_any_rematerialisation(remat, unroll)
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 @pytest.mark.parametrize("width", [512, 33])
-def test_dropout_keeps_its_share_and_the_mean(rate, width):
+@pytest.mark.parametrize("wide", [False, True])  # Random words are 32 bits with float64 too.
+def test_dropout_keeps_its_share_and_the_mean(rate, width, wide):
+  with jax.enable_x64(wide):
+    dropout_keeps_its_share_and_the_mean(rate, width)
+
+
+def test_a_rate_close_to_one_has_a_finite_gradient():
+  keys = jax.random.split(jax.random.key(0), 2)
+  grad = jax.grad(lambda z: jnp.sum(_dropout(z, 0.999999, keys)))(jnp.ones((2, 3, 4)))
+  assert np.all(np.isfinite(grad))
+
+
+def dropout_keeps_its_share_and_the_mean(rate, width):
   sequences, length = 16, 256
   keys = jax.random.split(jax.random.key(0), sequences)
   ones = jnp.ones((sequences, length, width))

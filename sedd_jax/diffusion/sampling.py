@@ -20,9 +20,9 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import is_state, jump_or_stay
 from sedd_jax.diffusion.process import Process
 
-# From (rule, x int[B, L], keys [B, L]) to int32[B, L]: what rule(log_score float[T, S], x int[T],
-# keys [T]) says of each row that can change, and x elsewhere.
-EachRow = Callable[[Callable[..., jax.Array], jax.Array, jax.Array], jax.Array]
+# From (rule, keys [B, L]) to int32[B, L]: what rule(log_score float[T, S], x int[T], keys [T]) says
+# of each row that can change, and x elsewhere; x is what the network was given.
+EachRow = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
 RowsFn = Callable[[jax.Array, jax.Array], EachRow]  # x_BL, total_B -> EachRow
 
 # Sampling ends here and the denoising step takes what noise is left; the original's choice.
@@ -86,7 +86,7 @@ def dense_rows(log_score_fn: LogScoreFn, process: Process) -> RowsFn:
   def rows_fn(x_BL, total_B):
     log_score_BLS = log_score_fn(x_BL, total_B)
 
-    def each_row(rule, x_BL, keys_BL):
+    def each_row(rule, keys_BL):
       log_score_TS = log_score_BLS.reshape(-1, log_score_BLS.shape[-1])
       new_T = rule(log_score_TS, x_BL.reshape(-1), keys_BL.reshape(-1))
       return jnp.where(process.can_jump_back(x_BL), new_T.reshape(x_BL.shape), x_BL)
@@ -167,7 +167,7 @@ def sample_rows(
     def rule(log_score_TS, x_T, keys_T):
       return jax.vmap(draw)(keys_T, jnp.log(probs(log_score_TS, x_T)))
 
-    return each_row(rule, x_BL, _per_position(fold(i), length))
+    return each_row(rule, _per_position(fold(i), length))
 
   def advance(x_BL, i):
     def probs(log_score_TS, x_T):

@@ -74,7 +74,8 @@ def stats_of_columns(
     x: int[...], the network's input tokens.
     x0: int[...], clean tokens.
     total: float, broadcasts to the shape of x; total noise.
-    needed: bool[...], whose stats are wanted.
+    needed: bool[...], whose stats are wanted; masked tokens alone for `conditional`, whose norm is
+      over the real ones.
     num_states: S.
     vocab_size: V, the number of real tokens.
     parameterization: see `dense_log_score`.
@@ -84,6 +85,8 @@ def stats_of_columns(
     ValueError: the parameterization is unknown.
   """
   shape = needed.shape
+  if not needed.size:
+    return ScoreStats(*(jnp.zeros(shape, as_float(hidden).dtype) for _ in range(3)))
   rows = Rows(*(jnp.asarray(z).reshape(-1) for z in (x, x0, needed)))
   sums: RowSums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
   sums = jax.tree.map(lambda z: z.reshape(shape), sums if axis is None else _over(sums, axis))

@@ -177,6 +177,12 @@ def _backward(num_states, residuals, cotangent: RowSums):
 row_sums.defvjp(_forward, _backward)
 
 
+def whole_tile_height(rows: int) -> int:
+  """Rows of a tile of `map_rows`, for R rows."""
+  fewest, most = _WHOLE_ROWS
+  return min(max(rows // 16, fewest), most, rows)
+
+
 def map_rows(
   function: Callable[..., jax.Array], rows: Any, needed: jax.Array, otherwise: jax.Array
 ) -> jax.Array:
@@ -188,9 +194,9 @@ def map_rows(
     needed: bool[R].
     otherwise: [R], the result for rows that are not needed.
   """
-  fewest, most = _WHOLE_ROWS
-  count = len(needed)
-  front = _Front(needed, min(max(count // 16, fewest), most, count))
+  if not len(needed):
+    return otherwise
+  front = _Front(needed, whole_tile_height(len(needed)))
   ordered = jax.tree.map(lambda x: x[front.order], rows)
 
   def tile(j, out):
@@ -213,9 +219,8 @@ class _Front:
   def __init__(self, needed: jax.Array, height: int):
     self.height, count = height, len(needed)
     self.padded = -(-count // height) * height
-    before = jnp.cumsum(needed)
-    self.size = before[-1]
-    self.place = jnp.where(needed, before - 1, self.size + jnp.cumsum(~needed) - 1)
+    self.size = jnp.sum(needed)
+    self.place = jnp.where(needed, jnp.cumsum(needed) - 1, self.size + jnp.cumsum(~needed) - 1)
     self.order = jnp.pad(jnp.argsort(~needed, stable=True), (0, self.padded - count))
     self.tiles = -(-self.size // height)
 

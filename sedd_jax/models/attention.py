@@ -217,6 +217,12 @@ def _splash(
   return merged.reshape(v_BLHK.shape)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Output:
+  """Stands for the kernel's output among what its derivative needs."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _merged(attend: Attend, heads: int, *inputs: jax.Array) -> jax.Array:
   """What a kernel of [B, H, L, K] returns with its heads merged, [B, L, H K].
@@ -235,7 +241,7 @@ def _merged_forward(attend: Attend, heads: int, *inputs: jax.Array):
   def kept(z):
     """Of what the derivative needs: not the output, and by name what is neither input nor mask."""
     if z is out_BHLK:
-      return None
+      return _Output()
     made = jnp.issubdtype(z.dtype, jnp.floating) and not any(z is one for one in inputs)
     return checkpoint_name(z, ATTENTION) if made else z
 
@@ -251,7 +257,9 @@ def _merged_backward(attend: Attend, heads: int, residuals: Any, cotangent: jax.
 
   merged, rest = residuals
   pullback = jax.tree.map(
-    lambda z: split(merged) if z is None else z, rest, is_leaf=lambda z: z is None
+    lambda z: split(merged) if isinstance(z, _Output) else z,
+    rest,
+    is_leaf=lambda z: isinstance(z, _Output),
   )
   return pullback(split(cotangent))
 

@@ -133,11 +133,6 @@ class Network:
     h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], layers), unroll=self.config.unroll)
     return ends.finish(place.activations(h_BLD), cond_BC)
 
-  def head(self, params: Params) -> tuple[jax.Array, jax.Array]:
-    """The output layer: kernel float[D, S'] and bias float[S'], padded to S' columns."""
-    output = self._used("ends/output", params["ends"]["output"])
-    return output["kernel"], output["bias"]
-
   def raw(
     self,
     params: Params,
@@ -147,7 +142,9 @@ class Network:
   ) -> jax.Array:
     """Outputs before the parameterization, float[B, L, S] of at least float32."""
     hidden_BLD = self.hidden(params, tokens, total, dropout_keys)
-    return self._outputs(hidden_BLD, *self.head(params))[:, :, : self.config.num_states]
+    head = self._used("ends/output", params["ends"]["output"])
+    raw_BLS = self._apply_head(hidden_BLD, head["kernel"], head["bias"])
+    return raw_BLS[:, :, : self.config.num_states]
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.
@@ -190,38 +187,36 @@ class Network:
       )
 
     hidden_BLD = hidden_BLD.astype(self.config.dtype)
-    return self.placement.on_columns(stats)(*self._output(params), hidden_BLD, x, x0, total)
+    return self.placement.on_columns(stats)(*self._stored_head(params), hidden_BLD, x, x0, total)
 
   def each_row(self, params: Params, x: jax.Array, total: jax.Array) -> EachRow:
     """What a sampler needs (`diffusion/sampling.py`): rules are called on tiles of rows."""
     hidden_BLD = self.hidden(params, x, total)
+    total_BL = jnp.broadcast_to(total[:, None], x.shape)
 
-    def apply(rule, x_BL, keys_BL):
-      def on_rows(columns, hidden_BLD, x_BL, total_BL, keys_BL):
+    def apply(rule, keys_BL):
+      def on_rows(columns, *arrays):
         def of_tile(rows):
           hidden_TD, x_T, total_T, keys_T = rows
-          raw_TS = self._outputs(hidden_TD, *columns[:2])[:, : self.config.num_states]
+          raw_TS = self._apply_head(hidden_TD, *columns[:2])[:, : self.config.num_states]
           return rule(self._log_score(raw_TS, x_T, total_T), x_T, keys_T)
 
-        rows = (hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),)
-        rows += tuple(z.reshape(-1) for z in (x_BL, total_BL, keys_BL))
+        rows = tuple(z.reshape(-1, *z.shape[2:]) for z in arrays)
         needed = self.process.can_jump_back(rows[1])
-        return map_rows(of_tile, rows, needed, rows[1]).reshape(x_BL.shape)
+        return map_rows(of_tile, rows, needed, rows[1]).reshape(arrays[1].shape)
 
-      total_BL = jnp.broadcast_to(total[:, None], x_BL.shape)
-      return self.placement.on_rows(on_rows)(
-        *self._output(params), hidden_BLD, x_BL, total_BL, keys_BL
-      )
+      on_rows = self.placement.on_rows(on_rows)
+      return on_rows(*self._stored_head(params), hidden_BLD, x, total_BL, keys_BL)
 
     return apply
 
-  def _output(self, params: Params) -> tuple[jax.Array, jax.Array]:
+  def _stored_head(self, params: Params) -> tuple[jax.Array, jax.Array]:
     """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
     are stored."""
     output = params["ends"]["output"]
     return output["kernel"].astype(self.config.dtype), output["bias"]
 
-  def _outputs(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
+  def _apply_head(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
     """The output layer on float[..., D]: a product in the compute dtype, summed in float32 at
     least."""
     raw = jax.lax.dot_general(

@@ -42,7 +42,7 @@ class ScoreTransformerConfig:
     blocks: number of transformer blocks.
     heads: H; must divide width into heads of even width (rotary pairs features).
     cond_dim: C.
-    dropout: rate on the outputs of attention and MLP, in training only.
+    dropout: rate on the outputs of attention and MLP, in training only; to a multiple of 2^-16.
     dtype: compute dtype of linear maps and attention.
     remat: what a block keeps for its backward pass: `none` (everything), `dots` (its matrix
       products, what attention returns, and which entries dropout keeps), `narrow` (products but the
@@ -250,10 +250,10 @@ def _two_keys(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
   if keys_B is None or rate == 0.0:
     return z_BLD
-  dropped = round(rate * 2**16)
+  dropped = min(round(rate * 2**16), 2**16 - 1)
   # Two draws from each random word; `jax.random.bernoulli` would spend a word on each.
   _, length, width = z_BLD.shape
-  words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-width // 2))))(keys_B)
+  words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-width // 2)), jnp.uint32))(keys_B)
   keep = jnp.concatenate([words & 0xFFFF >= dropped, words >> 16 >= dropped], axis=-1)
   keep = _kept(keep[:, :, :width], "dropout")
   return jnp.where(keep, z_BLD / (1.0 - dropped / 2**16), 0.0)

@@ -82,7 +82,8 @@ class OnMesh(Placement):
     return self._sharded_head(of_shard, P(BATCH_AXES))
 
   def on_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Devices along tensor share the positions, and gather the columns that each of them has."""
+    """Devices along tensor gather the columns that each of them has, and share the positions; where
+    tensor does not divide the length, each does all of them."""
     if self.mesh.size == 1:
       return super().on_rows(function)
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.tiles import tile_shape
+from sedd_jax.diffusion.tiles import tile_shape, whole_tile_height
 from sedd_jax.models.attention import choose
 from sedd_jax.parallel import OnMesh, make_mesh
 from sedd_jax.parallel.mesh import batch_multiple
@@ -155,15 +155,20 @@ def _forward_flops(program: Program) -> float:
   return forward_flops(program.network, train.batch_size, data.length, share)
 
 
-def _row_tiles(program: Program) -> int:
+def _row_tiles(program: Program, what: str) -> int:
   """Tiles of rows that need the output layer, on average over times and at most one more.
 
-  Loops over them are the only ones whose end the program does not tell.
+  Loops over them are the only ones whose end the program does not tell. In training devices along
+  tensor share the columns, in sampling the positions, where they can.
   """
-  train, shape = program.experiment.train, program.network.config
-  sequences = train.batch_size // train.accumulation // batch_multiple(program.mesh)
-  rows = sequences * program.experiment.data.length
-  height, _ = tile_shape(rows, shape.padded_states // program.mesh.shape["tensor"])
+  train, length = program.experiment.train, program.experiment.data.length
+  tensor = program.mesh.shape["tensor"]
+  rows = train.batch_size // train.accumulation // batch_multiple(program.mesh) * length
+  if what == "sample":
+    rows //= 1 if length % tensor else tensor
+    height = whole_tile_height(rows)
+  else:
+    height, _ = tile_shape(rows, program.network.config.padded_states // tensor)
   return math.ceil(needed_share(program.network.process, program.noise) * rows / height)
 
 
@@ -199,7 +204,7 @@ def _plan(
     ) from error
   return described(
     **_memory(memory, where),
-    **_times(text, program, where, model_flops=model_flops, steps=steps),
+    **_times(what, text, program, where, model_flops=model_flops, steps=steps),
   )
 
 
@@ -236,11 +241,11 @@ def _memory(memory: Any, where: Slice) -> dict[str, Any]:
 
 
 def _times(
-  text: str, program: Program, where: Slice, *, model_flops: float, steps: int
+  what: str, text: str, program: Program, where: Slice, *, model_flops: float, steps: int
 ) -> dict[str, Any]:
   """What is counted in the program's text, and the least time that it takes."""
   chip, times, train = where.chip, where.devices_per_chip, program.experiment.train
-  counted = costs(text, program.mesh.shape, where.slices, _row_tiles(program))
+  counted = costs(text, program.mesh.shape, where.slices, _row_tiles(program, what))
   sent = [(one.between_slices, one.bytes * one.runs * times) for one in counted.collectives]
   dcn = sum(value for between, value in sent if between)
   roofs = {

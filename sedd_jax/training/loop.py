@@ -122,7 +122,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       watchdog.alive()
       speed = clock.read(done)
       console.update(done, loss * to_bits, speed.get("tokens_per_second", 0.0))
-      if done == first + 1:
+      if done == first + 1:  # Read like all metrics, once the next step has been handed over.
         seconds = time.monotonic() - began
         metrics.write(done, {"seconds_to_first_step": seconds})
         console.say(f"first step after {seconds:.1f} s")
