@@ -219,8 +219,9 @@ class _Front:
   def __init__(self, needed: jax.Array, height: int):
     self.height, count = height, len(needed)
     self.padded = -(-count // height) * height
-    self.size = jnp.sum(needed)
-    self.place = jnp.where(needed, jnp.cumsum(needed) - 1, self.size + jnp.cumsum(~needed) - 1)
+    before = jnp.cumsum(needed)
+    self.size = before[-1]
+    self.place = jnp.where(needed, before - 1, self.size + jnp.cumsum(~needed) - 1)
     self.order = jnp.pad(jnp.argsort(~needed, stable=True), (0, self.padded - count))
     self.tiles = -(-self.size // height)
 
