@@ -469,7 +469,7 @@ def test_those_who_asked_for_rest_see_few_changes(chromium, files, calm):
   assert len(counted) <= 5 if calm else len(counted) >= 10
   # No step's tokens are passed over in silence.
   assert sum(new for _, new in counted) == len(PLAIN) - 3
-  faded = chromium.run("getComputedStyle(document.querySelector('.token')).transitionDuration")
+  faded = chromium.run("getComputedStyle(document.querySelector('.word')).transitionDuration")
   assert faded == ("0s" if calm else "0.7s")
 
 
@@ -614,6 +614,9 @@ def test_grid_wraps_between_words_and_after_newlines():
     for (row, column), character in zip(slots, fit(one, len(slots)), strict=True):
       rows[row][column] = character
   assert ["".join(row).rstrip() for row in rows] == ["ab cd ef⏎", "·東xxxxx", "xxxxxxx"]
+  # A mask leaves the space beside a word free, but is never nothing.
+  assert [len(bar) for bar in grid.bars] == [2, 2, 2, 1, 1, 2, 12]
+  assert [len(bar) for bar in grid_of([" ", "a ", "  ", " a b "], 8).bars] == [1, 1, 2, 3]
   assert len({slot for slots in grid.slots for slot in slots}) == sum(map(len, grid.slots))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sedd_jax.traces.cells import Cells
 from sedd_jax.traces.frame import Frame, frames_of
-from sedd_jax.traces.grid import EMPTY, NEWLINE, Grid, fit, grid_of
+from sedd_jax.traces.grid import EMPTY, NEWLINE, Grid, fit, grid_of, trimmed
 from sedd_jax.traces.trace import Trace
 
 MOST_FRAMES = 96
@@ -82,7 +82,7 @@ class _Sheet:
     draw = ImageDraw.Draw(picture)
     for i, slots in enumerate(self._grid.slots):
       if frame.mask[i]:
-        self._blocks(draw, slots)
+        self._bar(draw, self._grid.bars[i])
       else:
         self._token(draw, slots, texts[i], i, frame)
     self._foot(draw, frame)
@@ -98,19 +98,18 @@ class _Sheet:
       x, y = self._at(row, min(found))
       yield x, y, x + len(found) * self._step
 
-  def _blocks(self, draw, slots: list[tuple[int, int]]) -> None:
+  def _bar(self, draw, slots: list[tuple[int, int]]) -> None:
     for x, y, right in self._spans(slots):
-      draw.rectangle((x + 2, y + 6, right - 3, y + _LINE - 9), fill=_MASK)
+      draw.rectangle((x + 1, y + 6, right - 2, y + _LINE - 9), fill=_MASK)
 
   def _token(self, draw, slots, text: str, i: int, frame: Frame) -> None:
     new, given, draft = frame.new[i], self._trace.given[0, i], frame.draft[i]
     font = self._bold if new else self._slanted if draft else self._font
     ink = _GIVEN if given else _QUIET if draft and not new else _INK
-    for x, y, right in self._spans(slots):
-      if new:
-        draw.rectangle((x, y, right - 1, y + _LINE - 3), fill=_NEW)
-      if given:
-        draw.line((x, y + _LINE - 4, right - 1, y + _LINE - 4), fill=_GIVEN)
+    for x, y, right in self._spans(trimmed(slots, text)) if new else ():
+      draw.rectangle((x, y, right - 1, y + _LINE - 3), fill=_NEW)
+    for x, y, right in self._spans(slots) if given else ():
+      draw.line((x, y + _LINE - 4, right - 1, y + _LINE - 4), fill=_GIVEN)
     for place, word in _words(slots, fit(text, len(slots))):
       if place[0] < self._rows:
         quiet = word in (NEWLINE, EMPTY) and not new

@@ -14,11 +14,13 @@ class Grid:
 
   Attributes:
     slots: for each token the (row, column) of each of its columns.
+    bars: for each token the slots that show its mask: not the space before or after a word.
     rows: number of rows.
     width: number of columns; one more may hold the space that ends a row.
   """
 
   slots: list[list[tuple[int, int]]]
+  bars: list[list[tuple[int, int]]]
   rows: int
   width: int
 
@@ -45,7 +47,15 @@ def grid_of(texts: list[str], width: int) -> Grid:
       column += size
       if character == NEWLINE:
         row, column = row + 1, 0
-  return Grid(slots=slots, rows=row + (column > 0), width=width)
+  bars = [trimmed(one, text) for one, text in zip(slots, texts, strict=True)]
+  return Grid(slots=slots, bars=bars, rows=row + (column > 0), width=width)
+
+
+def trimmed(slots: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+  """The slots of a token without the space before or after it; all where there is nothing else."""
+  if not text.strip(" "):
+    return slots
+  return slots[text[0] == " " : len(slots) - (text[-1] == " ")]
 
 
 def fit(text: str, size: int) -> list[str]:

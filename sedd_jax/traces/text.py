@@ -6,7 +6,7 @@ import numpy as np
 
 from sedd_jax.traces.cells import Cells
 from sedd_jax.traces.frame import Frame, frames_of
-from sedd_jax.traces.grid import NEWLINE, Grid, fit, grid_of
+from sedd_jax.traces.grid import NEWLINE, Grid, fit, grid_of, trimmed
 from sedd_jax.traces.trace import Trace
 
 MOST_FRAMES = 128
@@ -50,11 +50,17 @@ def _rows(grid: Grid, texts: list[str], frame: Frame, given: np.ndarray) -> list
   text = [[" "] * (grid.width + 1) for _ in range(grid.rows)]
   marks = [[" "] * (grid.width + 1) for _ in range(grid.rows)]
   for i, slots in enumerate(grid.slots):
-    shown = [MASK] * len(slots) if frame.mask[i] else fit(texts[i], len(slots))
+    if frame.mask[i]:
+      for row, column in grid.bars[i]:
+        text[row][column] = MASK
+      continue
+    shown = fit(texts[i], len(slots))
     # Given tokens stay given: the first block says which.
     mark = NEW if frame.new[i] else GIVEN if given[i] and frame.number == 0 else " "
     for (row, column), character in zip(slots, shown, strict=True):
-      text[row][column], marks[row][column] = character, mark
+      text[row][column] = character
+    for row, column in trimmed(slots, texts[i]):
+      marks[row][column] = mark
   lines = []
   for row, under in zip(text, marks, strict=True):
     lines.append("".join(row).rstrip(" "))
