@@ -606,6 +606,20 @@ def test_frames_are_those_that_change_and_the_last():
   assert few[1].new.tolist() == [1, 1]
 
 
+def test_a_token_that_becomes_a_mask_again_is_not_new():
+  trace = Trace(
+    tokens=np.array([3, 1, 3, 2])[:, None, None],
+    given=np.zeros((1, 1), bool),
+    times=np.linspace(1, 0, 4)[:, None],
+    calls=np.arange(4),
+    seconds=0.0,
+    mask_id=3,
+  )
+  frames = frames_of(trace, 0, 99)
+  assert [bool(frame.new[0]) for frame in frames] == [False, True, False, True]
+  assert [bool(frame.draft[0]) for frame in frames] == [False, True, False, False]
+
+
 def test_grid_wraps_between_words_and_after_newlines():
   texts = ["ab", " cd", " ef", "\n", "", "東", "x" * 12]
   grid = grid_of(texts, 8)
@@ -614,6 +628,7 @@ def test_grid_wraps_between_words_and_after_newlines():
     for (row, column), character in zip(slots, fit(one, len(slots)), strict=True):
       rows[row][column] = character
   assert ["".join(row).rstrip() for row in rows] == ["ab cd ef⏎", "·東xxxxx", "xxxxxxx"]
+  assert grid_of(["ab", " cde", " fgh"], 8).slots[2] == [(0, 6), (1, 0), (1, 1), (1, 2)]
   # A mask leaves the space beside a word free, but is never nothing.
   assert [len(bar) for bar in grid.bars] == [2, 2, 2, 1, 1, 2, 12]
   assert [len(bar) for bar in grid_of([" ", "a ", "  ", " a b "], 8).bars] == [1, 1, 2, 3]
