@@ -641,6 +641,8 @@ def test_fit_cuts_and_fills():
   assert fit("e\u0301x", 2) == ["e\u0301", "x"]
   assert fit("\u0301", 2) == ["\u25cc\u0301", " "]
   assert fit("東", 2) == ["東", ""]
+  assert fit("a東", 2) == ["a", " "]
+  assert fit("a", 0) == []
   assert [columns(one) for one in "a東\u0301"] == [1, 2, 0]
 
 
@@ -649,6 +651,9 @@ def test_text_has_a_block_for_each_change():
   written = text.text_of(trace, cells_of(trace, Bytes()))
   head, *blocks = written.split("--- sample ")
   assert "sampler tweedie, steps 24, seed 0" in head
+  assert "part of a character" not in head
+  bytewise = text.text_of(TRACES["absorbing"], cells_of(TRACES["absorbing"], Bytes()))
+  assert "part of a character" in bytewise
   assert len(blocks) == sum(len(frames_of(trace, b, 999)) for b in range(2))
   first, *_, last = (block for block in blocks if block.startswith("0, "))
   assert first.startswith(
@@ -669,8 +674,10 @@ def test_text_has_a_block_for_each_change():
 def test_text_of_a_long_run_is_thinned():
   trace = revealed([PLAIN * 8], steps=400)
   assert len(frames_of(trace, 0, 999)) > text.MOST_FRAMES
-  blocks = text.text_of(trace, cells_of(trace, Bytes())).split("--- sample ")[1:]
+  head, *blocks = text.text_of(trace, cells_of(trace, Bytes())).split("--- sample ")
   assert len(blocks) == text.MOST_FRAMES
+  assert "At most 128 steps are shown" in head
+  assert "At most" not in text.text_of(TRACES["uniform"], cells_of(TRACES["uniform"], Bytes()))
   assert "step 0 of 400" in blocks[0]
   assert "step 400 of 400" in blocks[-1]
 

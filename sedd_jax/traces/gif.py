@@ -29,7 +29,7 @@ def gif_of(trace: Trace, cells: Cells) -> bytes:
   """The first sample as a GIF.
 
   Of more than MOST_FRAMES frames in which it changes the evenly chosen ones are shown, and of more
-  than MOST_ROWS rows the first; the caption says so.
+  than MOST_ROWS rows the first; the lines under the picture say so.
   """
   from PIL import Image
 
@@ -38,7 +38,7 @@ def gif_of(trace: Trace, cells: Cells) -> bytes:
   total = sum(len(text) for text in texts[-1])
   # Wide enough for the caption, and about 3 to 2 for long texts.
   grid = grid_of(texts[-1], int(np.clip((3.6 * total) ** 0.5, 64, 112)))
-  sheet = _Sheet(trace, grid)
+  sheet = _Sheet(trace, grid, thinned=len(frames) == MOST_FRAMES)
   # At the end the text alone.
   frames.append(dataclasses.replace(frames[-1], new=np.zeros_like(frames[-1].new)))
   texts.append(texts[-1])
@@ -62,7 +62,7 @@ def gif_of(trace: Trace, cells: Cells) -> bytes:
 class _Sheet:
   """The paper that all frames are drawn on."""
 
-  def __init__(self, trace: Trace, grid: Grid):
+  def __init__(self, trace: Trace, grid: Grid, *, thinned: bool):
     from PIL import ImageFont
 
     self._trace, self._grid = trace, grid
@@ -71,7 +71,7 @@ class _Sheet:
     self._slanted = ImageFont.truetype(_font_file("DejaVuSansMono-Oblique.ttf"), _SIZE)
     self._step = round(self._font.getlength("m"))
     self._rows = min(grid.rows, MOST_ROWS)
-    self._notes = wrap(self._note(), grid.width, max_lines=2, placeholder="\u2026")
+    self._notes = wrap(self._note(thinned), grid.width, max_lines=2, placeholder="\u2026")
     self._width = (grid.width + 1) * self._step + 2 * _MARGIN
     self._height = (self._rows + 2 + len(self._notes)) * _LINE + 2 * _MARGIN
 
@@ -128,10 +128,12 @@ class _Sheet:
     for i, line in enumerate(self._notes):
       draw.text(self._at(rows + 2 + i, 0), line, font=self._font, fill=_QUIET)
 
-  def _note(self) -> str:
+  def _note(self, thinned: bool) -> str:
     trace = self._trace
     notes = [f"{name} {value}" for name, value in trace.settings.items()]
     notes.append(f"seconds {trace.seconds:.3g}")
+    if thinned:
+      notes.append(f"{MOST_FRAMES} of {len(trace.tokens)} frames")
     if trace.tokens.shape[1] > 1:
       notes.append(f"sample 0 of {trace.tokens.shape[1]}")
     if self._rows < self._grid.rows:

@@ -72,7 +72,9 @@ def fit(text: str, size: int) -> list[str]:
         cells.append(character)
       case 2:
         cells += [character, ""]
-  return (cells + [" "] * size)[:size]
+  cells = (cells + [" "] * size)[:size]
+  # No half of a wide character.
+  return cells if not cells or columns(cells[-1][:1] or " ") < 2 else [*cells[:-1], " "]
 
 
 def printable(text: str) -> str:

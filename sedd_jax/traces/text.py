@@ -4,9 +4,10 @@ from textwrap import wrap
 
 import numpy as np
 
+from sedd_jax.traces.cells import MASK as MASK_CELL
 from sedd_jax.traces.cells import Cells
 from sedd_jax.traces.frame import Frame, frames_of
-from sedd_jax.traces.grid import NEWLINE, Grid, fit, grid_of, trimmed
+from sedd_jax.traces.grid import EMPTY, NEWLINE, Grid, fit, grid_of, trimmed
 from sedd_jax.traces.trace import Trace
 
 MOST_FRAMES = 128
@@ -29,11 +30,19 @@ def text_of(trace: Trace, cells: Cells) -> str:
     "calls of the network": trace.calls[-1],
     "seconds": f"{trace.seconds:.3g}",
   }
-  mask = "" if trace.mask_id is None else f"{MASK} mask, as wide as what will stand there   "
+  marks = [f"{NEW} new", f"{GIVEN} given", f"{NEWLINE} newline"]
+  notes = ["Steps that change nothing are left out."]
+  if trace.mask_id is not None:
+    marks.insert(0, f"{MASK} mask")
+    notes.append("Masks are as wide as what will stand there.")
+  if "" in cells.texts[MASK_CELL + 1 :]:
+    marks.append(f"{EMPTY} part of a character")
+  if num_frames > MOST_FRAMES:
+    notes.append(f"At most {MOST_FRAMES} steps are shown.")
   lines = [
     *wrap(", ".join(f"{name} {value}" for name, value in facts.items()), WIDTH),
-    f"{mask}{NEW} new   {GIVEN} given   {NEWLINE} newline",
-    "Steps that change nothing are left out.",
+    "   ".join(marks),
+    *wrap(" ".join(notes), WIDTH),
   ]
   for sample in range(num_samples):
     frames = frames_of(trace, sample, MOST_FRAMES)

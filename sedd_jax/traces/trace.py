@@ -29,7 +29,7 @@ class Trace:
   times: np.ndarray
   calls: np.ndarray
   seconds: float
-  mask_id: int | None = None
+  mask_id: int | None
   settings: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
