@@ -128,6 +128,47 @@ def test_tokenizers_give_the_text_back(tokenizer):
     assert one.decode(ids) == text
 
 
+def check_pieces(tokenizer, ids):
+  pieces = tokenizer.pieces(ids)
+  assert len(pieces) == len(ids)
+  assert "".join(pieces) == tokenizer.decode(ids)
+  for i, piece in zip(ids, pieces, strict=True):
+    # A token that is whole by itself says the same in any company.
+    if "\ufffd" not in (alone := tokenizer.pieces([i])[0]):
+      assert piece == alone
+  return pieces
+
+
+def test_pieces_of_characters():
+  assert check_pieces(Chars("abcß—"), [3, 0, 4]) == ["ß", "a", "—"]
+
+
+def test_pieces_of_bytes_show_a_character_where_it_is_complete():
+  assert check_pieces(Bytes(), [*"aß—b".encode()]) == ["a", "", "ß", "", "", "—", "b"]
+  # A character that breaks off is replaced where it ends, not in the token after it.
+  assert check_pieces(Bytes(), [0xE2, 0x80, 0x41]) == ["", "\ufffd", "A"]
+  assert check_pieces(Bytes(), []) == []
+  for row in np.random.default_rng(0).integers(0, 256, (200, 24)):
+    check_pieces(Bytes(), row.tolist())
+
+
+def test_pieces_of_bpe(shared_path):
+  tokenizer = BPE.from_folder(shared_path("data/gpt2-tokenizer"))
+  text = "It's naïve — 東🙃\n\n  x<|endoftext|>"
+  pieces = check_pieces(tokenizer, tokenizer.encode(text).tolist())
+  assert pieces == [
+    *("It", "'s", " naïve", " —", " ", "", "東", "", "", "🙃", "\n\n", " ", " x", "<|endoftext|>")
+  ]
+  rng = np.random.default_rng(0)
+  for row in rng.integers(0, tokenizer.vocab_size, (50, 40)):
+    check_pieces(tokenizer, row.tolist())
+  # The first 256 are single bytes, in the alphabet's order: broken characters everywhere.
+  for row in rng.integers(0, 256, (200, 24)):
+    check_pieces(tokenizer, row.tolist())
+  with pytest.raises(ValueError, match="token 50257 is not one of the 50257"):
+    tokenizer.pieces([50257])
+
+
 def test_unknown_character_is_named():
   with pytest.raises(ValueError, match="'z' is not one of the 3"):
     Chars("abc").encode("abz")

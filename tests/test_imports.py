@@ -10,6 +10,7 @@ FLOORS = (
   "diffusion",
   "models",
   "data",
+  "traces",
   "parallel",
   "evaluation",
   "training",

@@ -38,6 +38,15 @@ class Tokenizer(Protocol):
     """Text of any ids in [0, V)."""
     ...
 
+  def pieces(self, ids: Iterable[int]) -> list[str]:
+    """What each token adds to the text: one string a token, which joined are `decode(ids)`.
+
+    A character whose bytes lie in several tokens belongs to the last of them; those before it may
+    be left with "". A token whose own piece, `pieces([id])`, has no U+FFFD has that piece in any
+    company.
+    """
+    ...
+
   def to_json(self) -> dict[str, Any]:
     """All that `from_json` needs to build it again."""
     ...
@@ -80,7 +89,10 @@ class Chars:
       ) from None
 
   def decode(self, ids: Iterable[int]) -> str:
-    return "".join(self.characters[i] for i in ids)
+    return "".join(self.pieces(ids))
+
+  def pieces(self, ids: Iterable[int]) -> list[str]:
+    return [self.characters[i] for i in ids]
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "chars", "characters": self.characters}
@@ -97,6 +109,9 @@ class Bytes:
 
   def decode(self, ids: Iterable[int]) -> str:
     return bytes(int(i) for i in ids).decode(errors="replace")
+
+  def pieces(self, ids: Iterable[int]) -> list[str]:
+    return _pieces_of_bytes([bytes((int(i),)) for i in ids])
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "bytes"}
@@ -164,8 +179,20 @@ class BPE:
   def decode(self, ids: Iterable[int]) -> str:
     return self._library.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  def pieces(self, ids: Iterable[int]) -> list[str]:
+    return _pieces_of_bytes([self._bytes_of(int(i)) for i in ids])
+
   def to_json(self) -> dict[str, Any]:
     return {"kind": "bpe", "definition": self._library.to_str()}
+
+  def _bytes_of(self, token: int) -> bytes:
+    name = self._library.id_to_token(token)
+    if name is None:
+      raise ValueError(f"token {token} is not one of the {self.vocab_size} of this tokenizer")
+    try:
+      return bytes(_BYTE_OF[character] for character in name)
+    except KeyError:
+      return name.encode()  # A special token outside the alphabet stands for itself.
 
 
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:
@@ -201,6 +228,37 @@ def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
       return BPE.from_folder(Path(folder)) if folder else BPE.from_hub("gpt2")
     case _:
       raise ValueError(f"data.tokenizer={name!r} must be 'chars', 'bytes', 'gpt2' or 'gpt2:FOLDER'")
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The characters by which byte-level BPE writes bytes: those that print stand for themselves,
+  the others, in order, for the characters from U+0100 on."""
+  printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+  others = (byte for byte in range(256) if byte not in printed)
+  return {chr(b): b for b in printed} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _pieces_of_bytes(tokens: list[bytes]) -> list[str]:
+  """Gives each character of the UTF-8 text, or U+FFFD for bytes that are none, to the token that
+  holds its last byte."""
+  text = b"".join(tokens)
+  owner = [i for i, token in enumerate(tokens) for _ in token]
+  pieces = [""] * len(tokens)
+  start = 0
+  while start < len(text):
+    try:
+      good, end, bad = text[start:].decode(), len(text), ""
+    except UnicodeDecodeError as error:
+      good, end, bad = text[start : start + error.start].decode(), start + error.end, "\ufffd"
+    for character in good:
+      start += len(character.encode())
+      pieces[owner[start - 1]] += character
+    pieces[owner[end - 1]] += bad
+    start = end
+  return pieces
 
 
 def _read(folder: Path, *names: str) -> str | None:

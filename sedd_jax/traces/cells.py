@@ -1,0 +1,99 @@
+"""The text in each position of each frame. Dimensions: K frames, B samples, L tokens."""
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+from sedd_jax.data import Tokenizer
+from sedd_jax.traces.trace import Trace
+
+MASK = 0  # The entry of masks in every table of cells.
+
+# Marks that turn the direction of the text around them, or break lines behind our back.
+_UNRULY = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Cells:
+  """What stands in each position.
+
+  One token can look different in two frames: half of a character is U+FFFD for as long as its
+  other half is a mask.
+
+  Attributes:
+    index: int32[K, B, L], into ids and texts; MASK for masks.
+    ids: token ids.
+    texts: what they show; "" where the character goes to a later token.
+  """
+
+  index: np.ndarray
+  ids: list[int]
+  texts: list[str]
+
+
+def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
+  """Looks up the text of every token.
+
+  Args:
+    trace: the record.
+    tokenizer: None shows token ids.
+
+  Raises:
+    ValueError: a token is neither the mask nor one of the tokenizer's.
+  """
+  known = np.unique(trace.tokens)
+  known = known[known != trace.mask_id] if trace.mask_id is not None else known
+  if tokenizer is not None and known[-1] >= tokenizer.vocab_size:
+    raise ValueError(
+      f"Trace.tokens has token {known[-1]}, which is neither the mask ({trace.mask_id}) nor one of "
+      f"the tokenizer's {tokenizer.vocab_size}"
+    )
+  pieces = tokenizer.pieces if tokenizer is not None else _numbers
+  entries: dict[tuple[int, str], int] = {(-1, ""): MASK}
+
+  def entry(token: int, text: str) -> int:
+    return entries.setdefault((token, visible(text)), len(entries))
+
+  index_of = np.full(max(int(known[-1]), trace.mask_id or 0) + 1, MASK, np.int32)
+  is_part = np.zeros(len(index_of), bool)
+  for token in known.tolist():
+    (text,) = pieces([token])
+    is_part[token] = "\ufffd" in text
+    if not is_part[token]:
+      index_of[token] = entry(token, text)
+  index = index_of[trace.tokens]
+
+  # Parts of characters are read in the company of the parts beside them; whole tokens need none.
+  seen: dict[tuple[int, ...], list[int]] = {}
+  for k, b in np.argwhere(is_part[trace.tokens].any(axis=-1)):
+    row = trace.tokens[k, b]
+    edges = np.flatnonzero(np.diff(is_part[row], prepend=False, append=False))
+    for start, stop in edges.reshape(-1, 2):
+      run = tuple(row[start:stop].tolist())
+      if run not in seen:
+        seen[run] = [entry(*pair) for pair in zip(run, pieces(run), strict=True)]
+      index[k, b, start:stop] = seen[run]
+  return Cells(index=index, ids=[i for i, _ in entries], texts=[text for _, text in entries])
+
+
+def visible(text: str) -> str:
+  """The text with characters that cannot be seen, or disturb the page, replaced by such that can.
+
+  Newlines and tabs stay, other control characters become their pictures (U+2400 and on).
+  """
+  return "".join(map(_visible, text))
+
+
+def _numbers(ids: Iterable[int]) -> list[str]:
+  return [f"{i} " for i in ids]
+
+
+def _visible(character: str) -> str:
+  code = ord(character)
+  if character in "\n\t" or (code not in _UNRULY and unicodedata.category(character) != "Cc"):
+    return character
+  if code < 0x20:
+    return chr(0x2400 + code)
+  return "\u2421" if code == 0x7F else "\ufffd"

@@ -1,0 +1,57 @@
+"""The frames of one sample that a film shows. Dimensions: L tokens, N frames shown."""
+
+import dataclasses
+
+import numpy as np
+
+from sedd_jax.traces.trace import Trace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+  """One state of one sample.
+
+  Attributes:
+    number: 0 is the state before the first step.
+    caption: step, time, calls, and what is left to do.
+    mask: bool[L].
+    new: bool[L], decided since the frame shown before.
+    draft: bool[L], no mask and not yet what the sample has there.
+  """
+
+  number: int
+  caption: str
+  mask: np.ndarray
+  new: np.ndarray
+  draft: np.ndarray
+
+
+def frames_of(trace: Trace, sample: int, most: int) -> list[Frame]:
+  """The first frame, those in which the sample changed, and the last one.
+
+  Args:
+    trace: the record.
+    sample: its number.
+    most: frames to return; where there are more, evenly chosen ones, first and last among them.
+  """
+  tokens = trace.tokens[:, sample]
+  last = len(tokens) - 1
+  changed = np.any(tokens[1:] != tokens[:-1], axis=-1)
+  numbers = np.flatnonzero(np.r_[True, changed])
+  # What comes after the last change is the finished sample, at its own time and calls.
+  numbers = np.unique(np.r_[numbers, last])
+  if len(numbers) > most:
+    numbers = numbers[np.linspace(0, len(numbers) - 1, most).round().astype(int)]
+  frames = []
+  before = tokens[0]
+  for number in numbers.tolist():
+    now = tokens[number]
+    mask = np.zeros(now.shape, bool) if trace.mask_id is None else now == trace.mask_id
+    new = (now != before) & ~mask
+    draft = (now != tokens[-1]) & ~mask
+    left = f"not final {draft.sum()}" if trace.mask_id is None else f"masks left {mask.sum()}"
+    time, calls = trace.times[number, sample], trace.calls[number]
+    caption = f"step {number} of {last}, t {time:.3f}, {left}, new {new.sum()}, calls {calls}"
+    frames.append(Frame(number=number, caption=caption, mask=mask, new=new, draft=draft))
+    before = now
+  return frames

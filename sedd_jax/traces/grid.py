@@ -1,0 +1,102 @@
+"""Text set in columns of equal width, for files that have no typesetter."""
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterator
+
+NEWLINE = "\u23ce"
+EMPTY = "\u00b7"  # A token whose bytes go to a later one.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """Where each token stands: every frame is set like the finished sample, so that nothing moves.
+
+  Attributes:
+    slots: for each token the (row, column) of each of its columns.
+    bars: for each token the slots that show its mask: not the space before or after a word.
+    rows: number of rows.
+    width: number of columns; one more may hold the space that ends a row.
+  """
+
+  slots: list[list[tuple[int, int]]]
+  bars: list[list[tuple[int, int]]]
+  rows: int
+  width: int
+
+
+def grid_of(texts: list[str], width: int) -> Grid:
+  """Sets the finished sample, wrapped between words; a token's row ends after its newlines.
+
+  Args:
+    texts: of each token.
+    width: columns of a row.
+  """
+  slots: list[list[tuple[int, int]]] = [[] for _ in texts]
+  row = column = 0
+  for word in _words(texts):
+    needed = sum(columns(character) for _, character in word if character not in f" {NEWLINE}")
+    if column and column + needed > width:
+      row, column = row + 1, 0
+    for token, character in word:
+      size = columns(character)
+      # A space or newline may hang over the edge, as in print.
+      if column + size > width + (character in f" {NEWLINE}"):
+        row, column = row + 1, 0
+      slots[token] += [(row, column + i) for i in range(size)]
+      column += size
+      if character == NEWLINE:
+        row, column = row + 1, 0
+  bars = [trimmed(one, text) for one, text in zip(slots, texts, strict=True)]
+  return Grid(slots=slots, bars=bars, rows=row + (column > 0), width=width)
+
+
+def trimmed(slots: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+  """The slots of a token without the space before or after it; all where there is nothing else."""
+  if not text.strip(" "):
+    return slots
+  return slots[text[0] == " " : len(slots) - (text[-1] == " ")]
+
+
+def fit(text: str, size: int) -> list[str]:
+  """A token's text in so many columns, cut or filled with spaces; one string for each column.
+
+  A wide character is followed by an empty string; a combining one joins the column before it.
+  """
+  cells: list[str] = []
+  for character in printable(text):
+    match columns(character):
+      case 0 if cells:
+        cells[-1] += character
+      case 1:
+        cells.append(character)
+      case 2:
+        cells += [character, ""]
+  cells = (cells + [" "] * size)[:size]
+  # No half of a wide character.
+  return cells if not cells or columns(cells[-1][:1] or " ") < 2 else [*cells[:-1], " "]
+
+
+def printable(text: str) -> str:
+  """Text in which newlines, tabs, lone accents and nothing at all take up room."""
+  text = text.replace("\n", NEWLINE).replace("\t", "    ") or EMPTY
+  return text if columns(text[0]) else f"\u25cc{text}"
+
+
+def columns(character: str) -> int:
+  """Columns that terminals give a character."""
+  if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+    return 0
+  return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _words(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+  """(token, character) pairs in groups that stay on one row; each ends after a space or newline."""
+  word: list[tuple[int, str]] = []
+  for token, text in enumerate(texts):
+    for character in printable(text):
+      word.append((token, character))
+      if character in f" {NEWLINE}":
+        yield word
+        word = []
+  yield word

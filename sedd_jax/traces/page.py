@@ -1,0 +1,73 @@
+"""A trace as one page that needs no network: all samples, to be played and stepped through."""
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from sedd_jax.traces.cells import Cells
+from sedd_jax.traces.trace import Trace
+
+
+def page_of(trace: Trace, cells: Cells) -> str:
+  """The page: `page.html` with the data filled in."""
+  template = importlib.resources.files("sedd_jax.traces").joinpath("page.html").read_text("utf-8")
+  checkpoint = trace.settings.get("checkpoint", "")
+  fill = {
+    "title": html.escape(f"Trace of {checkpoint}" if checkpoint else "Trace"),
+    "data": _embedded(page_data(trace, cells)),
+    "style_hash": _hash(_between(template, "<style>", "</style>")),
+    "script_hash": _hash(_between(template, "<script>", "</script>")),
+  }
+  # In one pass, so that nothing in the data is taken for a place to fill.
+  return re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], template)
+
+
+def page_data(trace: Trace, cells: Cells) -> dict[str, Any]:
+  """What the page replays, as JSON: the first frame of each sample and what each step changes.
+
+  A change is a position, counted from the change before it, and an entry of `texts`; one list of
+  both in turn for each step.
+  """
+  num_frames, num_samples, _ = trace.tokens.shape
+  return {
+    "masks": trace.mask_id is not None,
+    "ids": cells.ids,
+    "texts": cells.texts,
+    "calls": trace.calls.tolist(),
+    "seconds": round(trace.seconds, 3),
+    "settings": [[name, str(value)] for name, value in trace.settings.items()],
+    "samples": [
+      {
+        "given": np.flatnonzero(trace.given[b]).tolist(),
+        "times": trace.times[:, b].round(4).tolist(),
+        "start": cells.index[0, b].tolist(),
+        "steps": [_changes(*cells.index[k - 1 : k + 1, b]) for k in range(1, num_frames)],
+      }
+      for b in range(num_samples)
+    ],
+  }
+
+
+def _changes(before: np.ndarray, after: np.ndarray) -> list[int]:
+  where = np.flatnonzero(before != after)
+  return np.stack([np.diff(where, prepend=0), after[where]], axis=-1).ravel().tolist()
+
+
+def _embedded(data: dict[str, Any]) -> str:
+  """JSON that cannot end the script element around it: no `<` at all, and ASCII only."""
+  return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _between(text: str, start: str, end: str) -> str:
+  return text.split(start, 1)[1].split(end, 1)[0]
+
+
+def _hash(code: str) -> str:
+  """What the page's policy allows to run: this very text and nothing that was put in."""
+  return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

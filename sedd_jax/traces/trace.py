@@ -1,0 +1,67 @@
+"""The record of a run of the sampler. Dimensions: K frames, B samples, L tokens."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+  """How samples came about.
+
+  Attributes:
+    tokens: int32[K, B, L], the state before the first step and after each; the last one is the
+      sample, without masks.
+    given: bool[B, L]: tokens that were given, which never change.
+    times: float64[K, B], the time of each frame: 1 is pure noise, 0 the finished sample.
+    calls: int64[K], calls of the network made by then.
+    seconds: wall time of the whole run.
+    mask_id: the mask's id, or None for the uniform process, where tokens start random and change.
+    settings: what to show beside it: sampler, steps, seed, checkpoint.
+
+  Raises:
+    ValueError: a field has another shape or type, or contradicts another one.
+  """
+
+  tokens: np.ndarray
+  given: np.ndarray
+  times: np.ndarray
+  calls: np.ndarray
+  seconds: float
+  mask_id: int | None
+  settings: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    tokens = self._array("tokens", np.integer, np.int32, "KBL")
+    if 0 in tokens.shape:
+      raise ValueError(f"Trace.tokens is empty: shape {tokens.shape}")
+    given = self._array("given", np.bool_, np.bool_, "BL")
+    times = self._array("times", np.floating, np.float64, "KB")
+    calls = self._array("calls", np.integer, np.int64, "K")
+    if not np.all((times >= 0) & (times <= 1)):
+      raise ValueError("Trace.times must lie in [0, 1]")
+    if calls[0] < 0 or np.any(np.diff(calls) < 0):
+      raise ValueError("Trace.calls must not be negative nor fall")
+    if not 0 <= self.seconds < float("inf"):
+      raise ValueError(f"Trace.seconds={self.seconds} must be a number from 0 on")
+    if tokens.min() < 0:
+      raise ValueError(f"Trace.tokens must not be negative: {tokens.min()}")
+    if self.mask_id is not None and np.any(tokens[-1] == self.mask_id):
+      raise ValueError("Trace.tokens: the last frame still has masks")
+    if np.any((tokens != tokens[0]) & given):
+      raise ValueError("Trace.given: a token that was given changes")
+
+  def _array(self, name: str, kind: type, dtype: type, dims: str) -> np.ndarray:
+    """Puts a field in its dtype, and checks it against the shape of tokens."""
+    array = np.asarray(getattr(self, name))
+    sizes = dict(zip("KBL", np.shape(self.tokens), strict=False))
+    expected = tuple(sizes.get(d) for d in dims)
+    if array.shape != expected or not np.issubdtype(array.dtype, kind):
+      raise ValueError(
+        f"Trace.{name} must be {np.dtype(dtype).name}[{', '.join(dims)}], and not "
+        f"{array.dtype}{list(array.shape)} where tokens has shape {np.shape(self.tokens)}"
+      )
+    array = array.astype(dtype)
+    object.__setattr__(self, name, array)
+    return array
