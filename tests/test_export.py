@@ -253,6 +253,7 @@ def changed(folder, change):
     (lambda c: c.update(format="other"), r"format='other' must be 'sedd_jax'"),
     (lambda c: c.pop("vocab_size"), r"'vocab_size' is missing"),
     (lambda c: c.update(vocab_size="11"), r"vocab_size='11' must be an integer"),
+    (lambda c: c.update(length=0), r"length=0 must be an integer of at least 1"),
     (lambda c: c.update(vocab_size=5), r"tensors|weights do not fit.*12"),
     (lambda c: c["model"].pop("width"), r"'model\.width' is missing"),
     (lambda c: c["model"].update(width=48), r"weights do not fit"),

@@ -63,9 +63,10 @@ class Fields:
     return value
 
   def integer(self, *keys: str) -> int:
+    """A size: at least 1."""
     value = self.require(*keys)
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise self.wrong(value, "an integer", *keys)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      raise self.wrong(value, "an integer of at least 1", *keys)
     return value
 
   def number(self, *keys: str) -> float:
