@@ -26,7 +26,7 @@ ONLY_IN = {
   "tensorflow_datasets": ("data",),
   "ml_collections": ("cli",),
   "absl": ("cli",),
-  "torch": ("interop/original.py",),
+  "torch": ("interop/weights.py",),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -107,6 +109,74 @@ def test_hub_id_without_a_network_says_so(monkeypatch):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
   with pytest.raises(ConnectionError, match="louaaron/sedd-none"):
     sedd_jax.load("louaaron/sedd-none")
+
+
+def test_a_hub_id_is_fetched_and_is_the_source(shared_path, monkeypatch):
+  asked = []
+
+  def fetched(hub_id, allow_patterns):
+    asked.append((hub_id, allow_patterns))
+    return str(shared_path("golden/hf_tiny"))
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+  model = sedd_jax.load("louaaron/sedd-small")
+  ((hub_id, patterns),) = asked
+  assert hub_id == "louaaron/sedd-small"
+  assert {"config.json", "model.safetensors", "pytorch_model.bin"} < set(patterns)
+  assert model.info == {"source": hub_id, "origin": hub_id}
+
+
+def test_a_hub_id_that_is_not_there_says_so(monkeypatch):
+  from huggingface_hub.errors import RepositoryNotFoundError
+
+  def missing(*_, **__):
+    response: Any = types.SimpleNamespace(headers={}, request=None)
+    raise RepositoryNotFoundError("404", response=response)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
+  with pytest.raises(FileNotFoundError, match="the hub has no such id"):
+    sedd_jax.load("louaaron/sedd-smal")
+
+
+def test_paths_never_ask_the_hub(shared_path, tmp_path, monkeypatch):
+  def asked(*_, **__):
+    raise AssertionError("the hub was asked")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+  sedd_jax.load(shared_path("golden/hf_tiny"))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+  with pytest.raises(FileNotFoundError, match="does not exist"):
+    sedd_jax.load("runs/quikstart")  # It has the form of a hub id.
+  with pytest.raises(FileNotFoundError, match="holds no model"):
+    sedd_jax.load("runs/quickstart")
+
+
+def test_a_damaged_config_of_a_run_is_named(copy_of):
+  folder = copy_of("local_tiny")
+  (folder / ".hydra" / "config.yaml").write_text("tokens: [")
+  with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+    sedd_jax.load(folder)
+
+
+@pytest.mark.torch_ref
+def test_a_run_without_its_average_is_named(copy_of):
+  torch = pytest.importorskip("torch", reason="the .pth file is a torch pickle")
+  folder = copy_of("local_tiny")
+  file = folder / "checkpoints-meta" / "checkpoint.pth"
+  checkpoint = torch.load(file, weights_only=True)
+  average = checkpoint.pop("ema")
+  torch.save(checkpoint, file)
+  with pytest.raises(ValueError, match="holds no moving average"):
+    sedd_jax.load(folder)
+  average["shadow_params"] = average["shadow_params"][:-1]
+  torch.save(checkpoint | {"ema": average}, file)
+  with pytest.raises(ValueError, match=r"holds \d+ tensors, the config's model \d+"):
+    sedd_jax.load(folder)
+  file.unlink()
+  with pytest.raises(FileNotFoundError, match=r"checkpoint\.pth does not exist"):
+    sedd_jax.load(folder)
 
 
 def test_model_samples_infills_and_bounds(shared_path):

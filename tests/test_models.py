@@ -1,5 +1,6 @@
 """The score transformer against the original's numbers, and its invariances."""
 
+import dataclasses
 import functools
 
 import jax
@@ -120,6 +121,30 @@ def test_padding_never_reaches_scores_or_gradients():
     exact.unpad(want_grad),
   )
   jax.tree.map(np.testing.assert_array_equal, grad, padded.pad(padded.unpad(grad)))
+
+
+@pytest.mark.parametrize("parameterization", ["score", "conditional"])
+def test_without_time_input_noise_enters_through_the_parameterization_alone(parameterization):
+  without, seeing = (
+    dataclasses.replace(
+      small_network(Absorbing(11), time_input=time_input), parameterization=parameterization
+    )
+    for time_input in (False, True)
+  )
+  params = random_params(without)
+  assert jax.tree.structure(params) == jax.tree.structure(random_params(seeing))
+  tokens = np.array([[11, 1, 11, 3], [4, 11, 11, 0]])
+  zero, low, high = (np.full(2, total, np.float32) for total in (0.0, 0.2, 3.0))
+  raw = without.raw(params, tokens, low)
+  np.testing.assert_array_equal(raw, without.raw(params, tokens, high))
+  np.testing.assert_array_equal(raw, seeing.raw(params, tokens, zero))
+  assert np.abs(raw - seeing.raw(params, tokens, high)).max() > 0.1
+  log_low, log_high = (without.log_score(params, tokens, total) for total in (low, high))
+  shift = np.log(np.expm1(3.0) / np.expm1(0.2)) if parameterization == "conditional" else 0.0
+  masked = tokens == 11
+  np.testing.assert_allclose(
+    log_low[masked][:, :11], log_high[masked][:, :11] + shift, atol=1e-5, rtol=0
+  )
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -8,6 +8,8 @@ VERBS = {
   "train": "train a model, or go on with a run",
   "sample": "print text from a trained model",
   "evaluate": "bound the perplexity of a trained model on held-out text",
+  "export": "write a trained model as a folder to publish, for this code or the original",
+  "convert": "read a model in any layout that is known and write it in another",
   "plan": "compile a run for a TPU slice that is not there: memory, traffic, time",
 }
 _USAGE = "usage: sedd VERB [flags]\n\n" + "\n".join(

@@ -1,59 +1,100 @@
-"""One loader: a run directory of ours, the original's layouts, or a hub id."""
+"""One loader: a run directory of ours, an export, layouts of PyTorch code, or a hub id."""
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
-from sedd_jax.data import from_json, from_name
+from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tokenizer
+from sedd_jax.interop.fields import Fields
+from sedd_jax.interop.mdlm import MODEL_TYPE, load_mdlm
 from sedd_jax.interop.model import Model
-from sedd_jax.interop.original import is_hub_layout, is_run_layout, load_original
+from sedd_jax.interop.original import is_run_layout, load_original, load_run
+from sedd_jax.interop.radd import is_radd, load_radd
+from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
 from sedd_jax.training.experiment import Experiment
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["config.json", "model.safetensors", "pytorch_model.bin"]
+_CONFIG = "config.json"
+_HUB_FILES = [_CONFIG, SAFETENSORS, PICKLE, TOKENIZER]
 
 
 def load(
   path_or_hub_id: str | Path, *, dtype: str | None = None, tokenizer: str | None = None
 ) -> Model:
-  """Loads a model for sampling and evaluation.
+  """Loads a model for sampling and evaluation. Only a hub id downloads.
 
   Args:
-    path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder with
-      the original's hub files or run, or a hub id such as `louaaron/sedd-small`, which downloads.
+    path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder that
+      `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
+      of the original code, or a hub id such as `louaaron/sedd-small`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
-      default that of the run, and float32 for the original's weights.
-    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for the original's weights, which come without
-      one; a run has its own.
+      default that of the run or export, and float32 for other weights.
+    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
+      is one, that is taken.
 
   Raises:
-    FileNotFoundError: there is no such path, or no model in it.
-    ValueError: the files do not fit each other.
+    FileNotFoundError: there is no such path, no such hub id, or no model in it.
+    ValueError: a file is damaged, or the files do not fit each other; the message says which.
     ConnectionError: a hub id was given and cannot be fetched.
     ImportError: the weights are a torch pickle and torch is not installed.
   """
-  path = Path(path_or_hub_id)
-  if not path.exists() and _HUB_ID.fullmatch(str(path_or_hub_id)):
-    path = _download(str(path_or_hub_id))
-  if is_hub_layout(path) or is_run_layout(path):
-    network, noise, length, params = load_original(path, dtype=dtype or "float32")
-    return Model(
-      network=network,
-      params=params,
-      noise=noise,
-      length=length,
-      tokenizer=None if tokenizer is None else from_name(tokenizer, ()),
-      info={"source": str(path)},
-    )
-  if (path / rundir.CONFIG).is_file():
-    return _load_run(path, dtype)
-  if not path.exists():
+  path, source = Path(path_or_hub_id), str(path_or_hub_id)
+  if not path.exists() and _is_hub_id(source):
+    path, origin = _download(source), source
+  else:
+    origin = path.resolve().name
+  model = _load_folder(path, dtype, tokenizer)
+  # What an export says of its origin stands before the name of the folder.
+  model.info.update({"origin": origin} | model.info | {"source": source})
+  return model
+
+
+def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model:
+  if is_run_layout(path):
+    model = load_run(path, dtype or "float32")
+  elif (path / _CONFIG).is_file():
+    config = Fields.from_json(path / _CONFIG)
+    if not has_weights(path) and config.get("train") is not None:
+      return _load_run(path, dtype)
+    model = _load_published(path, config, dtype)
+  elif not path.exists():
     raise FileNotFoundError(f"{path} does not exist, and is no hub id such as louaaron/sedd-small")
-  raise FileNotFoundError(
-    f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor config.json with "
-    "model.safetensors or pytorch_model.bin, nor .hydra/config.yaml with checkpoints-meta/"
-  )
+  else:
+    raise FileNotFoundError(
+      f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor {_CONFIG} with "
+      f"{SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
+    )
+  if model.tokenizer is None:
+    model = dataclasses.replace(model, tokenizer=_tokenizer(path, tokenizer))
+  return model
+
+
+def _load_published(path: Path, config: Fields, dtype: str | None) -> Model:
+  """A folder of config.json and weights; the config tells whose."""
+  if not has_weights(path):
+    raise FileNotFoundError(f"{path} has a {_CONFIG} and no {SAFETENSORS} or {PICKLE} beside it")
+  if config.get("format") is not None:
+    if config.get("format") != FORMAT:
+      raise config.wrong(config.get("format"), repr(FORMAT), "format")
+    return load_exported(path, config, dtype)
+  dtype = dtype or "float32"
+  if (model_type := config.get("model_type")) is not None:
+    if model_type != MODEL_TYPE:
+      raise config.wrong(model_type, f"{MODEL_TYPE!r}, the only such layout read", "model_type")
+    return load_mdlm(path, config, dtype)
+  if is_radd(config):
+    return load_radd(path, config, dtype)
+  return load_original(path, config, dtype)
+
+
+def _tokenizer(path: Path, name: str | None) -> Tokenizer | None:
+  """The folder's own tokenizer, else the named one."""
+  own = read_tokenizer(path)
+  return own if own is not None or name is None else from_name(name, ())
 
 
 def _load_run(path: Path, dtype: str | None) -> Model:
@@ -75,15 +116,37 @@ def _load_run(path: Path, dtype: str | None) -> Model:
     noise=experiment.diffusion.make_noise(),
     length=experiment.data.length,
     tokenizer=tokenizer,
-    info={"source": str(path), "step": step, "experiment": experiment, "corpus": meta["corpus"]},
+    info={
+      "step": step,
+      "experiment": experiment,
+      "corpus": meta["corpus"],
+      **_evaluation(path, step),
+    },
   )
+
+
+def _evaluation(path: Path, step: int) -> dict[str, Any]:
+  """The bound at the end of the run, if it is of this step."""
+  report = rundir.read_json(path, rundir.EVALUATION)
+  return {"evaluation": report} if report is not None and report["step"] == step else {}
+
+
+def _is_hub_id(name: str) -> bool:
+  """Whether a name that is no path may be an id: not where its first half is a folder here, since
+  then it is a path with a mistake in it."""
+  return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.is_dir()
 
 
 def _download(hub_id: str) -> Path:
   from huggingface_hub import snapshot_download
+  from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
   try:
     return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+  except (RepositoryNotFoundError, HFValidationError) as error:
+    raise FileNotFoundError(
+      f"there is no folder {hub_id!r}, and the hub has no such id, or only for others ({error})"
+    ) from error
   except Exception as error:
     raise ConnectionError(
       f"there is no folder {hub_id!r}, and as a hub id it cannot be fetched "

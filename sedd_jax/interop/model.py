@@ -42,7 +42,9 @@ class Model:
     noise: its schedule.
     length: tokens in a training sequence.
     tokenizer: text to tokens, or None where the weights came without one.
-    info: what else is known: `source`, and of a run `step`, `experiment` and `corpus`.
+    info: what else is known: `source` (path or hub id), `origin` (run or hub id that the weights
+      come from first), `step`, `corpus`, `evaluation` (the run's last held-out bound), and
+      of a run `experiment`.
   """
 
   network: Network

@@ -1,4 +1,4 @@
-"""Checkpoints of the original PyTorch code, read into our parameters.
+"""Checkpoints in the layouts of the original PyTorch code, read into our parameters and written.
 
 Two layouts exist in the wild:
 
@@ -6,11 +6,9 @@ Two layouts exist in the wild:
   run      .hydra/config.yaml and checkpoints-meta/checkpoint.pth, a torch pickle that holds the
            moving average as a list of tensors in parameter order, without names
 
-safetensors needs no torch; the pickles do.
+Written is the hub's. Our own exports hold tensors under the same names.
 """
 
-import json
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Noise, Uniform
+from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Noise, Process, Uniform
+from sedd_jax.interop.fields import Fields
+from sedd_jax.interop.model import Model
+from sedd_jax.interop.weights import Tensors, read_average, read_weights
 from sedd_jax.models import Network, Params, ScoreTransformerConfig
-
-Tensors = Mapping[str, np.ndarray]
 
 _ENDS = {
   "embedding/embedding": "vocab_embed.embedding",
@@ -44,14 +40,10 @@ _BLOCK = {
   "mlp_out": "mlp.2",
   "modulation": "adaLN_modulation",
 }
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# Buffers that checkpoints may hold and that we compute.
-_BUFFERS = ("rotary_emb.inv_freq",)
-
-
-def is_hub_layout(path: Path) -> bool:
-  """Whether a folder holds config.json and weights."""
-  return (path / "config.json").is_file() and any((path / name).is_file() for name in _WEIGHTS)
+# A buffer that checkpoints may hold and that we compute: the frequencies of the rotary embedding.
+ROTARY = "rotary_emb.inv_freq"
+# The original's log-linear noise takes no eps from its config.
+_EPS = 1e-3
 
 
 def is_run_layout(path: Path) -> bool:
@@ -59,33 +51,105 @@ def is_run_layout(path: Path) -> bool:
   return (path / ".hydra" / "config.yaml").is_file()
 
 
-def load_original(path: Path, *, dtype: str) -> tuple[Network, Noise, int, Params]:
-  """Reads either layout.
+def load_original(folder: Path, config: Fields, dtype: str) -> Model:
+  """Reads a folder in the hub's layout.
 
   Args:
-    path: the folder.
+    folder: with the weights.
+    config: its config.json.
     dtype: compute dtype of the network.
 
-  Returns:
-    The network, its noise schedule, the length it was trained at, and its parameters (float32;
-    the moving average where the layout holds one).
+  Raises:
+    ValueError: the config lacks a field, or tensors are missing, unknown or of the wrong shape.
+    ImportError: the weights are a torch pickle and torch is not installed.
+  """
+  network, noise, length = _from_config(config, dtype)
+  return make_model(network, noise, length, read_weights(folder))
+
+
+def load_run(folder: Path, dtype: str) -> Model:
+  """Reads a run of the original code: the moving average of its last checkpoint.
 
   Raises:
-    FileNotFoundError: a file is missing.
-    ValueError: the config lacks a field, or tensors are missing, unknown or of the wrong shape.
-    ImportError: the file is a torch pickle and torch is not installed.
+    FileNotFoundError: there is no checkpoint.
+    ValueError, ImportError: as `load_original`.
   """
-  if is_hub_layout(path):
-    config = json.loads((path / "config.json").read_text())
-    network, noise, length = _from_config(config, dtype, path / "config.json")
-    tensors = _read_hub_tensors(path)
-  else:
-    config = yaml.safe_load((path / ".hydra" / "config.yaml").read_text())
-    network, noise, length = _from_config(config, dtype, path / ".hydra" / "config.yaml")
-    tensors = _read_run_tensors(path / "checkpoints-meta" / "checkpoint.pth", network)
+  network, noise, length = _from_config(Fields.from_yaml(folder / ".hydra" / "config.yaml"), dtype)
+  names = tensor_names(network.config.blocks)
+  tensors, step = read_average(folder / "checkpoints-meta" / "checkpoint.pth", names)
+  model = make_model(network, noise, length, tensors)
+  if step is not None:
+    model.info["step"] = step
+  return model
+
+
+def make_model(network: Network, noise: Noise, length: int, tensors: Tensors) -> Model:
+  """A model without tokenizer from tensors under the original's names.
+
+  Raises:
+    ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
+  """
   params = params_from_tensors(network, tensors)
   on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-  return network, noise, length, network.pad(on_device)
+  return Model(network=network, params=network.pad(on_device), noise=noise, length=length)
+
+
+def original_config(model: Model) -> dict[str, Any]:
+  """The config.json with which the original code loads a model.
+
+  Raises:
+    ValueError: the original cannot express the model; the message names the field and what it can.
+  """
+  network, noise = model.network, model.noise
+
+  def refuse(field: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(
+      f"the original's layout cannot hold {field}={value!r}: there it must be {wanted}. "
+      "--layout=sedd_jax holds every model"
+    )
+
+  if network.parameterization == "conditional":
+    raise refuse("diffusion.parameterization", "conditional", "'scaled' or 'score'")
+  if isinstance(noise, LogLinear) and noise.eps != _EPS:
+    raise refuse("diffusion.eps", noise.eps, f"{_EPS}, which its code fixes")
+  if not network.config.time_input:
+    raise refuse("model.time_input", False, "True")
+  # What its log-linear noise does not read has the values of its own configs.
+  sigmas = noise if isinstance(noise, Geometric) else Geometric(1e-4, 20.0)
+  return {
+    "tokens": network.process.vocab_size,
+    "graph": {
+      "type": "absorb" if isinstance(network.process, Absorbing) else "uniform",
+      "file": "data",
+      "report_all": False,
+    },
+    "noise": {
+      "type": "geometric" if isinstance(noise, Geometric) else "loglinear",
+      "sigma_min": sigmas.sigma_min,
+      "sigma_max": sigmas.sigma_max,
+    },
+    "model": {
+      "name": "sedd_jax",
+      "type": "ddit",
+      "hidden_size": network.config.width,
+      "cond_dim": network.config.cond_dim,
+      "length": model.length,
+      "n_blocks": network.config.blocks,
+      "n_heads": network.config.heads,
+      "scale_by_sigma": network.parameterization == "scaled",
+      "dropout": network.config.dropout,
+    },
+  }
+
+
+def rotary_frequencies(config: ScoreTransformerConfig) -> np.ndarray:
+  """The buffer `rotary_emb.inv_freq`, float32[D / H / 2], which the original's files hold too.
+
+  Powers rounded from float64: torch's own on a CPU, to the bit for heads up to 64 wide.
+  """
+  size = config.width // config.heads
+  exponent = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+  return np.float32(1.0) / (10000.0 ** exponent.astype(np.float64)).astype(np.float32)
 
 
 def tensor_names(blocks: int) -> list[str]:
@@ -119,7 +183,7 @@ def params_from_tensors(network: Network, tensors: Tensors) -> Params:
     ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
   """
   expected = set(tensor_names(network.config.blocks))
-  missing, unknown = expected - tensors.keys(), tensors.keys() - expected - {*_BUFFERS}
+  missing, unknown = expected - tensors.keys(), tensors.keys() - expected - {ROTARY}
   if missing or unknown:
     raise ValueError(
       f"weights do not fit a model of {network.config.blocks} blocks: "
@@ -182,89 +246,47 @@ def _check_shapes(network: Network, params: Params) -> None:
     raise ValueError(f"weights do not fit the config: {'; '.join(wrong[:5])}")
 
 
-def _from_config(config: Any, dtype: str, source: Path) -> tuple[Network, Noise, int]:
-  def field(*keys: str) -> Any:
-    value = config
-    for key in keys:
-      if not isinstance(value, Mapping) or key not in value:
-        raise ValueError(f"{source}: field {'.'.join(keys)!r} is missing")
-      value = value[key]
-    return value
-
-  tokens = int(field("tokens"))
-  match field("graph", "type"):
-    case "absorb":
-      process = Absorbing(tokens)
-    case "uniform":
-      process = Uniform(tokens)
-    case other:
-      raise ValueError(f"{source}: graph.type={other!r} must be 'absorb' or 'uniform'")
-  match field("noise", "type"):
-    case "loglinear":
-      noise = LogLinear(1e-3)  # Hard-coded in the original too.
-    case "geometric":
-      noise = Geometric(float(field("noise", "sigma_min")), float(field("noise", "sigma_max")))
-    case other:
-      raise ValueError(f"{source}: noise.type={other!r} must be 'loglinear' or 'geometric'")
+def _from_config(config: Fields, dtype: str) -> tuple[Network, Noise, int]:
+  process, noise = _process(config), read_noise(config)
   network = Network(
     config=ScoreTransformerConfig(
       num_states=process.num_states,
-      width=int(field("model", "hidden_size")),
-      blocks=int(field("model", "n_blocks")),
-      heads=int(field("model", "n_heads")),
-      cond_dim=int(field("model", "cond_dim")),
-      dropout=float(field("model", "dropout")),
+      width=config.integer("model", "hidden_size"),
+      blocks=config.integer("model", "n_blocks"),
+      heads=config.integer("model", "n_heads"),
+      cond_dim=config.integer("model", "cond_dim"),
+      dropout=config.number("model", "dropout"),
       dtype=dtype,  # pyright: ignore[reportArgumentType]  (checked by the dataclass)
     ),
     process=process,
-    parameterization="scaled" if field("model", "scale_by_sigma") else "score",
+    parameterization="scaled" if config.flag("model", "scale_by_sigma") else "score",
   )
-  return network, noise, int(field("model", "length"))
+  return network, noise, config.integer("model", "length")
 
 
-def _read_hub_tensors(path: Path) -> Tensors:
-  file = path / "model.safetensors"
-  if not file.is_file():
-    return _as_numpy(_torch_load(path / "pytorch_model.bin"))
-  try:
-    return load_file(file)
-  except SafetensorError as error:
-    raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+def _process(config: Fields) -> Process:
+  match config.require("graph", "type"):
+    case "absorb":
+      return Absorbing(config.integer("tokens"))
+    case "uniform":
+      return Uniform(config.integer("tokens"))
+    case other:
+      raise config.wrong(other, "'absorb' or 'uniform'", "graph", "type")
 
 
-def _read_run_tensors(file: Path, network: Network) -> Tensors:
-  checkpoint = _torch_load(file)
-  average = checkpoint["ema"]["shadow_params"]
-  names = tensor_names(network.config.blocks)
-  if len(average) != len(names):
-    raise ValueError(
-      f"{file}: the moving average holds {len(average)} tensors, "
-      f"a model of {network.config.blocks} blocks has {len(names)}"
-    )
-  return _as_numpy(dict(zip(names, average, strict=True)))
+def read_noise(config: Fields) -> Noise:
+  """The noise of a config, as the original and RADD write it.
 
-
-def _torch_load(file: Path) -> Any:
-  if not file.is_file():
-    raise FileNotFoundError(f"{file} does not exist")
-  try:
-    import torch
-  except ImportError as error:
-    raise ImportError(
-      f"{file} is a torch pickle: install torch to read it, or use a model.safetensors"
-    ) from error
-  try:
-    return torch.load(file, map_location="cpu", weights_only=True)
-  except pickle.UnpicklingError as error:
-    raise ValueError(
-      f"{file} holds more than tensors and plain values, and is not read: such a pickle can run "
-      f"any code. If you trust it, save it again with torch.load(..., weights_only=False) and "
-      f"torch.save ({error})"
-    ) from error
-
-
-def _as_numpy(tensors: Mapping[str, Any]) -> Tensors:
-  return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+  Raises:
+    ValueError: a field is missing or wrong.
+  """
+  match config.require("noise", "type"):
+    case "loglinear":
+      return LogLinear(_EPS)
+    case "geometric":
+      return Geometric(config.number("noise", "sigma_min"), config.number("noise", "sigma_max"))
+    case other:
+      raise config.wrong(other, "'loglinear' or 'geometric'", "noise", "type")
 
 
 def _some(names: Iterable[str]) -> str:

@@ -42,6 +42,9 @@ class ScoreTransformerConfig:
     blocks: number of transformer blocks.
     heads: H; must divide width into heads of even width (rotary pairs features).
     cond_dim: C.
+    time_input: whether the network sees the noise. Without, it is conditioned on total = 0 always,
+      and noise enters through the parameterization alone: with `conditional`, the networks of MDLM
+      and RADD, which know no time. The parameters are the same.
     dropout: rate on the outputs of attention and MLP, in training only; to a multiple of 2^-16.
     dtype: compute dtype of linear maps and attention.
     remat: what a block keeps for its backward pass: `none` (everything), `dots` (its matrix
@@ -61,6 +64,7 @@ class ScoreTransformerConfig:
   blocks: int = 12
   heads: int = 12
   cond_dim: int = 128
+  time_input: bool = True
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
   remat: Literal["none", "dots", "narrow", "full"] = "none"
@@ -153,6 +157,7 @@ class Ends(nnx.Module):
 
   def __init__(self, config: ScoreTransformerConfig, *, rngs: nnx.Rngs):
     width, cond, dtype = config.width, config.cond_dim, config.stream_dtype
+    self.time_input = config.time_input
     self.embedding = nnx.Embed(
       config.num_states, width, dtype=dtype, embedding_init=_uniform(width), rngs=rngs
     )
@@ -163,7 +168,9 @@ class Ends(nnx.Module):
     self.output = _zero_linear(width, config.num_states, config.dtype, rngs)
 
   def condition(self, total_B: jax.Array) -> jax.Array:
-    """float[B, C] from total noise: sinusoids of the raw value, two linear maps, SiLU."""
+    """float[B, C] from total noise, or from 0 without `time_input`: sinusoids of the raw value, two
+    linear maps, SiLU."""
+    total_B = total_B if self.time_input else jnp.zeros_like(total_B)
     features = noise_features(total_B.astype(self.noise_in.dtype))
     return jax.nn.silu(self.noise_out(jax.nn.silu(self.noise_in(features))))
 

@@ -68,6 +68,18 @@ class DiffusionConfig:
         return cls(process="uniform", noise="geometric", parameterization="score")
     raise ValueError(f"process {process!r} must be 'absorb' or 'uniform'")
 
+  @classmethod
+  def of(
+    cls, process: Process, noise: Noise, parameterization: Parameterization
+  ) -> "DiffusionConfig":
+    """The inverse of `make_process` and `make_noise`."""
+    return cls(
+      process="uniform" if isinstance(process, Uniform) else "absorbing",
+      noise="geometric" if isinstance(noise, Geometric) else "loglinear",
+      parameterization=parameterization,
+      **dataclasses.asdict(noise),
+    )
+
   def make_process(self, vocab_size: int) -> Process:
     match self.process:
       case "absorbing":
@@ -93,6 +105,7 @@ class ModelConfig:
   blocks: int = 12
   heads: int = 12
   cond_dim: int = 128
+  time_input: bool = True
   dropout: float = 0.1
   dtype: str = "float32"
   remat: str = "none"

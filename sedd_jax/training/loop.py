@@ -276,7 +276,7 @@ def _one_line(text: str) -> str:
 def _write_report(workdir: Path, step: int, line: dict[str, float], texts: list[str]) -> None:
   samples = "\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(texts))
   rundir.write_text(workdir / rundir.SAMPLES / f"final_{step:08d}.txt", samples + "\n")
-  rundir.write_json(workdir / "evaluation.json", {"step": step, **line})
+  rundir.write_json(workdir / rundir.EVALUATION, {"step": step, **line})
 
 
 def _draw(workdir: Path, step: int, reporter: Reporter) -> None:

@@ -19,6 +19,7 @@ CONFIG = "config.json"
 CORPUS = "corpus.json"
 TOKENIZER = "tokenizer.json"
 VERSIONS = "versions.json"
+EVALUATION = "evaluation.json"
 SAMPLES = "samples"
 
 _PARTIAL = ".partial"

@@ -1,0 +1,35 @@
+"""sedd convert: reads a model in any layout and writes it in another."""
+
+from absl import flags
+
+from sedd_jax.cli import app
+from sedd_jax.interop.export import LAYOUTS, convert
+
+USAGE = """Reads a run, an export, or weights of the original, MDLM or RADD; writes a folder.
+
+  sedd convert --from=louaaron/sedd-small --to=sedd-small --tokenizer=gpt2
+  sedd convert --from=sedd-small --to=sedd-small-pytorch --layout=original
+"""
+_FROM = flags.DEFINE_string("from", None, "Folder in any layout, or hub id (which downloads).")
+_TO = flags.DEFINE_string("to", None, "Folder to write; new or empty.")
+_LAYOUT = flags.DEFINE_enum(
+  "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
+)
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+)
+
+
+def main() -> None:
+  if _FROM.value is None or _TO.value is None:
+    raise ValueError(f"--from and --to are both needed; for example\n{USAGE}")
+  folder = convert(_FROM.value, _TO.value, layout=_LAYOUT.value, tokenizer=_TOKENIZER.value)
+  print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def run() -> None:
+  app.run(main, USAGE)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,32 @@
+"""sedd export: writes a trained model as a folder to publish."""
+
+from absl import flags
+
+from sedd_jax.cli import app
+from sedd_jax.interop.export import LAYOUTS, convert
+
+USAGE = """Writes the moving average of a run's weights, its config, tokenizer and a model card.
+
+  sedd export --checkpoint=runs/quickstart --out=exports/quickstart
+  sedd export --checkpoint=runs/owt --out=exports/owt-pytorch --layout=original
+"""
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write; new or empty.")
+_LAYOUT = flags.DEFINE_enum(
+  "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
+)
+
+
+def main() -> None:
+  if _CHECKPOINT.value is None or _OUT.value is None:
+    raise ValueError(f"--checkpoint and --out are both needed; for example\n{USAGE}")
+  folder = convert(_CHECKPOINT.value, _OUT.value, layout=_LAYOUT.value)
+  print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+
+
+def run() -> None:
+  app.run(main, USAGE)
+
+
+if __name__ == "__main__":
+  run()

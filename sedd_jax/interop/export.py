@@ -1,0 +1,119 @@
+"""A model as a folder to publish, in our layout or the original's."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sedd_jax.interop.card import model_card
+from sedd_jax.interop.exported import TOKENIZER, exported_config
+from sedd_jax.interop.load import load
+from sedd_jax.interop.model import Model
+from sedd_jax.interop.original import (
+  ROTARY,
+  original_config,
+  rotary_frequencies,
+  tensors_from_params,
+)
+from sedd_jax.interop.weights import Tensors, write_weights
+
+LAYOUTS = ("sedd_jax", "original")
+
+
+def export(model: Model, folder: str | os.PathLike[str], *, layout: str = "sedd_jax") -> Path:
+  """Writes a model: config.json, model.safetensors, README.md, and the tokenizer if it has one.
+
+  The folder appears whole or not at all: files are written beside it first. The weights are
+  float32, without padding, and equal to the model's to the bit.
+
+  Args:
+    model: as `load` gives it; its weights are a run's moving average.
+    folder: does not exist yet, or is empty.
+    layout: `sedd_jax`, or `original`: what the PyTorch code loads.
+
+  Returns:
+    The folder.
+
+  Raises:
+    ValueError: the layout is unknown, cannot hold the model, or weights are not finite.
+    FileExistsError: the folder exists and is not empty, or is a file.
+  """
+  folder = Path(folder)
+  _check_target(folder, layout)
+  config = exported_config(model) if layout == "sedd_jax" else original_config(model)
+  with _whole(folder) as partial:
+    write_weights(partial, _tensors(model, layout))
+    _write_json(partial / "config.json", config)
+    if model.tokenizer is not None:
+      _write_json(partial / TOKENIZER, model.tokenizer.to_json())
+    (partial / "README.md").write_text(model_card(model, layout), encoding="utf-8")
+  return folder
+
+
+def convert(
+  path_or_hub_id: str | os.PathLike[str],
+  folder: str | os.PathLike[str],
+  *,
+  layout: str = "sedd_jax",
+  tokenizer: str | None = None,
+) -> Path:
+  """`load`, then `export`; a target that `export` would refuse is refused before anything is read.
+
+  Args:
+    path_or_hub_id, tokenizer: as `load` takes them.
+    folder, layout: as `export` takes them.
+
+  Returns:
+    The folder.
+
+  Raises:
+    What the two raise.
+  """
+  _check_target(Path(folder), layout)
+  return export(load(os.fspath(path_or_hub_id), tokenizer=tokenizer), folder, layout=layout)
+
+
+def _check_target(path: Path, layout: str) -> None:
+  if layout not in LAYOUTS:
+    raise ValueError(f"layout={layout!r} must be {' or '.join(map(repr, LAYOUTS))}")
+  if path.is_dir():
+    if any(path.iterdir()):
+      raise FileExistsError(f"{path} is not empty: choose a new folder, nothing is overwritten")
+  elif path.exists() or path.is_symlink():
+    raise FileExistsError(f"{path} is a file: choose a new folder, nothing is overwritten")
+
+
+def _tensors(model: Model, layout: str) -> Tensors:
+  network = model.network
+  tensors = tensors_from_params(network, jax.device_get(network.unpad(model.params)))
+  if layout == "original":
+    tensors[ROTARY] = rotary_frequencies(network.config)
+  return {name: np.asarray(x) for name, x in tensors.items()}
+
+
+def _write_json(file: Path, value: object) -> None:
+  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+  file.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+  """A folder beside the target that takes its place at the end, or goes."""
+  folder = folder.resolve()  # A link to an empty folder stays a link.
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+  try:
+    yield partial
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone.
+    os.rename(partial, folder)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
