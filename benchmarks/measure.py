@@ -7,7 +7,7 @@ the program's own and the ceilings are those of the minute. Every call is awaite
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class Measured:
 
   Attributes:
     times: seconds of each timed call.
-    rival_times: of each call of the rival, if there is one.
+    rival_times: of each call of each rival, by name.
     first_seconds: from the start of the work, building and compiling included, to the end of the
       first call.
     peak: peak memory after warm-up, in bytes, and where it comes from.
@@ -48,37 +48,39 @@ class Measured:
   """
 
   times: list[float]
-  rival_times: list[float]
+  rival_times: dict[str, list[float]]
   first_seconds: float
   peak: dict[str, Any]
   ceilings: Ceilings
 
 
-def measure(options: Options, started: float, call: Call, rival: Call | None = None) -> Measured:
-  """Times a call, in turn with its rival.
+def measure(
+  options: Options, started: float, call: Call, rivals: Mapping[str, Call] | None = None
+) -> Measured:
+  """Times a call, in turn with its rivals.
 
   Args:
     options: repeats, warm-up, and the compute dtype.
     started: when the work began, by `time.perf_counter`.
     call: one call, from threaded state to arrays that are awaited.
-    rival: another one to compare with.
+    rivals: others to compare with, by name.
   """
-  flags = options.flags
+  flags, rivals = options.flags, rivals or {}
   seconds_of(call)
   first_seconds = time.perf_counter() - started
   for _ in range(flags.warmup):
     seconds_of(call)
   peak = peak_memory()
-  if rival:
+  for rival in rivals.values():
     for _ in range(flags.warmup):
       seconds_of(rival)
   ceilings = measure_ceilings(options.experiment.model.dtype)
   seconds_of(call)  # The ceilings have taken its place in the caches.
-  times, rival_times = [], []
+  times, rival_times = [], {name: [] for name in rivals}
   for _ in range(flags.repeats):
     times.append(seconds_of(call))
-    if rival:
-      rival_times.append(seconds_of(rival))
+    for name, rival in rivals.items():
+      rival_times[name].append(seconds_of(rival))
   return Measured(
     times=times,
     rival_times=rival_times,

@@ -1,4 +1,4 @@
-"""Seconds to sample a batch: Tweedie steps from t = 1 and the denoising step at the end."""
+"""Seconds to sample a batch, from t = 1 to the denoising step at the end."""
 
 import itertools
 import time
@@ -9,6 +9,7 @@ from benchmarks.inputs import disturbed_params
 from benchmarks.measure import Compiled, measure, print_measured
 from benchmarks.options import parser, read
 from benchmarks.work import sampling_work
+from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.parallel.mesh import distribute
 
 
@@ -17,6 +18,7 @@ def main() -> None:
   flags = parser("sample", __doc__, repeats=3)
   flags.set_defaults(warmup=1)
   flags.add_argument("--steps", type=int, default=64, help="one call of the network more than this")
+  flags.add_argument("--sampler", default="tweedie", help="as of sedd sample")
   options = read(flags, batch="samples")
   steps, batch = options.flags.steps, options.experiment.train.batch_size
   started = time.perf_counter()
@@ -26,7 +28,9 @@ def main() -> None:
     distribute(np.arange(batch * i, batch * (i + 1), dtype=np.int32), program.batch.sharding)
     for i in itertools.count()
   )
-  compiled = Compiled(program.sampler(steps), params, next(numbers))
+  settings = SamplerSettings(sampler=options.flags.sampler, steps=steps)
+  sampling = settings.sampling(program.network.process, program.noise)
+  compiled = Compiled(program.sampler(sampling), params, next(numbers))
   measured = measure(options, started, lambda: compiled.call(params, next(numbers)))
   tokens = batch * options.experiment.data.length
   work = sampling_work(program, steps)

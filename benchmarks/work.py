@@ -11,8 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion import MIN_TIME
-from sedd_jax.diffusion.sampling import END_TIME
+from sedd_jax.diffusion import END_TIME, MIN_TIME
 from sedd_jax.training.flops import forward_flops
 from sedd_jax.training.program import Program
 

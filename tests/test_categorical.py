@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 from oracle import chi_square_p_value
 
-from sedd_jax.diffusion import sample_categorical
+from sedd_jax.diffusion import Truncation, sample_categorical
 
 WEIGHTS = np.array([0.5, 0.25, 0.0, 0.2, 0.01, 0.04])
 
@@ -119,3 +119,49 @@ def test_many_states_follow_the_weights(strict_keys):
 def test_the_only_state_with_weight_is_drawn(at):
   log_weights = jnp.where(jnp.arange(601) == at, -80.0, -jnp.inf)
   assert (sample_categorical(jax.random.key(2), jnp.tile(log_weights, (100, 1))) == at).all()
+
+
+# Truncated laws.
+
+
+def kept(truncation, weights):
+  """The states that are left, and their law."""
+  z = np.asarray(truncation(jnp.log(jnp.asarray(weights))))
+  return np.flatnonzero(z > -np.inf).tolist(), scipy.special.softmax(z)
+
+
+@pytest.mark.parametrize(
+  ("truncation", "states"),
+  [
+    (Truncation(), [0, 1, 3, 4, 5]),
+    (Truncation(top_k=1), [0]),
+    (Truncation(top_k=3), [0, 1, 3]),
+    (Truncation(top_k=100), [0, 1, 3, 4, 5]),
+    (Truncation(top_p=0.5), [0]),
+    (Truncation(top_p=0.51), [0, 1]),
+    (Truncation(top_p=0.95), [0, 1, 3]),
+    (Truncation(top_p=0.96), [0, 1, 3, 5]),
+    (Truncation(top_k=2, top_p=0.99), [0, 1]),
+    (Truncation(temperature=0.25, top_p=0.95), [0, 1]),
+    (Truncation(temperature=1e-3), [0]),
+  ],
+  ids=str,
+)
+def test_truncation_keeps_the_most_likely_states(truncation, states, x64):
+  found, law = kept(truncation, WEIGHTS)
+  assert [i for i in found if law[i] > 1e-9] == states
+  want = np.where(np.isin(np.arange(6), states), WEIGHTS ** (1 / truncation.temperature), 0.0)
+  np.testing.assert_allclose(law, want / want.sum(), atol=1e-9)
+
+
+def test_states_as_likely_as_the_last_are_kept():
+  assert kept(Truncation(top_k=1), [0.4, 0.4, 0.2])[0] == [0, 1]
+  assert kept(Truncation(top_p=0.3), [0.4, 0.4, 0.2])[0] == [0, 1]
+
+
+def test_truncation_works_on_rows(x64):
+  rows = jnp.log(jnp.asarray([WEIGHTS, WEIGHTS[::-1]]))
+  together = Truncation(temperature=0.7, top_k=4, top_p=0.9)(rows)
+  np.testing.assert_array_equal(
+    together, [Truncation(temperature=0.7, top_k=4, top_p=0.9)(row) for row in rows]
+  )

@@ -57,7 +57,11 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     (["sample"], "--checkpoint is missing"),
     (["sample", "--checkpiont=x"], "Did you mean: checkpoint"),
     (["sample", "--checkpoint=/no/such/run"], "does not exist"),
-    (["sample", "--checkpoint=x", "--steps=0"], "--steps=0 must be at least 1"),
+    (["sample", "--checkpoint=x", "--steps=0"], "steps=0 must be at least 1"),
+    (["sample", "--checkpoint=x", "--sampler=tweedy"], "did you mean 'tweedie'"),
+    (["sample", "--checkpoint=x", "--trace=x.mp4"], ".gif"),
+    (["sample", "--checkpoint=x", "--trace=x.gif", "--num=65"], "--num=64 at most"),
+    (["sample", "--checkpoint=x", "--out=x.jsonl", "--json"], "--out excludes --json"),
     (["evaluate", "--checkpoint=x", "--num_times=3"], "must be even"),
     (["train", "--config=configs/quickstart.py", "--config.model.widht=3"], 'Did you mean "width"'),
   ],
@@ -70,10 +74,48 @@ def test_bad_input_is_an_error_without_a_traceback(arguments, message):
   assert "Traceback" not in done.stderr
 
 
-def test_prompt_longer_than_the_length_is_refused(run):
-  done = sedd("sample", f"--checkpoint={run}", "--prefix=abcdef", "--length=4")
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--prefix=abcdef", "--length=4"], "prefix 'abcdef' with suffix '' takes 6 tokens"),
+    (["--prefix=a", "--template=b[[*]]"], "only one of them"),
+    (["--template=abc"], "leaves nothing to fill in"),
+    (["--devices=9999"], "--devices=9999"),
+    (["--sampler=first_hitting", "--steps=3"], "sets its own times"),
+    (["--num=0"], "num=0"),
+  ],
+  ids=str,
+)
+def test_samples_that_make_no_sense_are_refused(run, arguments, message):
+  done = sedd("sample", f"--checkpoint={run}", *arguments)
   assert done.returncode == 2
-  assert "--prefix (6 tokens)" in done.stderr
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_samples_go_into_a_file_and_a_replay(run, tmp_path):
+  lines = tmp_path / "templates.txt"
+  lines.write_text("def [[4]]:\n\n[[3]] = [[*]]\n")
+  out, trace = tmp_path / "samples.jsonl", tmp_path / "replay.html"
+  common = ("sample", f"--checkpoint={run}", "--steps=3", "--sampler=ancestral")
+  done = sedd(*common, f"--templates={lines}", "--num=3", "--batch=2", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  found = [json.loads(line) for line in out.read_text().splitlines()]
+  assert [line["index"] for line in found] == list(range(6))
+  assert [len(line["text"]) for line in found] == [9] * 3 + [32] * 3
+  again = sedd(*common, f"--out={out}")
+  assert again.returncode == 2
+  assert "never overwritten" in again.stderr
+
+  done = sedd(*common, "--prefix=def ", "--num=2", f"--trace={trace}")
+  assert done.returncode == 0, done.stderr
+  assert "5 frames" in done.stdout
+  assert "<html" in trace.read_text()
+
+  done = sedd(*common, "--prefix=def ", "--num=2", "--json")
+  printed = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [line["index"] for line in printed] == [0, 1]
+  assert all(line["text"].startswith("def ") for line in printed)
 
 
 def test_help_lists_every_verb(capsys, monkeypatch):

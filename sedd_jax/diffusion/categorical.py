@@ -1,5 +1,7 @@
 """Draws from unnormalised categorical laws, without the bias of float32 Gumbel noise."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -42,3 +44,51 @@ def sample_categorical(key: jax.Array, log_weights: jax.Array) -> jax.Array:
 
 def _race(key: jax.Array, z: jax.Array) -> jax.Array:
   return jax.random.categorical(key, z, mode="high").astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Truncation:
+  """Log weights sharpened and cut to the most likely states: temperature, then top-k, then top-p.
+
+  The law of what is generated is then no longer the model's.
+
+  Attributes:
+    temperature: divides log weights; below 1 sharpens.
+    top_k: only so many of the most likely states are kept; 0 keeps all.
+    top_p: only the most likely states are kept that together have at least this probability.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    if not 0.0 < self.temperature < float("inf"):
+      raise ValueError(
+        f"temperature={self.temperature} must be positive; top_k=1 takes the most likely token"
+      )
+    if self.top_k < 0:
+      raise ValueError(f"top_k={self.top_k} must be at least 1, or 0 for all tokens")
+    if not 0.0 < self.top_p <= 1.0:
+      raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
+
+  def __call__(self, log_weights: jax.Array) -> jax.Array:
+    """float[..., S] to the same, unnormalised: -inf at states that are cut. States as likely as the
+    last one kept are kept too."""
+    z = as_float(log_weights) / self.temperature
+    if 0 < self.top_k < z.shape[-1]:
+      z = _at_least(z, jax.lax.top_k(z, self.top_k)[0][..., -1:])
+    if self.top_p < 1.0:
+      falling = -jnp.sort(-z, axis=-1)
+      p = jax.nn.softmax(falling, axis=-1)
+      # Kept: those whose more likely ones don't reach top_p yet. The first always is.
+      kept = jnp.cumsum(p, axis=-1) - p < self.top_p
+      z = _at_least(z, jnp.min(falling, axis=-1, keepdims=True, where=kept, initial=jnp.inf))
+    return z
+
+
+def _at_least(z: jax.Array, least: jax.Array) -> jax.Array:
+  return jnp.where(z >= least, z, -jnp.inf)

@@ -21,6 +21,22 @@ def log_expm1(total: jax.Array) -> jax.Array:
   return jnp.where(small, low, big + jnp.log1p(-jnp.exp(-big)))
 
 
+def log1m_exp(x: jax.Array) -> jax.Array:
+  """log(1 - exp(-x)) for x >= 0, accurate at both ends; -inf at 0."""
+  small = x < 1.0
+  low = jnp.log(-jnp.expm1(-jnp.where(small, x, 1.0)))
+  return jnp.where(small, low, jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x))))
+
+
+def clock(total: jax.Array) -> jax.Array:
+  """-log(1 - exp(-total)): a time that runs, as noise falls, from 0 to infinity.
+
+  In it masks are lifted at rate 1 at the exact score, and for either process reverse rates neither
+  grow nor vanish where little noise is left. Its own inverse.
+  """
+  return -log1m_exp(total)
+
+
 def is_state(x: jax.Array, num_states: int) -> jax.Array:
   """bool[..., S], true at the entry y = x. Fuses into the sums that use it."""
   x = jnp.asarray(x)  # numpy's int64 would warn in 32-bit mode.

@@ -7,11 +7,18 @@ argument is called log_score its own entry (y = x) is ignored and means 0.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.numerics import as_float, bernoulli, is_state, jump_or_stay, log_expm1
+from sedd_jax.diffusion.numerics import (
+  as_float,
+  bernoulli,
+  is_state,
+  jump_or_stay,
+  log_expm1,
+)
 from sedd_jax.diffusion.score import ScoreStats, dense_stats
 
 # Below this total noise the formulas are evaluated at it: no time in use comes near, and 1 / total
@@ -133,6 +140,37 @@ class Absorbing:
     masked = (x == self.mask_id)[..., None]
     return jnp.where(masked, jax.nn.softmax(z, axis=-1), is_state(x, self.num_states))
 
+  def with_posterior(
+    self,
+    log_score: jax.Array,
+    x: jax.Array,
+    total: jax.typing.ArrayLike,
+    change: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    """Log scores of a masked token under a changed law of x_0, float[..., S] (eq. 18).
+
+    The rate at which it is unmasked stays; what it turns into changes.
+
+    Args:
+      change: of log probabilities float[..., S] of x_0 given the other tokens, -inf at the mask, to
+        log weights.
+    """
+    del total
+    x = jnp.asarray(x)
+    z = jnp.where(self._is_mask_state(x), -jnp.inf, as_float(log_score))
+    size = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    possible = size > -jnp.inf
+    changed = jax.nn.log_softmax(change(z - jnp.where(possible, size, 0.0)), axis=-1) + size
+    return jnp.where(possible, changed, z)
+
+  def carried(
+    self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
+  ) -> jax.Array:
+    """Log scores of masked tokens at less noise, the other tokens held; float[..., S] (eq. 19)."""
+    x, total = _position(x, total)
+    shift = log_expm1(total) - log_expm1(_position(x, total_next)[1])
+    return as_float(log_score) + shift[..., None]
+
   def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Where sampling starts: all masks, int32[shape]; the key is not used."""
     del key
@@ -240,23 +278,68 @@ class Uniform:
     where the score is inconsistent: set to 0, and the rest renormalised.
     """
     x, total_step = _position(x, total_step)
-    z = jnp.minimum(as_float(log_score), jnp.finfo(total_step.dtype).max / 4)
+    own, earlier = self._earlier(log_score, x, total_step)
+    weight = jnp.maximum(earlier, 0.0) * self.transition(x, total_step)
+    norm = jnp.sum(weight, axis=-1, keepdims=True)
+    return jnp.where(norm > 0.0, weight / jnp.where(norm > 0.0, norm, 1.0), own)
+
+  def _earlier(self, log_score: jax.Array, x: jax.Array, step: jax.Array):
+    """bool[..., S], the own state, and (s e^-dQ)_y e^-d over the largest score, float[..., S]."""
+    z = jnp.minimum(as_float(log_score), jnp.finfo(step.dtype).max / 4)
     own = is_state(x, self.vocab_size)
     z = jnp.where(own, 0.0, z)
     # Everything relative to the largest score: no overflow, and the largest entry stays positive.
     below = jnp.expm1(z - jnp.max(z, axis=-1, keepdims=True))
     mean_below = jnp.mean(below, axis=-1, keepdims=True)
-    kept = jnp.exp(-total_step)[..., None]
-    earlier = (below - mean_below) + kept * (1.0 + mean_below)
-    weight = jnp.maximum(earlier, 0.0) * self.transition(x, total_step)
-    norm = jnp.sum(weight, axis=-1, keepdims=True)
-    return jnp.where(norm > 0.0, weight / jnp.where(norm > 0.0, norm, 1.0), own)
+    kept = jnp.exp(-step)[..., None]
+    return own, (below - mean_below) + kept * (1.0 + mean_below)
 
   def denoise_probs(
     self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
     """The last step, over all the total noise that is left: the Tweedie step."""
     return self.tweedie_probs(log_score, x, total)
+
+  def with_posterior(
+    self,
+    log_score: jax.Array,
+    x: jax.Array,
+    total: jax.typing.ArrayLike,
+    change: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    """Log scores under a changed law of x_0, float[..., S], 0 at the own entry (eq. 18).
+
+    Given the other tokens a position holds y with a probability proportional to its score. Taking
+    the noise off leaves the law of x_0 there; the changed one is put under the noise again.
+
+    Args:
+      change: of log probabilities float[..., S] of x_0 given the other tokens, to log weights.
+    """
+    x, total = _position(x, total)
+    own = is_state(x, self.vocab_size)
+    kept, spread = jnp.exp(-total)[..., None], -jnp.expm1(-total)[..., None] / self.vocab_size
+    noisy = jax.nn.softmax(jnp.where(own, 0.0, as_float(log_score)), axis=-1)
+    clean = jnp.maximum(noisy - spread, 0.0)
+    mass = jnp.sum(clean, axis=-1, keepdims=True)
+    clean = jnp.where(mass > 0.0, clean / jnp.where(mass > 0.0, mass, 1.0), noisy)
+    log_noisy = jnp.log(kept * jax.nn.softmax(change(jnp.log(clean)), axis=-1) + spread)
+    return log_noisy - jnp.sum(jnp.where(own, log_noisy, 0.0), axis=-1, keepdims=True)
+
+  def carried(
+    self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
+  ) -> jax.Array:
+    """Log scores of tokens at less noise, the other tokens held; float[..., S] (eq. 19).
+
+    -inf where an inconsistent score would make them negative; 0 at the own entry.
+    """
+    x, total = _position(x, total)
+    step = total - _position(x, total_next)[1]
+    _, earlier = self._earlier(log_score, x, step)
+    own = is_state(x, self.vocab_size)
+    log_earlier = jnp.log(jnp.maximum(earlier, 0.0))
+    at_own = jnp.sum(jnp.where(own, log_earlier, 0.0), axis=-1, keepdims=True)
+    # An own entry of 0: the token is almost surely noise, and any score is as large as can be.
+    return jnp.where(own, 0.0, log_earlier - jnp.maximum(at_own, jnp.log(_TINY)))
 
   def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Where sampling starts: uniform tokens, int32[shape]."""

@@ -1,76 +1,246 @@
-"""Reverse steps and the one loop that applies them.
+"""The one loop that samples, and what it lends to samplers (`samplers.py`).
 
-The loop does not know the step, the step does not know the network: a `RowsFn` is all that connects
-them. Whoever builds it decides whether [B, L, S] ever exists. Steps treat positions independently,
-so with L > 1 no step of finite length is exact, even at the exact score (docs/math.md, section 7).
+Three parts that know nothing of each other: a sampler moves tokens from one time to an earlier one,
+a schedule (`schedules.py`) says which times, and `Scores` is all that connects them with a network.
+Whoever builds the `Scores` decides whether [B, L, S] ever exists. The network is called only where
+some row needs it, and the calls are counted.
 
-B: sequences, L: positions, T: some rows (positions of sequences), S: states, N: steps.
+B: sequences, L: positions, T: some rows (positions of sequences), S: states.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.categorical import sample_categorical
+from sedd_jax.diffusion.categorical import Truncation, sample_categorical
 from sedd_jax.diffusion.losses import LogScoreFn
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.numerics import is_state, jump_or_stay
 from sedd_jax.diffusion.process import Process
+from sedd_jax.diffusion.schedules import END_TIME, Schedule
 
-# From (rule, keys [B, L]) to int32[B, L]: what rule(log_score float[T, S], x int[T], keys [T]) says
-# of each row that can change, and x elsewhere; x is what the network was given.
-EachRow = Callable[[Callable[..., jax.Array], jax.Array], jax.Array]
-RowsFn = Callable[[jax.Array, jax.Array], EachRow]  # x_BL, total_B -> EachRow
-
-# Sampling ends here and the denoising step takes what noise is left; the original's choice.
-END_TIME = 1e-5
+NO_LIMIT = 2**31 - 1
+_PRIOR = NO_LIMIT  # Folded into a sample's key for its start, and after the last step.
+_DENOISE = NO_LIMIT - 1
 
 
-class Step(Protocol):
-  """Law of every token at an earlier time t_next, given log scores at t."""
+class Row(NamedTuple):
+  """Some rows of log scores and what the network was given there.
 
-  def probs(
+  Attributes:
+    log_score: float[T, S].
+    x: int[T].
+    total: float[T].
+  """
+
+  log_score: jax.Array
+  x: jax.Array
+  total: jax.Array
+
+
+class Seen(NamedTuple):
+  """What a call of the network leaves: enough to get any row of log scores.
+
+  Attributes:
+    features: float[B, L, ...].
+    x: int[B, L], what the network was given.
+    total: float[B, L].
+  """
+
+  features: jax.Array
+  x: jax.Array
+  total: jax.Array
+
+
+class Scores(Protocol):
+  """A network as sampling needs it."""
+
+  def see(self, x: jax.Array, total: jax.Array) -> jax.Array:
+    """A call: int[B, L] and float[B] to features float[B, L, ...]."""
+    ...
+
+  def each_row(
     self,
-    log_score: jax.Array,
-    x: jax.Array,
-    t: jax.Array,
-    t_next: jax.Array,
-    *,
-    process: Process,
-    noise: Noise,
-  ) -> jax.Array:
-    """float[..., S], non-negative, sums to 1; x is int[...], t and t_next are float[]."""
+    rule: Callable[..., Any],
+    needed: jax.Array,
+    otherwise: Any,
+    seen: tuple[Seen, ...],
+    args: Any,
+  ) -> Any:
+    """What a rule says of each row that is needed.
+
+    Args:
+      rule: (args of these rows, one `Row` for each of seen) to a tree of arrays [T].
+      needed: bool[B, L].
+      otherwise: tree of arrays [B, L], the result elsewhere.
+      seen: one call, or several that the rule compares.
+      args: tree of arrays [B, L].
+    """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
-  """First order in the rate: jump to y with probability (t - t_next) rate(t) reverse_rate_y.
+class DenseScores:
+  """The `Scores` of a function that returns dense log scores.
 
-  Source: equation 17 of arXiv:2310.16834 (tau-leaping); eq. 15 in docs/math.md.
+  Attributes:
+    log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
   """
 
-  def probs(self, log_score, x, t, t_next, *, process, noise):
-    log_step = jnp.log((t - t_next) * noise.rate(t))
-    log_jump = process.log_reverse_rates(log_score, x) + log_step
-    return jump_or_stay(log_jump, is_state(x, process.num_states))
+  log_score_fn: LogScoreFn
+
+  def see(self, x, total):
+    return self.log_score_fn(x, total)
+
+  def each_row(self, rule, needed, otherwise, seen, args):
+    def flat(x):
+      return x.reshape(-1, *x.shape[2:])
+
+    args, rows = jax.tree.map(flat, (args, [Row(*one) for one in seen]))
+    said = rule(args, *rows)
+    return jax.tree.map(
+      lambda y, instead: jnp.where(needed, y.reshape(needed.shape), instead).astype(instead.dtype),
+      said,
+      otherwise,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Tweedie:
-  """Exact per position at the exact score ("analytic" in the original).
+class Move(NamedTuple):
+  """One step of the loop.
 
-  Source: theorems 4.1 and 4.2 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
+  Attributes:
+    keys: PRNG keys [B]: the only randomness of this step.
+    t: float[B], time now.
+    t_next: float[B], the earlier time that the schedule wants.
+    free: bool[B, L], tokens that may change; what becomes of the others is not looked at.
   """
 
-  def probs(self, log_score, x, t, t_next, *, process, noise):
-    return process.tweedie_probs(log_score, x, noise.total(t) - noise.total(t_next))
+  keys: jax.Array
+  t: jax.Array
+  t_next: jax.Array
+  free: jax.Array
+
+  def keys_of_tokens(self, purpose: int = 0) -> jax.Array:
+    """PRNG keys [B, L], others for each purpose."""
+    positions = jnp.arange(self.free.shape[1])
+    keys = self.keys_for(purpose)
+    return jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(positions))(keys)
+
+  def keys_for(self, purpose: int) -> jax.Array:
+    """PRNG keys [B], others for each purpose."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(self.keys)
 
 
-STEPS: dict[str, Step] = {"euler": Euler(), "tweedie": Tweedie()}
+class Moved(NamedTuple):
+  """What a sampler made of a step.
+
+  Attributes:
+    x: int32[B, L].
+    t: float[B], the time that the tokens are at; most samplers stop where they were asked to.
+    error: float[B], the sampler's own estimate of the error of this step, or None.
+  """
+
+  x: jax.Array
+  t: jax.Array
+  error: jax.Array | None = None
+
+
+class Sampler:
+  """Moves tokens to an earlier time; frozen dataclasses, so that compiled functions can be told
+  apart by them.
+
+  Attributes:
+    needs_masks: whether it is for the absorbing process alone.
+    sets_times: whether it stops at times of its own choice.
+    estimates_error: whether `Moved.error` is there.
+  """
+
+  needs_masks: ClassVar[bool] = False
+  sets_times: ClassVar[bool] = False
+  estimates_error: ClassVar[bool] = False
+
+  def advance(self, network: "Network", x: jax.Array, move: Move) -> Moved:
+    """Args:
+    network: asked as often as the sampler likes.
+    x: int32[B, L], tokens at move.t.
+    move: where to, and the random words.
+    """
+    raise NotImplementedError
+
+
+class Network:
+  """What a sampler sees during one step: the process, its noise, and scores where they are needed.
+
+  Attributes:
+    process: the noising process.
+    noise: its schedule.
+    calls: int32[], calls of the network so far.
+  """
+
+  def __init__(self, scores: Scores, sampling: "Sampling"):
+    self.process, self.noise = sampling.process, sampling.noise
+    self.calls = jnp.zeros((), jnp.int32)
+    self._scores, self._truncation = scores, sampling.truncation
+
+  def see(self, x: jax.Array, total: jax.Array, needed: jax.Array) -> Seen:
+    """Calls the network, if any row is needed.
+
+    Args:
+      x: int[B, L].
+      total: float[B].
+      needed: bool[B, L], the rows that will be asked for.
+    """
+    wanted = jnp.any(needed)
+    nothing = jax.eval_shape(self._scores.see, x, total)
+    features = jax.lax.cond(
+      wanted, self._scores.see, lambda *_: jnp.zeros(nothing.shape, nothing.dtype), x, total
+    )
+    self.calls += wanted
+    return Seen(features, x, jnp.broadcast_to(total[:, None], x.shape))
+
+  def each_row(
+    self, rule: Callable[..., Any], needed: jax.Array, otherwise: Any, *seen: Seen, args: Any
+  ) -> Any:
+    """`Scores.each_row`, with truncated laws of the tokens."""
+
+    def reshaped(row: Row) -> Row:
+      if self._truncation == Truncation():
+        return row
+      return row._replace(log_score=self.process.with_posterior(*row, self._truncation))
+
+    def of_rows(args, *rows):
+      return rule(args, *map(reshaped, rows))
+
+    return self._scores.each_row(of_rows, needed, otherwise, seen, args)
+
+  def draw(self, probs: Callable[..., jax.Array], x: jax.Array, move: Move, needed: jax.Array):
+    """One call at move.t, and a draw for each row that is needed.
+
+    Args:
+      probs: (log_score, x, t, t_next, process=, noise=) to probabilities float[T, S].
+      x: int[B, L].
+      move: times and keys.
+      needed: bool[B, L].
+
+    Returns:
+      int32[B, L], x where nothing is needed.
+    """
+
+    def rule(args, row):
+      keys, t, t_next = args
+      p = probs(row.log_score, row.x, t, t_next, process=self.process, noise=self.noise)
+      return draw_each(keys, p)
+
+    seen = self.see(x, self.noise.total(move.t), needed)
+    t, t_next = (jnp.broadcast_to(t[:, None], x.shape) for t in (move.t, move.t_next))
+    return self.each_row(rule, needed, x, seen, args=(move.keys_of_tokens(), t, t_next))
+
+
+def draw_each(keys: jax.Array, probs: jax.Array) -> jax.Array:
+  """int32[T] from PRNG keys [T] and probabilities float[T, S]."""
+  return jax.vmap(sample_categorical)(keys, jnp.log(probs))
 
 
 class Given(NamedTuple):
@@ -80,110 +250,146 @@ class Given(NamedTuple):
   where: jax.Array
 
 
-def dense_rows(log_score_fn: LogScoreFn, process: Process) -> RowsFn:
-  """The RowsFn of a function that returns dense log scores float[B, L, S]."""
+class State(NamedTuple):
+  """Where sampling is.
 
-  def rows_fn(x_BL, total_B):
-    log_score_BLS = log_score_fn(x_BL, total_B)
+  Attributes:
+    x: int32[B, L].
+    t: float[B].
+    steps: int32[], steps made.
+    calls: int32[], calls of the network.
+    pace: what the schedule remembers.
+  """
 
-    def each_row(rule, keys_BL):
-      log_score_TS = log_score_BLS.reshape(-1, log_score_BLS.shape[-1])
-      new_T = rule(log_score_TS, x_BL.reshape(-1), keys_BL.reshape(-1))
-      return jnp.where(process.can_jump_back(x_BL), new_T.reshape(x_BL.shape), x_BL)
+  x: jax.Array
+  t: jax.Array
+  steps: jax.Array
+  calls: jax.Array
+  pace: Any
 
-    return each_row
 
-  return rows_fn
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How to sample; everything but the network, the random keys and the given tokens.
+
+  Attributes:
+    process: the noising process.
+    noise: its schedule.
+    sampler: how tokens move.
+    schedule: at which times.
+    truncation: of the law of each new token; by default none.
+
+  Raises:
+    ValueError: the sampler needs masks and the process has none, or it and the schedule do not fit.
+  """
+
+  process: Process
+  noise: Noise
+  sampler: Sampler
+  schedule: Schedule
+  truncation: Truncation = Truncation()
+
+  def __post_init__(self):
+    if self.sampler.needs_masks and self.process.mask_id is None:
+      raise ValueError(
+        f"sampler {self.sampler} lifts masks and needs the absorbing process, not {self.process}"
+      )
+    if self.schedule.needs_error and not self.sampler.estimates_error:
+      raise ValueError(
+        f"schedule {self.schedule} needs a sampler that estimates its error, trapezoidal, not "
+        f"{self.sampler}"
+      )
+    if self.sampler.sets_times and self.schedule.end != END_TIME:
+      raise ValueError(f"sampler {self.sampler} sets its own times and ends at {END_TIME}")
+
+  def start(self, keys: jax.Array, given: Given) -> State:
+    """Pure noise at t = 1, from PRNG keys [B]."""
+    batch, length = given.where.shape
+    x = jax.vmap(lambda key: self.process.prior(key, (length,)))(_fold_in(keys, _PRIOR))
+    t = jnp.ones(batch, jnp.result_type(float))
+    zero = jnp.zeros((), jnp.int32)
+    x = jnp.where(given.where, given.tokens.astype(jnp.int32), x)
+    return State(x, t, zero, zero, self.schedule.start(batch))
+
+  def advance(
+    self, scores: Scores, keys: jax.Array, state: State, given: Given, until: jax.typing.ArrayLike
+  ) -> State:
+    """Steps until their number is `until`, or the last time of the schedule is reached."""
+
+    def go_on(state: State):
+      return (state.steps < until) & jnp.any(state.t > self.schedule.end)
+
+    return jax.lax.while_loop(go_on, lambda state: self.step(scores, keys, state, given), state)
+
+  def step(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
+    """One step. Sequences that are at the last time already wait for the others."""
+    network, going = Network(scores, self), state.t > self.schedule.end
+    t_next = self.schedule.next(state.t, state.steps, state.pace, self.noise)
+    free = ~given.where & going[:, None]
+    moved = self.sampler.advance(
+      network, state.x, Move(_fold_in(keys, state.steps), state.t, t_next, free)
+    )
+    return State(
+      jnp.where(free, moved.x, state.x),
+      jnp.where(going, moved.t, state.t),
+      state.steps + 1,
+      state.calls + network.calls,
+      self.schedule.update(state.pace, moved.error),
+    )
+
+  def finish(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
+    """The denoising step: removes what noise is left, and every mask."""
+    network = Network(scores, self)
+    move = Move(_fold_in(keys, _DENOISE), state.t, jnp.zeros_like(state.t), ~given.where)
+
+    def probs(log_score, x, t, t_next, *, process, noise):
+      return process.denoise_probs(log_score, x, noise.total(t))
+
+    needed = self.process.can_jump_back(state.x) & move.free
+    x = network.draw(probs, state.x, move, needed)
+    return state._replace(x=x, t=move.t_next, calls=state.calls + network.calls)
 
 
 def sample(
-  log_score_fn: LogScoreFn, keys: jax.Array, *, process: Process, **settings: Any
-) -> jax.Array:
-  """`sample_rows` with a function that returns dense log scores.
-
-  Args:
-    log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
-    keys: PRNG keys [B].
-    process: the noising process.
-    **settings: the others of `sample_rows`.
-
-  Returns:
-    int32[B, L], without masks.
-  """
-  return sample_rows(dense_rows(log_score_fn, process), keys, process=process, **settings)
-
-
-def sample_rows(
-  rows_fn: RowsFn,
+  scores: Scores,
   keys: jax.Array,
+  sampling: Sampling,
   *,
-  length: int,
-  num_steps: int,
-  process: Process,
-  noise: Noise,
-  step: Step = Tweedie(),
+  length: int | None = None,
   given: Given | None = None,
-  draw: Callable[[jax.Array, jax.Array], jax.Array] = sample_categorical,
-) -> jax.Array:
-  """Samples sequences: num_steps steps from t = 1 to END_TIME, then a denoising step.
+) -> State:
+  """Samples sequences.
 
-  The network is called num_steps + 1 times, and its output layer only where a token can change.
-  Given tokens are put back before every call and at the end: for the absorbing process this is the
-  same sampler run on the conditional law, exact at the exact score but for the error of its steps;
-  for the uniform one it is the original's heuristic and not the posterior.
+  Given tokens stand there from the start and never move. For the absorbing process this is the same
+  sampler run on the conditional law, exact at the exact score but for the error of its steps; for
+  the uniform one it is the original's heuristic and not the posterior (docs/math.md, section 7).
 
   Args:
-    rows_fn: the network (see the top of this file).
+    scores: the network.
     keys: PRNG keys [B]: the random words of a sample depend on its own key alone.
-    length: L.
-    num_steps: N >= 1.
-    process: the noising process.
-    noise: its schedule.
-    step: Euler() or Tweedie().
+    sampling: how.
+    length: L, where nothing is given.
     given: tokens to keep, for infilling.
-    draw: (key, log weights float[S]) to a token int[].
 
   Returns:
-    int32[B, L], without masks.
+    The final state: x is int32[B, L], without masks.
 
   Raises:
-    ValueError: num_steps < 1.
+    ValueError: neither length nor given says how long the samples are.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps} must be at least 1")
-  batch = keys.shape[0]
-  times = jnp.linspace(1.0, END_TIME, num_steps + 1)
-
-  def put_back(x_BL):
-    return x_BL if given is None else jnp.where(given.where, given.tokens.astype(jnp.int32), x_BL)
-
-  def fold(i):
-    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-
-  def change(x_BL, i, t, probs):
-    x_BL = put_back(x_BL)
-    each_row = rows_fn(x_BL, jnp.broadcast_to(noise.total(t), (batch,)))
-
-    def rule(log_score_TS, x_T, keys_T):
-      return jax.vmap(draw)(keys_T, jnp.log(probs(log_score_TS, x_T)))
-
-    return each_row(rule, _per_position(fold(i), length))
-
-  def advance(x_BL, i):
-    def probs(log_score_TS, x_T):
-      return step.probs(log_score_TS, x_T, times[i], times[i + 1], process=process, noise=noise)
-
-    return change(x_BL, i, times[i], probs), None
-
-  def denoise(log_score_TS, x_T):
-    return process.denoise_probs(log_score_TS, x_T, noise.total(times[-1]))
-
-  x_BL = jax.vmap(lambda key: process.prior(key, (length,)))(fold(num_steps + 1))
-  x_BL, _ = jax.lax.scan(advance, x_BL, jnp.arange(num_steps))
-  return put_back(change(x_BL, num_steps, times[-1], denoise))
+  if given is None:
+    if length is None:
+      raise ValueError("sample: give either the length of the samples or tokens to keep")
+    given = nothing_given(len(keys), length)
+  state = sampling.start(keys, given)
+  state = sampling.advance(scores, keys, state, given, NO_LIMIT)
+  return sampling.finish(scores, keys, state, given)
 
 
-def _per_position(keys: jax.Array, length: int) -> jax.Array:
-  """PRNG keys [B, L] from keys [B]."""
-  positions = jnp.arange(length)
-  return jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(positions))(keys)
+def nothing_given(batch: int, length: int) -> Given:
+  """A `Given` of no tokens."""
+  return Given(jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, length), bool))
+
+
+def _fold_in(keys: jax.Array, data: jax.typing.ArrayLike) -> jax.Array:
+  return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)

@@ -183,16 +183,14 @@ def whole_tile_height(rows: int) -> int:
   return min(max(rows // 16, fewest), most, rows)
 
 
-def map_rows(
-  function: Callable[..., jax.Array], rows: Any, needed: jax.Array, otherwise: jax.Array
-) -> jax.Array:
+def map_rows(function: Callable[..., Any], rows: Any, needed: jax.Array, otherwise: Any) -> Any:
   """A function of rows, called on tiles of those that are needed. Has no gradient.
 
   Args:
-    function: of a tree like rows, arrays [T, ...], to an array [T].
+    function: of a tree like rows, arrays [T, ...], to a tree like otherwise, arrays [T, ...].
     rows: tree of arrays [R, ...].
     needed: bool[R].
-    otherwise: [R], the result for rows that are not needed.
+    otherwise: tree of arrays [R, ...], the result for rows that are not needed.
   """
   if not len(needed):
     return otherwise
@@ -200,10 +198,17 @@ def map_rows(
   ordered = jax.tree.map(lambda x: x[front.order], rows)
 
   def tile(j, out):
-    return front.put(out, function(front.take(ordered, j)).astype(out.dtype), j)
+    made = function(front.take(ordered, j))
+    return front.put(out, jax.tree.map(lambda x, like: x.astype(like.dtype), made, out), j)
 
-  out = jax.lax.fori_loop(0, front.tiles, tile, jnp.zeros(front.padded, otherwise.dtype))
-  return jnp.where(needed, out[front.place], otherwise)
+  def empty(x):
+    return jnp.zeros((front.padded, *x.shape[1:]), x.dtype)
+
+  def put_back(x, instead):
+    return jnp.where(needed.reshape(-1, *[1] * (x.ndim - 1)), x[front.place], instead)
+
+  out = jax.lax.fori_loop(0, front.tiles, tile, jax.tree.map(empty, otherwise))
+  return jax.tree.map(put_back, out, otherwise)
 
 
 class _Front:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,31 +75,41 @@ class BoundEstimator:
 
     self._terms = terms
 
-  def terms(self, params: Params, blocks: np.ndarray, *, seed: int = 0, passes: int = 1) -> Terms:
+  def terms(
+    self,
+    params: Params,
+    blocks: np.ndarray,
+    *,
+    seed: int = 0,
+    passes: int = 1,
+    numbers: Sequence[int] | None = None,
+  ) -> Terms:
     """Estimates for each block, float[2 passes, N] in nats.
 
-    Those of a block depend on (seed, its index) alone.
+    Those of a block depend on (seed, its number) alone.
 
     Args:
       params: padded, as the network takes them.
       blocks: int[N, L].
       seed: of times and corruptions.
       passes: independent passes of num_times draws each.
+      numbers: of the blocks; 0 to N - 1 if None.
     """
     key = jax.random.key(seed)
-    of_pass = [self._pass(params, blocks, jax.random.fold_in(key, i)) for i in range(passes)]
+    index = np.asarray(range(len(blocks)) if numbers is None else numbers, np.uint32)
+    of_pass = [self._pass(params, blocks, index, jax.random.fold_in(key, i)) for i in range(passes)]
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)
 
-  def _pass(self, params: Params, blocks: np.ndarray, key: jax.Array) -> Terms:
+  def _pass(self, params: Params, blocks: np.ndarray, numbers: np.ndarray, key: jax.Array) -> Terms:
     # Plain numbers: several processes can hand over the same ones.
     key_data = np.asarray(jax.random.key_data(key))
     count = len(blocks)
     parts = []
     for first in range(0, count, self._batch_size):
       # The last batch is filled up with the last block, so that there is one shape to compile.
-      index = np.arange(first, first + self._batch_size, dtype=np.int32)
-      rows = blocks[np.minimum(index, count - 1)]
-      terms = self._terms(params, self._placed(rows), self._placed(index), key_data)
+      index = np.minimum(np.arange(first, first + self._batch_size), count - 1)
+      rows, of_rows = self._placed(blocks[index]), self._placed(numbers[index])
+      terms = self._terms(params, rows, of_rows, key_data)
       parts.append(jax.tree.map(lambda x, n=count - first: np.asarray(x)[:, :n], terms))
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
 

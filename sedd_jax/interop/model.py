@@ -10,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.data import Tokenizer
-from sedd_jax.diffusion import STEPS, Given, Noise, sample_rows
+from sedd_jax.diffusion import NO_LIMIT, Given, Noise
 from sedd_jax.evaluation.bounds import BoundEstimator
+from sedd_jax.interop.generation import Generation, Generator, OnProgress
+from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.models import Network, Params
+
+# Numbers of samples lie below this; what is above makes the keys of candidates.
+_NUMBERS = 2**31 - 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class Model:
     noise: its schedule.
     length: tokens in a training sequence.
     tokenizer: text to tokens, or None where the weights came without one.
+    devices: share the samples; one device where none are named.
     info: what else is known: `source` (path or hub id), `origin` (run or hub id that the weights
       come from first), `step`, `corpus`, `evaluation` (the run's last held-out bound), and
       of a run `experiment`.
@@ -52,6 +58,7 @@ class Model:
   noise: Noise
   length: int
   tokenizer: Tokenizer | None = None
+  devices: Sequence[Any] = ()
   info: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   def log_score(self, tokens: jax.typing.ArrayLike, total: jax.typing.ArrayLike) -> jax.Array:
@@ -72,41 +79,35 @@ class Model:
     return self._log_score(self.params, tokens, total)
 
   def sample(
-    self,
-    num: int = 1,
-    *,
-    steps: int = 64,
-    seed: int = 0,
-    length: int | None = None,
-    sampler: str = "tweedie",
+    self, num: int = 1, *, length: int | None = None, seed: int = 0, **settings: Any
   ) -> np.ndarray:
     """Samples from noise.
 
     Args:
       num: number of samples.
-      steps: sampling steps; the network is called steps + 1 times.
+      length: tokens; the model's own length by default, which it may not exceed.
       seed: sample i depends on (seed, i) alone.
-      length: tokens; the model's own length by default.
-      sampler: `tweedie` or `euler`.
+      **settings: fields of `SamplerSettings`: sampler, steps, schedule, temperature, top_k, top_p.
 
     Returns:
       int32[num, length].
 
     Raises:
-      ValueError: the sampler is unknown, or a number is below 1.
+      ValueError: a setting is unknown or out of range.
     """
     length = self.length if length is None else length
+    if num < 1 or length < 1:
+      raise ValueError(f"num={num} and length={length} must be at least 1")
     nothing = np.zeros((num, length), np.int32)
-    return self.infill(nothing, nothing.astype(bool), steps=steps, seed=seed, sampler=sampler)
+    return self.infill(nothing, nothing.astype(bool), seed=seed, **settings)
 
   def infill(
     self,
     tokens: jax.typing.ArrayLike,
     given: jax.typing.ArrayLike,
     *,
-    steps: int = 64,
     seed: int = 0,
-    sampler: str = "tweedie",
+    **settings: Any,
   ) -> np.ndarray:
     """Samples around given tokens, which never change.
 
@@ -116,25 +117,90 @@ class Model:
     Args:
       tokens: int[B, L]; what stands where given is false does not matter.
       given: bool[B, L].
+      seed: sample i depends on (seed, i) alone.
+      **settings: fields of `SamplerSettings`.
 
     Returns:
       int32[B, L].
+
+    Raises:
+      ValueError: the arrays don't fit the model, or a setting is unknown or out of range.
+    """
+    return self.generate(tokens, given, settings=SamplerSettings(**settings), seed=seed).tokens
+
+  def generate(
+    self,
+    tokens: jax.typing.ArrayLike,
+    given: jax.typing.ArrayLike,
+    *,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    best_of: int = 1,
+    record: bool = False,
+    on_progress: OnProgress | None = None,
+  ) -> Generation:
+    """`infill`, with all there is to know about it.
+
+    Args:
+      tokens: int[B, L]; what stands where given is false does not matter.
+      given: bool[B, L].
+      settings: how to sample.
+      seed: see numbers.
+      numbers: the random words of a sample depend on (seed, its number) alone; 0 to B - 1 if None.
+      best_of: so many candidates are sampled for each, and the one with the lowest strict bound on
+        its negative log likelihood is kept. The law is then no longer the model's.
+      record: whether to keep the tokens after every step; of a single candidate only.
+      on_progress: (steps made, share of the way) every now and then.
+
+    Raises:
+      ValueError: the arrays don't fit the model, or an argument is out of range.
     """
     given = np.asarray(given, bool)
     tokens = np.where(given, np.asarray(tokens), 0)
     if given.ndim != 2 or 0 in given.shape:
       raise ValueError(f"samples of shape {given.shape}: number and length must be at least 1")
-    if sampler not in STEPS:
-      raise ValueError(f"sampler={sampler!r} must be one of {', '.join(map(repr, STEPS))}")
+    if given.shape[1] > self.length:
+      raise ValueError(f"length={given.shape[1]} exceeds the {self.length} tokens of this model")
     if tokens.min() < 0 or tokens.max() >= self.network.process.vocab_size:
       raise ValueError(
         f"given tokens must lie in [0, {self.network.process.vocab_size}), "
         f"not in [{tokens.min()}, {tokens.max()}]"
       )
-    key = jax.random.key(seed)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(tokens)))
+    if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (record and best_of > 1):
+      raise ValueError(f"best_of={best_of} must be at least 1, and 1 where frames are recorded")
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+    numbers = range(len(tokens)) if numbers is None else numbers
+    if len(numbers) != len(tokens) or min(numbers) < 0 or max(numbers) >= _NUMBERS:
+      raise ValueError(
+        f"numbers must be {len(tokens)}, one for each sample, in [0, 2^31 - 2^16), not {numbers!r}"
+      )
+    sampling = settings.sampling(self.network.process, self.noise)
     where = Given(jnp.asarray(tokens, jnp.int32), jnp.asarray(given))
-    return np.asarray(self._sample(self.params, keys, where, steps, sampler))
+
+    def candidate(i: int) -> Generation:
+      root = jax.random.key(seed)
+      root = jax.random.fold_in(root, NO_LIMIT - i) if i else root
+      keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
+      return self._generator(sampling, keys, where, record=record, on_progress=on_progress)
+
+    best = candidate(0)
+    if best_of == 1:
+      return best
+    bounds = self._strict(best.tokens, seed, numbers)
+    for i in range(1, best_of):
+      other = candidate(i)
+      theirs = self._strict(other.tokens, seed, numbers)
+      better = theirs < bounds
+      bounds = np.where(better, theirs, bounds)
+      best = dataclasses.replace(
+        best,
+        tokens=np.where(better[:, None], other.tokens, best.tokens),
+        calls=best.calls + other.calls,
+        seconds=best.seconds + other.seconds,
+      )
+    return best
 
   def bound(
     self, tokens: jax.typing.ArrayLike, *, num_times: int = 64, seed: int = 0
@@ -160,6 +226,12 @@ class Model:
       strict_stderr=stderr(terms.strict),
     )
 
+  def _strict(self, tokens: np.ndarray, seed: int, numbers: Sequence[int]) -> np.ndarray:
+    """Strict bounds float32[B] whose draws depend on (seed, number) alone."""
+    estimator = self._estimator(64, min(len(tokens), 64))
+    terms = estimator.terms(self.params, tokens, seed=seed, numbers=numbers)
+    return np.mean(terms.strict, axis=0)
+
   def encode(self, text: str) -> np.ndarray:
     """Tokens of a text, int32[T].
 
@@ -173,26 +245,27 @@ class Model:
     tokenizer = self._known_tokenizer()
     return [tokenizer.decode(row) for row in np.asarray(tokens)]
 
+  def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
+    """The text of one sample, up to its end of text where the tokenizer has such a token.
+
+    Args:
+      tokens: int[L].
+      given: bool[L]; an end of text before the last given token does not count.
+    """
+    tokenizer, tokens = self._known_tokenizer(), np.asarray(tokens)
+    if tokenizer.eos_id is not None:
+      after = 0 if given is None else np.max(np.flatnonzero(given), initial=-1) + 1
+      ends = np.flatnonzero(tokens[after:] == tokenizer.eos_id)
+      tokens = tokens[: after + ends[0]] if len(ends) else tokens
+    return tokenizer.decode(tokens)
+
   @functools.cached_property
   def _log_score(self):
     return jax.jit(self.network.log_score)
 
   @functools.cached_property
-  def _sample(self):
-    @functools.partial(jax.jit, static_argnums=(3, 4))
-    def draw(params: Params, keys: jax.Array, given: Given, steps: int, sampler: str) -> jax.Array:
-      return sample_rows(
-        functools.partial(self.network.each_row, params),
-        keys,
-        length=given.tokens.shape[1],
-        num_steps=steps,
-        process=self.network.process,
-        noise=self.noise,
-        step=STEPS[sampler],
-        given=given,
-      )
-
-    return draw
+  def _generator(self) -> Generator:
+    return Generator(self.network, self.params, self.devices or jax.local_devices()[:1])
 
   @functools.cached_property
   def _estimator(self):

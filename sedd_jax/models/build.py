@@ -12,6 +12,7 @@ reach a score and get no gradient; and queries, keys and values stand on an axis
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import chex
@@ -20,10 +21,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sedd_jax.diffusion import (
-  EachRow,
+  Columns,
   Parameterization,
   Process,
+  Row,
+  Scores,
   ScoreStats,
+  Seen,
   dense_log_score,
   map_rows,
   stats_of_columns,
@@ -189,26 +193,41 @@ class Network:
     hidden_BLD = hidden_BLD.astype(self.config.dtype)
     return self.placement.on_columns(stats)(*self._stored_head(params), hidden_BLD, x, x0, total)
 
-  def each_row(self, params: Params, x: jax.Array, total: jax.Array) -> EachRow:
-    """What a sampler needs (`diffusion/sampling.py`): rules are called on tiles of rows."""
-    hidden_BLD = self.hidden(params, x, total)
-    total_BL = jnp.broadcast_to(total[:, None], x.shape)
+  def scores(self, params: Params) -> Scores:
+    """What samplers ask (`diffusion/sampling.py`): the output layer runs on rows that they need."""
+    return NetworkScores(self, params)
 
-    def apply(rule, keys_BL):
-      def on_rows(columns, *arrays):
-        def of_tile(rows):
-          hidden_TD, x_T, total_T, keys_T = rows
-          raw_TS = self._apply_head(hidden_TD, *columns[:2])[:, : self.config.num_states]
-          return rule(self._log_score(raw_TS, x_T, total_T), x_T, keys_T)
+  def each_row(
+    self,
+    params: Params,
+    rule: Callable[..., Any],
+    needed: jax.Array,
+    otherwise: Any,
+    seen: tuple[Seen, ...],
+    args: Any,
+  ) -> Any:
+    """`Scores.each_row`, from hidden states; rules are called on tiles of rows."""
 
-        rows = tuple(z.reshape(-1, *z.shape[2:]) for z in arrays)
-        needed = self.process.can_jump_back(rows[1])
-        return map_rows(of_tile, rows, needed, rows[1]).reshape(arrays[1].shape)
+    def on_rows(columns, needed, otherwise, seen, args):
+      def of_tile(tile):
+        seen, args = tile
+        return rule(args, *(self._row(columns, one) for one in seen))
 
-      on_rows = self.placement.on_rows(on_rows)
-      return on_rows(*self._stored_head(params), hidden_BLD, x, total_BL, keys_BL)
+      def flat(x):
+        return x.reshape(-1, *x.shape[2:])
 
-    return apply
+      rows, instead = jax.tree.map(flat, ((seen, args), otherwise))
+      said = map_rows(of_tile, rows, flat(needed), instead)
+      return jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), said)
+
+    run = self.placement.on_rows(on_rows)
+    return run(*self._stored_head(params), needed, otherwise, seen, args)
+
+  def _row(self, columns: Columns, seen: Seen) -> Row:
+    """Rows of log scores from hidden states float[T, D]."""
+    raw_TS = self._apply_head(seen.features, columns.kernel, columns.bias)
+    raw_TS = raw_TS[:, : self.config.num_states]
+    return Row(self._log_score(raw_TS, seen.x, seen.total), seen.x, seen.total)
 
   def _stored_head(self, params: Params) -> tuple[jax.Array, jax.Array]:
     """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
@@ -274,6 +293,20 @@ class Network:
     """Number of parameters, padding left out."""
     shapes = jax.eval_shape(lambda: self.unpad(self.init(jax.random.key(0))))
     return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkScores:
+  """The `Scores` of a network with its parameters."""
+
+  network: Network
+  params: Params
+
+  def see(self, x, total):
+    return self.network.hidden(self.params, x, total)
+
+  def each_row(self, rule, needed, otherwise, seen, args):
+    return self.network.each_row(self.params, rule, needed, otherwise, seen, args)
 
 
 def _pure(module: nnx.Module) -> Params:

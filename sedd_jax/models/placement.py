@@ -58,7 +58,7 @@ class Placement:
 
     Args:
       function: of (Columns, ...), where the columns are all. The other arguments and the result are
-        arrays [B, L, ...], of which it treats each row by itself.
+        trees of arrays [B, L, ...], of which it treats each row by itself.
 
     Returns:
       A function of kernel float[D, S'], bias float[S'] and the others.

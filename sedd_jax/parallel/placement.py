@@ -94,7 +94,7 @@ class OnMesh(Placement):
       return function(Columns(kernel, bias, 0), *rest)
 
     def of_all(kernel, bias, *rest):
-      even = rest[0].shape[1] % self.mesh.shape["tensor"] == 0
+      even = jax.tree.leaves(rest)[0].shape[1] % self.mesh.shape["tensor"] == 0
       rows = P(BATCH_AXES, "tensor") if even else P(BATCH_AXES)
       return self._sharded_head(of_shard, rows)(kernel, bias, *rest)
 

@@ -139,7 +139,7 @@ def plan_sampling(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
   numbers = jax.ShapeDtypeStruct(
     (experiment.train.batch_size,), jnp.int32, sharding=program.batch.sharding
   )
-  lowered = program.sampler(1).lower(program.state.ema, numbers)
+  lowered = program.sampling_step.lower(program.state.ema, numbers)
   flops = 2 * _forward_flops(program)
   return _plan("sample", program, where, lowered, flops, 1)
 

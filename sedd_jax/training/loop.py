@@ -227,7 +227,7 @@ class Reporter:
       batch_size=max(1, _EVALUATION_TOKENS // length),
       mesh=program.mesh,
     )
-    self._draw = program.sampler(report.preview_steps)
+    self._draw = program.sampler(program.tweedie(report.preview_steps))
     self._multiple = batch_multiple(program.mesh)
     self.entropies = heldout_entropies(dataset)
 

@@ -10,7 +10,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion import Noise, sample_rows
+from sedd_jax.diffusion import (
+  Given,
+  Noise,
+  Sampling,
+  Scores,
+  Tweedie,
+  even_times,
+  nothing_given,
+  sample,
+)
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import OnMesh, batch_sharding, tree_shardings
 from sedd_jax.parallel.mesh import check_batch, check_heads
@@ -91,31 +100,53 @@ class Program:
       out_shardings=(shardings, self.replicated),
     )
 
-  def sampler(self, num_steps: int):
+  def sampler(self, sampling: Sampling):
     """A compiled function that draws samples: (params, int32[B]) to tokens int32[B, L].
 
     Its second argument are numbers of samples, as many as `batch_multiple` divides: sample i
     depends on i alone.
 
     Args:
-      num_steps: sampling steps; the network is called num_steps + 1 times.
+      sampling: how.
     """
-    network, length, rows = self.network, self.experiment.data.length, batch_sharding(self.mesh)
+
+    def draw(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
+      return sample(scores, keys, sampling, given=given).x
+
+    return self._compiled_sampler(draw)
+
+  @property
+  def sampling_step(self):
+    """Like `sampler`: one Tweedie step and the denoising step, without a loop around them."""
+    sampling = self.tweedie(1)
+
+    def draw(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
+      state = sampling.step(scores, keys, sampling.start(keys, given), given)
+      return sampling.finish(scores, keys, state, given).x
+
+    return self._compiled_sampler(draw)
+
+  def tweedie(self, num_steps: int) -> Sampling:
+    """Tweedie steps even in time: how samples are shown during training."""
+    return Sampling(
+      process=self.network.process,
+      noise=self.noise,
+      sampler=Tweedie(),
+      schedule=even_times(num_steps, self.noise),
+    )
+
+  def _compiled_sampler(self, draw):
+    rows = batch_sharding(self.mesh)
 
     @functools.partial(jax.jit, out_shardings=self.replicated)
-    def draw(params: Params, numbers: jax.Array) -> jax.Array:
+    def compiled(params: Params, numbers: jax.Array) -> jax.Array:
       key = jax.random.key(_SAMPLE_SEED)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
-      return sample_rows(
-        functools.partial(network.each_row, params),
-        jax.lax.with_sharding_constraint(keys, rows),
-        length=length,
-        num_steps=num_steps,
-        process=network.process,
-        noise=self.noise,
-      )
+      keys = jax.lax.with_sharding_constraint(keys, rows)
+      given = nothing_given(len(numbers), self.experiment.data.length)
+      return draw(self.network.scores(params), keys, given)
 
-    return draw
+    return compiled
 
   def bytes_per_device(self) -> int:
     """Of the train state."""

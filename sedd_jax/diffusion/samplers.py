@@ -1,0 +1,407 @@
+"""Samplers: how tokens move from a time to an earlier one. docs/samplers.md compares them.
+
+Those that move every position by itself given the others (Euler, Tweedie, Ancestral, ReMDM) are not
+exact at finite steps even at the exact score, since positions depend on each other; first-hitting
+is, because it draws one token at a time.
+
+B: sequences, L: positions, T: some rows (positions of sequences), S: states.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.categorical import sample_categorical
+from sedd_jax.diffusion.numerics import bernoulli, clock, is_state, jump_or_stay
+from sedd_jax.diffusion.process import Process
+from sedd_jax.diffusion.sampling import Move, Moved, Network, Sampler, draw_each
+from sedd_jax.diffusion.schedules import END_TIME
+
+# Steps of a sampler that sets its own times end just above the last time while work is left.
+_NOT_YET = 1.01 * END_TIME
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler(Sampler):
+  """First order in the rate: jump to y with probability (t - t_next) rate(t) reverse_rate_y.
+
+  Source: equation 17 of arXiv:2310.16834 (tau-leaping); eq. 15 in docs/math.md.
+  """
+
+  def probs(self, log_score, x, t, t_next, *, process, noise):
+    """Law of each token at t_next: float[..., S]; x is int[...], the times broadcast to it."""
+    log_step = jnp.log(jnp.broadcast_to((t - t_next) * noise.rate(t), x.shape))
+    log_jump = process.log_reverse_rates(log_score, x) + log_step[..., None]
+    return jump_or_stay(log_jump, is_state(x, process.num_states))
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    needed = network.process.can_jump_back(x) & move.free
+    return Moved(network.draw(self.probs, x, move, needed), move.t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tweedie(Sampler):
+  """Exact per position at the exact score ("analytic" in the original).
+
+  Source: theorems 4.1 and 4.2 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
+  """
+
+  def probs(self, log_score, x, t, t_next, *, process, noise):
+    """Law of each token at t_next: float[..., S]; x is int[...], the times broadcast to it."""
+    return process.tweedie_probs(log_score, x, noise.total(t) - noise.total(t_next))
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    needed = network.process.can_jump_back(x) & move.free
+    return Moved(network.draw(self.probs, x, move, needed), move.t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ancestral(Sampler):
+  """Tweedie with the share of masks that are lifted known from the noise alone. Absorbing only.
+
+  Which positions are lifted is drawn first; only they need the network, and a step that lifts none
+  makes no call. Tokens follow the normalised scores, so under `conditional` the law is Tweedie's.
+
+  Source: equation 7 of MDLM, arXiv:2406.07524, and its caching sampler.
+  """
+
+  needs_masks = True
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    lifted = _lifted(network.noise.total(move.t), network.noise.total(move.t_next))
+    jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
+    return Moved(reveal(network, x, move, jump), move.t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReMDM(Sampler):
+  """Ancestral steps that also mask some tokens again, so that early ones can be mended. Absorbing.
+
+  A share sigma of the tokens is masked again in each step, and masks are lifted faster so that the
+  expected number of masks stays what the schedule says: sigma is the smaller of `cap` and `rescale`
+  times the most that allows it, (1 - kept_next) / kept with kept = exp(-total).
+
+  Source: ReMDM-cap and ReMDM-rescale of arXiv:2503.00307.
+
+  Attributes:
+    cap: of sigma, in [0, 1].
+    rescale: share of the largest sigma, in [0, 1].
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+
+  needs_masks = True
+
+  cap: float = 0.02
+  rescale: float = 1.0
+
+  def __post_init__(self):
+    for name in ("cap", "rescale"):
+      if not 0.0 <= getattr(self, name) <= 1.0:
+        raise ValueError(f"sampler remdm: {name}={getattr(self, name)} must lie in [0, 1]")
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    total, total_next = network.noise.total(move.t), network.noise.total(move.t_next)
+    kept, masked = jnp.exp(-total), -jnp.expm1(-total)
+    again = jnp.minimum(1.0, -jnp.expm1(-total_next) / kept)
+    again = jnp.minimum(self.cap, self.rescale * again)
+    # Those lifted anyway, and as many more as are masked again.
+    lifted = jnp.minimum(_lifted(total, total_next) + again * kept / masked, 1.0)
+    jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
+    forget = bernoulli_each(move.keys_of_tokens(2), again[:, None])
+    forget &= move.free & ~network.process.can_jump_back(x)
+    x_next = reveal(network, x, move, jump)
+    return Moved(jnp.where(forget, mask_of(network.process), x_next), move.t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstHitting(Sampler):
+  """One token a call, at the very time at which it turns: exact in continuous time. Absorbing only.
+
+  With n masks left, the next is lifted when the probability of being masked has fallen by a factor
+  u^(1/n), and each of the n is as likely as the others to be the one. Takes as many calls as there
+  are tokens to fill in, and sets its own times.
+
+  Source: first-hitting sampler of arXiv:2409.02908.
+  """
+
+  needs_masks = True
+  sets_times = True
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    masked = network.process.can_jump_back(x) & move.free
+    left = jnp.sum(masked, axis=-1)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (1,), jnp.uint32)[0])(move.keys_for(1))
+    u = (bits.astype(move.t.dtype) + 0.5) * 2.0**-32
+    later = clock(network.noise.total(move.t)) - jnp.log(u) / jnp.maximum(left, 1)
+    t_next = jnp.maximum(network.noise.time(clock(later)), _NOT_YET)
+    order = jax.vmap(jax.vmap(jax.random.exponential))(move.keys_of_tokens(2))
+    first = ranks(order, masked) < 1
+    x_next = reveal(network, x, move._replace(t=t_next), first)
+    return Moved(x_next, jnp.where(left > 1, t_next, END_TIME))
+
+
+@dataclasses.dataclass(frozen=True)
+class Confidence(Sampler):
+  """Draws every masked token and keeps those of the highest probability. Absorbing only.
+
+  How many are kept follows the schedule: the masks left are the expected number at its next time.
+  Not a sampler of the model's law, at any number of steps.
+
+  Source: MaskGIT, arXiv:2202.04200; the low-confidence remasking of LLaDA, arXiv:2502.09992.
+  """
+
+  needs_masks = True
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    masked = network.process.can_jump_back(x) & move.free
+    left, all_free = jnp.sum(masked, axis=-1), jnp.sum(move.free, axis=-1)
+    share = _masked(network, move.t_next) / _masked(network, jnp.ones_like(move.t))
+    count = left - jnp.floor(all_free * share).astype(left.dtype)
+    needed = masked & (count > 0)[:, None]
+
+    def rule(keys, row):
+      log_p = jnp.log(network.process.denoise_probs(*row))
+      token = jax.vmap(sample_categorical)(keys, log_p)
+      return token, jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
+
+    token, log_p = _each_masked(rule, network, x, move, needed)
+    chosen = ranks(log_p, masked) < count[:, None]
+    return Moved(jnp.where(chosen & needed, token, x), move.t_next)
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyBounded(Sampler):
+  """As many tokens a call as their entropies allow. Absorbing only; sets its own times.
+
+  Drawing tokens independently errs, at the exact score, by at most the sum of their entropies less
+  the largest, in nats of Kullback-Leibler divergence. Positions are filled in by rising entropy, as
+  many as keep that within gamma and one at least.
+
+  Source: entropy-bounded sampler of arXiv:2505.24857.
+
+  Attributes:
+    gamma: nats, at least 0.
+
+  Raises:
+    ValueError: gamma is negative.
+  """
+
+  needs_masks = True
+  sets_times = True
+
+  gamma: float = 0.1
+
+  def __post_init__(self):
+    if not self.gamma >= 0.0:
+      raise ValueError(f"sampler entropy_bounded: gamma={self.gamma} must be at least 0")
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    masked = network.process.can_jump_back(x) & move.free
+
+    def rule(keys, row):
+      p = network.process.denoise_probs(*row)
+      return draw_each(keys, p), jnp.sum(jax.scipy.special.entr(p), axis=-1)
+
+    token, entropy = _each_masked(rule, network, x, move, masked)
+    place = ranks(-entropy, masked)
+    rising = jnp.sort(jnp.where(masked, entropy, jnp.inf), axis=-1)
+    within = jnp.cumsum(rising, axis=-1) - rising <= self.gamma
+    chosen = masked & jnp.take_along_axis(within, place, axis=-1)
+    left = jnp.sum(masked & ~chosen, axis=-1)
+    # The time at which as many masks are expected.
+    share = left / jnp.maximum(jnp.sum(move.free, axis=-1), 1)
+    masked_share = share * _masked(network, jnp.ones_like(move.t))
+    t_next = jnp.maximum(network.noise.time(-jnp.log1p(-masked_share)), _NOT_YET)
+    return Moved(jnp.where(chosen, token, x), jnp.where(left > 0, t_next, END_TIME))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trapezoidal(Sampler):
+  """Two calls a step: second order, where those that call once are of first order.
+
+  A Tweedie step over part theta of the step's clock; then one over the rest with scores that are
+  extrapolated from both calls, so that what the first part did to other tokens counts for the whole
+  step. Each token by itself is as exact as under Tweedie. Where an extrapolated score would be
+  negative it is cut to 0, and there the order is lost.
+
+  Source: the theta-trapezoidal method of arXiv:2502.00234, with Tweedie steps in place of
+  tau-leaping; eq. 20 in docs/math.md.
+
+  Attributes:
+    theta: in (0, 1). Scores that fall are cut below a part ahead - 1 over ahead of what they were,
+      ahead = 1 / (2 theta (1 - theta)); that is the least, a half, at 1/2.
+
+  Raises:
+    ValueError: theta is out of range.
+  """
+
+  estimates_error = True
+
+  theta: float = 0.5
+
+  def __post_init__(self):
+    if not 0.0 < self.theta < 1.0:
+      raise ValueError(f"sampler trapezoidal: theta={self.theta} must lie in (0, 1)")
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    process, noise = network.process, network.noise
+    ahead = 1.0 / (2.0 * self.theta * (1.0 - self.theta))
+    total, total_next = noise.total(move.t), noise.total(move.t_next)
+    now, then = clock(total), clock(total_next)
+    between = clock(now + self.theta * (then - now))  # Its own inverse.
+
+    def first(args, row):
+      keys, step = args
+      return draw_each(keys, process.tweedie_probs(row.log_score, row.x, step))
+
+    def second(args, row, start):
+      keys, step = args
+      carried = process.carried(start.log_score, start.x, start.total, row.total)
+      mixed = ahead * jnp.exp(row.log_score) - (ahead - 1.0) * jnp.exp(carried)
+      moved = (row.x != start.x)[:, None]
+      log_mixed = jnp.where(moved, row.log_score, jnp.log(jnp.maximum(mixed, 0.0)))
+      probs = process.tweedie_probs(log_mixed, row.x, step)
+      held = process.tweedie_probs(jnp.where(moved, row.log_score, carried), row.x, step)
+      return draw_each(keys, probs), 0.5 * jnp.sum(jnp.abs(probs - held), axis=-1)
+
+    needed = process.can_jump_back(x) & move.free
+    start, step = network.see(x, total, needed), on_tokens(total - between, x)
+    args = move.keys_of_tokens(1), step
+    x_between = network.each_row(first, needed, x, start, args=args)
+    needed = process.can_jump_back(x_between) & move.free
+    seen, step = network.see(x_between, between, needed), on_tokens(between - total_next, x)
+    args, otherwise = (move.keys_of_tokens(2), step), (x_between, jnp.zeros_like(step))
+    x_next, error = network.each_row(second, needed, otherwise, seen, start, args=args)
+    return Moved(x_next, move.t_next, jnp.sum(error, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorCorrector(Sampler):
+  """Steps of another sampler, each followed by steps back and forth at the time it reached.
+
+  A corrector step is an Euler step of the noising and the reverse process at once: the two leave
+  p_t as it is together, so errors that earlier steps made are forgotten.
+
+  Source: section 4.4 of Campbell et al., arXiv:2205.14987, with the concrete score.
+
+  Attributes:
+    predictor: `tweedie` or `euler`.
+    corrections: corrector steps after each step.
+    size: of a corrector step: the share of clean tokens that it noises, over the share that is
+      noised at that time; in (0, 1].
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+
+  predictor: str = "tweedie"
+  corrections: int = 1
+  size: float = 0.1
+
+  def __post_init__(self):
+    name = "sampler predictor_corrector:"
+    if self.predictor not in ("tweedie", "euler"):
+      raise ValueError(f"{name} predictor={self.predictor!r} must be 'tweedie' or 'euler'")
+    if self.corrections < 1:
+      raise ValueError(f"{name} corrections={self.corrections} must be at least 1")
+    if not 0.0 < self.size <= 1.0:
+      raise ValueError(f"{name} size={self.size} must lie in (0, 1]")
+
+  def probs(self, log_score, x, t, t_next, *, process, noise):
+    """Law of each token after a corrector step at t: float[..., S]; t_next is not used."""
+    del t_next
+    total = jnp.broadcast_to(noise.total(t), x.shape)[..., None]
+    rate = jnp.exp(process.log_reverse_rates(log_score, x)) + jnp.maximum(process.rates(x), 0.0)
+    step = self.size * -jnp.expm1(-total)
+    return jump_or_stay(jnp.log(rate * step), is_state(x, process.num_states))
+
+  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
+    moved = SAMPLERS[self.predictor]().advance(network, x, move)
+    x = moved.x
+    for i in range(self.corrections):
+      at = move._replace(keys=move.keys_for(3 + i), t=moved.t)
+      x = self.correct(network, x, at)
+    return Moved(x, moved.t)
+
+  def correct(self, network: Network, x: jax.Array, move: Move) -> jax.Array:
+    """One corrector step at move.t."""
+    process = network.process
+    jumps_back = process.can_jump_back(x)
+    changed = network.draw(self.probs, x, move, jumps_back & move.free)
+    if process.mask_id is None:
+      return changed
+    # Unmasked tokens: only noise can move them, which no network need tell.
+    share = self.size * _masked(network, move.t)
+    forget = bernoulli_each(move.keys_of_tokens(1), share[:, None]) & ~jumps_back & move.free
+    return jnp.where(forget, mask_of(process), changed)
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+  "euler": Euler,
+  "tweedie": Tweedie,
+  "ancestral": Ancestral,
+  "first_hitting": FirstHitting,
+  "predictor_corrector": PredictorCorrector,
+  "remdm": ReMDM,
+  "trapezoidal": Trapezoidal,
+  "confidence": Confidence,
+  "entropy_bounded": EntropyBounded,
+}
+
+
+# --- What samplers share
+
+
+def reveal(network: Network, x: jax.Array, move: Move, chosen: jax.Array) -> jax.Array:
+  """Draws the chosen masked tokens from their normalised scores at move.t; int32[B, L]."""
+
+  def rule(keys, row):
+    return draw_each(keys, network.process.denoise_probs(*row))
+
+  needed = chosen & network.process.can_jump_back(x) & move.free
+  seen = network.see(x, network.noise.total(move.t), needed)
+  return network.each_row(rule, needed, x, seen, args=move.keys_of_tokens())
+
+
+def ranks(value: jax.Array, among: jax.Array) -> jax.Array:
+  """The place of each entry of float[B, L] in its row, largest first, from 0; those not among come
+  after all that are. int32[B, L]."""
+  order = jnp.lexsort((-value, ~among), axis=-1)
+  return jnp.argsort(order, axis=-1).astype(jnp.int32)
+
+
+def mask_of(process: Process) -> int:
+  """The mask of a process that `Sampling` found to have one."""
+  assert process.mask_id is not None
+  return process.mask_id
+
+
+def bernoulli_each(keys: jax.Array, p: jax.Array) -> jax.Array:
+  """bool[B, L]: true with probability p, which broadcasts, from PRNG keys [B, L]."""
+  return jax.vmap(jax.vmap(bernoulli))(keys, jnp.broadcast_to(p, keys.shape))
+
+
+def on_tokens(value: jax.Array, x: jax.Array) -> jax.Array:
+  """float[B, L] from a number of each sequence, float[B]."""
+  return jnp.broadcast_to(value[:, None], x.shape)
+
+
+def _each_masked(rule, network: Network, x: jax.Array, move: Move, needed: jax.Array):
+  """(int32[B, L], float[B, L]) from a rule that returns a token and a number."""
+  seen = network.see(x, network.noise.total(move.t), needed)
+  nothing = (x, jnp.zeros(x.shape, move.t.dtype))
+  return network.each_row(rule, needed, nothing, seen, args=move.keys_of_tokens())
+
+
+def _masked(network: Network, t: jax.Array) -> jax.Array:
+  """Probability that a token is masked at t."""
+  return -jnp.expm1(-network.noise.total(t))
+
+
+def _lifted(total: jax.Array, total_next: jax.Array) -> jax.Array:
+  """Probability that a mask is lifted between two times, in which nothing cancels."""
+  return jnp.exp(-total_next) * jnp.expm1(total_next - total) / jnp.expm1(-total)

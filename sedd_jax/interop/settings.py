@@ -1,0 +1,141 @@
+"""Sampler and schedule from the words that users write: `remdm:cap=0.05`, `adaptive`, `1,0.5`."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sedd_jax.diffusion import (
+  SAMPLERS,
+  Adaptive,
+  Noise,
+  Process,
+  Sampler,
+  Sampling,
+  Schedule,
+  Times,
+  Truncation,
+  even_times,
+)
+
+_EVEN = ("time", "noise", "tokens")
+_DEFAULT_STEPS = 64
+_NUMBERS = re.compile(r"[\d.eE+-]+(,[\d.eE+-]+)+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+  """How to sample, as a user says it.
+
+  Attributes:
+    sampler: a name of `SAMPLERS`, with options after a colon: `remdm:cap=0.05,rescale=0.5`.
+    steps: sampling steps, 64 by default; None where the sampler or the schedule sets the times.
+    schedule: `time`, `noise` or `tokens` (what the steps are even in), `adaptive` (with options:
+      `adaptive:tolerance=0.05`), or falling times from 1 on: `1,0.7,0.3,0.05`.
+    temperature: of each new token's law; below 1 sharpens.
+    top_k: new tokens are among the so many most likely; 0 for all.
+    top_p: new tokens are among the most likely that have this probability together.
+
+  Raises:
+    ValueError: a field is out of range, or steps are given where something else sets the times.
+  """
+
+  sampler: str = "tweedie"
+  steps: int | None = None
+  schedule: str = "time"
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    if self.steps is not None and self.steps < 1:
+      raise ValueError(f"steps={self.steps} must be at least 1")
+    self.make_truncation()
+    self.make_sampler()
+
+  def sampling(self, process: Process, noise: Noise) -> Sampling:
+    """Args:
+      process: the noising process.
+      noise: its schedule.
+
+    Raises:
+      ValueError: the sampler needs another process, or the schedule another sampler.
+    """
+    sampler = self.make_sampler()
+    return Sampling(
+      process=process,
+      noise=noise,
+      sampler=sampler,
+      schedule=self._make_schedule(sampler, noise),
+      truncation=self.make_truncation(),
+    )
+
+  def make_sampler(self) -> Sampler:
+    return _from_words("sampler", self.sampler, SAMPLERS)
+
+  def make_truncation(self) -> Truncation:
+    return Truncation(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+  def _make_schedule(self, sampler: Sampler, noise: Noise) -> Schedule:
+    name = self.schedule.partition(":")[0]
+    if sampler.sets_times:
+      self._refuse_steps(f"sampler={self.sampler!r}")
+      if self.schedule != "time":
+        raise ValueError(f"schedule={self.schedule!r}: sampler={self.sampler!r} sets its own times")
+      return even_times(1, noise)
+    if name == "adaptive":
+      self._refuse_steps(f"schedule={self.schedule!r}")
+      if not sampler.estimates_error:
+        raise ValueError(
+          f"schedule={self.schedule!r} needs a sampler that estimates its error, 'trapezoidal', "
+          f"not {self.sampler!r}"
+        )
+      return _from_words("schedule", self.schedule, {"adaptive": Adaptive})
+    if _NUMBERS.fullmatch(self.schedule):
+      self._refuse_steps(f"schedule={self.schedule!r}")
+      return _times(self.schedule)
+    if self.schedule not in _EVEN:
+      names = (*_EVEN, "adaptive")
+      raise ValueError(
+        f"schedule={self.schedule!r} must be {', '.join(map(repr, names))}, or falling times such "
+        f"as '1,0.5,0.1'{_near(name, names)}"
+      )
+    return even_times(self.steps or _DEFAULT_STEPS, noise, by=self.schedule)
+
+  def _refuse_steps(self, who: str) -> None:
+    if self.steps is not None:
+      raise ValueError(f"steps={self.steps}: {who} sets its own times; leave steps out")
+
+
+def _times(text: str) -> Times:
+  try:
+    return Times(tuple(float(t) for t in text.split(",")))
+  except ValueError as error:
+    raise ValueError(f"schedule={text!r}: {error}") from None
+
+
+def _from_words(what: str, text: str, table: Mapping[str, Callable[..., Any]]) -> Any:
+  """`name:field=value,field=value` to the dataclass of that name."""
+  name, _, options = text.partition(":")
+  if name not in table:
+    raise ValueError(f"{what}={name!r} must be one of {', '.join(table)}{_near(name, table)}")
+  made = table[name]
+  defaults = {field.name: field.default for field in dataclasses.fields(made)}  # pyright: ignore
+  values = {}
+  for option in filter(None, options.split(",")):
+    field, equals, value = option.partition("=")
+    if not equals or field not in defaults:
+      known = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
+      raise ValueError(f"{what}={text!r}: option {option!r} is unknown; {name} has {known}")
+    try:
+      values[field] = type(defaults[field])(value)
+    except ValueError:
+      wanted = type(defaults[field]).__name__
+      raise ValueError(f"{what}={text!r}: {field}={value!r} must be of type {wanted}") from None
+  return made(**values)
+
+
+def _near(name: str, names) -> str:
+  near = difflib.get_close_matches(name, names, n=1)
+  return f"; did you mean {near[0]!r}?" if near else ""

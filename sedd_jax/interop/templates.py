@@ -1,0 +1,101 @@
+"""Templates: text with blanks to fill in, such as `Hi, my name is [[40]] and I'm late.`"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+# A blank of so many tokens, or of all that are left. Two backslashes before it stand for one, and
+# an odd one makes it plain text.
+_BLANK = re.compile(r"(\\*)\[\[(\d+|\*)\]\]")
+Encode = Callable[[str], np.ndarray]
+# Tokens that are given, a number of tokens to fill in, or all that are left.
+Part = np.ndarray | int | None
+
+
+class Template(NamedTuple):
+  """What is given of a text.
+
+  Attributes:
+    text: as it was written.
+    tokens: int32[L]; 0 where nothing is given.
+    given: bool[L].
+  """
+
+  text: str
+  tokens: np.ndarray
+  given: np.ndarray
+
+
+def parse_template(text: str, encode: Encode, *, length: int | None, longest: int) -> Template:
+  """Reads a template. The texts between blanks are encoded each by itself.
+
+  Args:
+    text: `[[n]]` stands for n tokens to fill in, `[[*]]` (at most once) for all that are left; a
+      backslash before a blank makes it text.
+    encode: text to token ids int32[T].
+    length: tokens of the sequence. Without `[[*]]` what is left over is filled in at the end. None:
+      the length of the template itself, or with `[[*]]` the longest.
+    longest: the most tokens the model takes.
+
+  Raises:
+    ValueError: the template has no blank or two `[[*]]`, or does not fit.
+  """
+  return _laid_out(text, f"template {text!r}", list(_parts(text, encode)), length, longest)
+
+
+def between(
+  prefix: str, suffix: str, encode: Encode, *, length: int | None, longest: int
+) -> Template:
+  """A template of a text at the start and one at the end; arguments as of `parse_template`."""
+  parts = [encode(prefix) if prefix else 0, None, encode(suffix) if suffix else 0]
+  name = f"prefix {prefix!r} with suffix {suffix!r}" if prefix or suffix else "the sample"
+  return _laid_out(f"{prefix}[[*]]{suffix}", name, parts, length, longest)
+
+
+def _laid_out(
+  text: str, name: str, parts: list[Part], length: int | None, longest: int
+) -> Template:
+  if length is not None and length < 1:
+    raise ValueError(f"length={length} must be at least 1")
+  open_ends = sum(part is None for part in parts)
+  if open_ends > 1:
+    raise ValueError(f"{name} has {open_ends} blanks [[*]], of which there can be one")
+  fixed = sum(part if isinstance(part, int) else len(part) for part in parts if part is not None)
+  whole = length if length is not None else longest if open_ends else fixed
+  if fixed > whole:
+    raise ValueError(f"{name} takes {fixed} tokens and does not fit length={whole}")
+  if whole > longest:
+    raise ValueError(f"{name}: {whole} tokens exceed the {longest} of this model")
+  if not open_ends:
+    parts = [*parts, None]
+  tokens, given = np.zeros(whole, np.int32), np.zeros(whole, bool)
+  at = 0
+  for part in parts:
+    size = whole - fixed if part is None else part if isinstance(part, int) else len(part)
+    if isinstance(part, np.ndarray):
+      tokens[at : at + size], given[at : at + size] = part, True
+    at += size
+  if given.all():
+    raise ValueError(f"{name} leaves nothing to fill in: a blank such as [[40]] or [[*]] does")
+  return Template(text, tokens, given)
+
+
+def _parts(text: str, encode: Encode) -> Iterator[Part]:
+  plain, at = "", 0
+  for found in _BLANK.finditer(text):
+    plain += text[at : found.start()] + found[1][: len(found[1]) // 2]
+    at = found.end()
+    blank = found[0][len(found[1]) :]
+    if len(found[1]) % 2:
+      plain += blank
+      continue
+    if plain:
+      yield encode(plain)
+    plain = ""
+    if found[2] != "*" and int(found[2]) < 1:
+      raise ValueError(f"template {text!r}: {blank} is no blank; it takes at least one token")
+    yield None if found[2] == "*" else int(found[2])
+  if plain + text[at:]:
+    yield encode(plain + text[at:])
