@@ -66,12 +66,17 @@ def start(toy):
 
 def tweedie(toy, total, step, ratios=None):
   """Bayes' rule for one position, the others held, with matrix exponentials."""
-  q = toy.token_generator
   ratios = scores(toy, total) if ratios is None else ratios
-  earlier = ratios @ scipy.linalg.expm(-step * q)
-  becomes = scipy.linalg.expm(step * q)
+  earlier = ratios @ transition(toy, -step)
+  becomes = transition(toy, step)
   p = np.maximum(earlier * becomes.T[toy.states], 0.0)
   return product(p / p.sum(-1, keepdims=True))
+
+
+@functools.cache
+def transition(toy, step):
+  """float64[S, S]: the matrix exponential of one token's generator over some noise."""
+  return scipy.linalg.expm(step * toy.token_generator)
 
 
 def posterior(toy, total):
@@ -116,7 +121,7 @@ def trapezoidal(toy, total, total_next, theta):
   between = clock((1 - theta) * clock(total) + theta * clock(total_next))
   ahead, step = 1 / (2 * theta * (1 - theta)), total - between
   start, middle = scores(toy, total), scores(toy, between)
-  carried = start @ scipy.linalg.expm(-step * toy.token_generator)
+  carried = start @ transition(toy, -step)
   at_own = np.where(own(toy), carried, 0.0).sum(-1, keepdims=True)
   if toy.process.mask_id is None:
     carried = carried / at_own

@@ -52,13 +52,13 @@ def nothing(num, length=LENGTH):
 # The law of numbers.
 
 
-@pytest.mark.parametrize("sampler", ["tweedie", "ancestral", "trapezoidal", "first_hitting"])
+@pytest.mark.parametrize("sampler", ["tweedie", "first_hitting"])
 def test_a_sample_depends_on_seed_and_number_alone(sampler, x64):
   settings = SamplerSettings(sampler=sampler, steps=None if sampler == "first_hitting" else 5)
   make = functools.partial(model().generate, settings=settings, seed=3)
   whole = make(*nothing(8)).tokens
   assert len(np.unique(whole, axis=0)) > 6
-  for numbers in ([5], [7, 0, 2], [1, 1, 6]):
+  for numbers in ([5], [7, 0, 2]):
     some = make(*nothing(len(numbers)), numbers=numbers).tokens
     np.testing.assert_array_equal(some, whole[numbers])
   assert (make(*nothing(8), numbers=range(8, 16)).tokens != whole).any()
@@ -66,8 +66,11 @@ def test_a_sample_depends_on_seed_and_number_alone(sampler, x64):
   assert (other != whole).any()
 
 
-@pytest.mark.parametrize("num", [8, 5])  # The second is no multiple of the devices.
-@pytest.mark.parametrize("process", [Absorbing(8), Uniform(8)], ids=str)
+@pytest.mark.parametrize(
+  ("process", "num"),
+  [(Absorbing(8), 8), (Uniform(8), 5)],  # The second is no multiple of the devices.
+  ids=str,
+)
 def test_a_sample_does_not_depend_on_the_devices(process, num, x64):
   one = model(process)
   four = dataclasses.replace(one, devices=jax.devices("cpu"))
@@ -296,7 +299,7 @@ def test_a_line_has_no_other_ends_of_line():
 
 def test_a_killed_run_goes_on_without_repeating_or_losing_a_sample(tmp_path, x64):
   order = order_of()
-  written(tmp_path / "whole.jsonl", order, batch=4)
+  written(tmp_path / "whole.jsonl", order, batch=3)
   path = tmp_path / "killed.jsonl"
   written(path, order, batch=2, most=2)
   assert not path.exists()  # What is not whole does not have the name.

@@ -169,22 +169,22 @@ def test_first_hitting_is_exact(noise):
 @both
 @noises
 def test_trapezoidal_steps_are_of_second_order(process, noise, x64):
-  errors, order = laws.order_of(mild_toy(process), noise, "trapezoidal", theta=0.5)
+  errors, order = laws.order_of(mild_toy(process), noise, "trapezoidal", (8, 16, 32), theta=0.5)
   assert order > 1.85
-  first, first_order = laws.order_of(mild_toy(process), noise, "tweedie")
+  first, first_order = laws.order_of(mild_toy(process), noise, "tweedie", (16, 64))
   assert 0.9 < first_order < 1.1
   # At as many calls of the network.
-  assert errors[2] < first[3] / 5
+  assert errors[-1] < first[-1] / 5
 
 
 @both
 @noises
 def test_negative_extrapolated_scores_cost_the_second_order_and_no_more(process, noise, x64):
   toy = random_toy(process)
-  errors, order = laws.order_of(toy, noise, "trapezoidal", theta=0.5)
-  first, _ = laws.order_of(toy, noise, "tweedie")
+  errors, order = laws.order_of(toy, noise, "trapezoidal", (8, 16, 32), theta=0.5)
+  first, _ = laws.order_of(toy, noise, "tweedie", (16, 64))
   assert 0.95 < order < 1.6
-  assert errors[2] < first[3]
+  assert errors[-1] < first[-1]
 
 
 @noises
@@ -291,10 +291,9 @@ def test_a_smaller_tolerance_takes_more_steps():
 
 
 @both
-@noises
-def test_adaptive_steps_come_near_the_data(process, noise):
+def test_adaptive_steps_come_near_the_data(process):
   toy = random_toy(process)
-  how = dataclasses.replace(sampling_of(process, noise, Trapezoidal()), schedule=Adaptive())
+  how = dataclasses.replace(sampling_of(process, Geometric(), Trapezoidal()), schedule=Adaptive())
   counts = drawn_counts(toy, how)
   assert total_variation(counts / DRAWS, toy.p_start) < 0.01
 
@@ -347,7 +346,7 @@ def test_no_calls_where_no_token_changes(batch, length, num_steps):
   assert calls.max() <= min(num_steps, batch * length)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["tweedie", "ancestral", "trapezoidal", "first_hitting"])
 def test_skipped_calls_change_nothing(name, monkeypatch):
   toy, how = random_toy(Absorbing(3), 3), sampling_of(Absorbing(3), LogLinear(), SAMPLERS[name]())
   keys = jax.random.split(jax.random.key(0), 4)
@@ -360,7 +359,7 @@ def test_skipped_calls_change_nothing(name, monkeypatch):
   monkeypatch.setattr(jax.lax, "cond", lambda _, see, nothing, *args: see(*args))
   always, _ = run()
   np.testing.assert_array_equal(always, tokens)
-  assert calls <= {"predictor_corrector": 9, "trapezoidal": 9}.get(name, 5)
+  assert calls <= {"trapezoidal": 9}.get(name, 5)
 
 
 def test_nothing_is_called_once_no_token_is_masked():
@@ -430,14 +429,13 @@ def test_correctors_bring_uniform_clamping_to_the_posterior(noise, given, x64):
 
 
 @both
-@noises
 @pytest.mark.parametrize(
   "truncation", [Truncation(temperature=0.5), Truncation(top_k=2), Truncation(top_p=0.6)], ids=str
 )
-def test_truncation_acts_on_the_law_of_the_clean_token(process, noise, truncation, x64):
+def test_truncation_acts_on_the_law_of_the_clean_token(process, truncation, x64):
   # With one position the law of x_0 given the others is the data's, and Tweedie steps are exact.
   toy = random_toy(process, length=1)
-  counts = drawn_counts(toy, sampling_of(process, noise, Tweedie(), 3, truncation=truncation))
+  counts = drawn_counts(toy, sampling_of(process, LogLinear(), Tweedie(), 3, truncation=truncation))
   p = np.asarray(jnp.exp(truncation(jnp.log(jnp.asarray(toy.p0)))))
   law = np.zeros(len(toy.states))
   law[: len(p)] = p / p.sum()

@@ -411,7 +411,6 @@ by_rows = pytest.mark.parametrize(
   ("process", "step"),
   [
     (Absorbing(3), Tweedie()),
-    (Uniform(3), Tweedie()),
     (Uniform(3), Trapezoidal()),  # Compares two calls, row by row.
     (Absorbing(3), Trapezoidal()),
     (Absorbing(3), Ancestral()),  # Asks for the rows that turn alone.
@@ -433,11 +432,17 @@ def test_rows_in_tiles_sample_what_dense_rows_do(process, step, x64):
   assert (want >= 0).all()
 
 
-@by_rows
-@pytest.mark.parametrize("length", [6, 5])  # Tensor shares the positions of the first.
+@pytest.mark.parametrize(
+  ("process", "step", "length"),
+  [
+    (Absorbing(3), Tweedie(), 6),  # Tensor shares the positions,
+    (Absorbing(3), Tweedie(), 5),  # and cannot.
+    (Uniform(3), Trapezoidal(), 6),
+    (Absorbing(3), Confidence(), 6),
+  ],
+  ids=str,
+)
 def test_rows_on_a_mesh_sample_what_one_device_does(process, step, length, x64):
-  if length == 5 and step != Tweedie():
-    pytest.skip("the same with every sampler")
   one, params = rows_network(process)
   keys = jax.random.split(jax.random.key(2), 8)
   want = jax.jit(lambda keys: run_rows(one.scores(params), keys, one, length, step=step))(keys)
@@ -468,3 +473,17 @@ def test_sampling_holds_no_scores_of_all_positions():
   dense = DenseScores(functools.partial(network.log_score, params))
   assert largest(text(dense)) >= 16 * 128 * 5000
   assert largest(text(network.scores(params))) <= 16 * 128 * 5000 / 8
+
+
+def test_kernels_are_cast_once_and_scores_stay_the_same():
+  network, params = rows_network(Absorbing(20), dtype="bfloat16")
+  params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  scores = network.scores(params)
+  kernels = [
+    x for path, x in jax.tree.leaves_with_path(scores.params) if path[-1].key == "kernel"
+    and path[-2].key not in ("noise_in", "noise_out")
+  ]  # fmt: skip
+  assert {x.dtype for x in kernels} == {jnp.dtype(jnp.bfloat16)}
+  x, total = jnp.array([[20, 3, 20, 20]]), jnp.array([0.7])
+  seen = jax.jit(scores.see)(x, total)
+  np.testing.assert_array_equal(seen, jax.jit(network.hidden)(params, x, total))

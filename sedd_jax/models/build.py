@@ -195,7 +195,9 @@ class Network:
 
   def scores(self, params: Params) -> Scores:
     """What samplers ask (`diffusion/sampling.py`): the output layer runs on rows that they need."""
-    return NetworkScores(self, params)
+    # Kernels are cast here, once: where calls can be skipped, nothing moves out of them.
+    ends = {name: self._cast(f"ends/{name}", layer) for name, layer in params["ends"].items()}
+    return NetworkScores(self, {"ends": ends, "blocks": self._cast("blocks", params["blocks"])})
 
   def each_row(
     self,
@@ -256,15 +258,18 @@ class Network:
     )
 
   def _used(self, name: str, layer: Params) -> Params:
-    """A layer's parameters where products need them, kernels in the dtype that they are used in:
-    half the bytes to move in bfloat16."""
+    """A layer's parameters where products need them: half the bytes to move in bfloat16."""
+    return self.placement.weights(name, self._cast(name, layer))
+
+  def _cast(self, name: str, layer: Params) -> Params:
+    """A layer's parameters with kernels in the dtype that they are used in."""
     stream = name in ("ends/noise_in", "ends/noise_out")
     dtype = self.config.stream_dtype if stream else self.config.dtype
 
     def leaf(path, x):
       return x.astype(dtype) if path[-1].key == "kernel" else x
 
-    return self.placement.weights(name, jax.tree.map_with_path(leaf, layer))
+    return jax.tree.map_with_path(leaf, layer)
 
   def pad(self, params: Tree) -> Tree:
     """The form in memory of parameters or of a whole train state: tables padded, `qkv` in three."""

@@ -110,21 +110,21 @@ class Program:
       sampling: how.
     """
 
-    def draw(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
+    def run(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
       return sample(scores, keys, sampling, given=given).x
 
-    return self._compiled_sampler(draw)
+    return self._compiled_sampler(run)
 
   @property
   def sampling_step(self):
     """Like `sampler`: one Tweedie step and the denoising step, without a loop around them."""
     sampling = self.tweedie(1)
 
-    def draw(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
+    def run(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
       state = sampling.step(scores, keys, sampling.start(keys, given), given)
       return sampling.finish(scores, keys, state, given).x
 
-    return self._compiled_sampler(draw)
+    return self._compiled_sampler(run)
 
   def tweedie(self, num_steps: int) -> Sampling:
     """Tweedie steps even in time: how samples are shown during training."""
@@ -135,18 +135,18 @@ class Program:
       schedule=even_times(num_steps, self.noise),
     )
 
-  def _compiled_sampler(self, draw):
+  def _compiled_sampler(self, run):
     rows = batch_sharding(self.mesh)
 
     @functools.partial(jax.jit, out_shardings=self.replicated)
-    def compiled(params: Params, numbers: jax.Array) -> jax.Array:
+    def draw(params: Params, numbers: jax.Array) -> jax.Array:
       key = jax.random.key(_SAMPLE_SEED)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
       keys = jax.lax.with_sharding_constraint(keys, rows)
       given = nothing_given(len(numbers), self.experiment.data.length)
-      return draw(self.network.scores(params), keys, given)
+      return run(self.network.scores(params), keys, given)
 
-    return compiled
+    return draw
 
   def bytes_per_device(self) -> int:
     """Of the train state."""
