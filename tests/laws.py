@@ -258,7 +258,8 @@ CORRECTIONS = ({"size": 0.1}, {"size": 0.5}, {"size": 0.5, "corrections": 4})
 
 def given_data(toy, given):
   """float64[N]: the data law given some tokens (None: not given)."""
-  p = toy.p_start * [all(t in (None, x) for t, x in zip(given, row)) for row in toy.states]  # noqa: B905
+  fits = [all(t in (None, x) for t, x in zip(given, row, strict=True)) for row in toy.states]
+  p = toy.p_start * fits
   return p / p.sum()
 
 

@@ -84,9 +84,8 @@ def generate(
   batch = min(batch, len(order.numbers))
   left = order.numbers[skip:]
   while left:
-    length = len(order.template(left[0]).tokens)
-    same = itertools.takewhile(lambda n: len(order.template(n).tokens) == length, left[:batch])  # noqa: B023
-    wanted = list(same)
+    batches = itertools.groupby(left[:batch], lambda n: len(order.template(n).tokens))
+    wanted = list(next(batches)[1])
     numbers = [*wanted, *[wanted[-1]] * (batch - len(wanted))]
     made = model.generate(
       np.array([order.template(n).tokens for n in numbers]),
