@@ -5,6 +5,7 @@ import importlib
 import sys
 
 VERBS = {
+  "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or go on with a run",
   "sample": "print text from a trained model",
   "evaluate": "bound the perplexity of a trained model on held-out text",

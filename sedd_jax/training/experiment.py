@@ -147,7 +147,8 @@ class ReportConfig:
     log_every: a line of metrics.
     evaluate_every: the held-out bound of the moving average.
     evaluate_times: draws per block for it; even. The bound at the end takes four times as many.
-    evaluate_blocks: at most so many held-out blocks; the bound at the end takes all.
+    evaluate_blocks: at most so many held-out rows.
+    final_blocks: the same, for the bound at the end.
     preview_every: a few samples.
     preview_steps: sampling steps for them.
     samples: number of samples at the end.
@@ -157,6 +158,7 @@ class ReportConfig:
   evaluate_every: int = 5000
   evaluate_times: int = 8
   evaluate_blocks: int = 512
+  final_blocks: int = 8192
   preview_every: int = 50_000
   preview_steps: int = 128
   samples: int = 4
@@ -164,7 +166,7 @@ class ReportConfig:
   def __post_init__(self):
     if self.evaluate_times < 2 or self.evaluate_times % 2:
       raise ValueError(f"report.evaluate_times={self.evaluate_times} must be positive and even")
-    for name in ("preview_steps", "samples", "evaluate_blocks"):
+    for name in ("preview_steps", "samples", "evaluate_blocks", "final_blocks"):
       if getattr(self, name) < 1:
         raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data import Batches, Dataset, from_json, load_dataset
+from sedd_jax.data import Dataset, from_json, load_dataset
+from sedd_jax.data.faults import describe
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
@@ -82,10 +83,10 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   rundir.check_shared(workdir, meta)
 
   # ------------------------------------------------------------------------------------------ State
-  batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
+  batches = dataset.batches(batch_size, experiment.seed)
   rates = learning_rate(experiment.optimizer, num_steps)
   reporter = Reporter(program, dataset)
-  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
+  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
 
   with contextlib.ExitStack() as stack:
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
@@ -133,10 +134,14 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
           "grad_norm": grad_norm,
           "learning_rate": float(np.asarray(rates(done - 1))),
         }
-        metrics.write(done, line | speed | {"input_wait_seconds": feed.mean_wait()})
+        if experiment.data.on_fault == "skip":
+          line["input_faults"] = dataset.faults.count
+        metrics.write(done, line | speed | feed.waits())
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
+    if left_out := describe(dataset.faults.count, dataset.faults.first):
+      console.say(left_out)
     if missed := profile.missed(first, num_steps):
       console.say(missed)
     if first:
@@ -216,15 +221,14 @@ class Reporter:
   def __init__(self, program: Program, dataset: Dataset):
     report = program.experiment.report
     self._dataset = dataset
-    self._blocks = dataset.heldout_blocks
+    self._blocks = dataset.heldout_rows[: report.final_blocks]
     self._some_blocks = self._blocks[: report.evaluate_blocks]
-    length = self._blocks.shape[1]
-    self._chars_per_block = dataset.chars_per_token * length
+    self._chars_per_token = dataset.chars_per_token
     self._estimator = BoundEstimator(
       program.network,
       program.noise,
       num_times=report.evaluate_times,
-      batch_size=max(1, _EVALUATION_TOKENS // length),
+      batch_size=max(1, _EVALUATION_TOKENS // self._blocks.shape[1]),
       mesh=program.mesh,
     )
     self._draw = program.sampler(program.tweedie(report.preview_steps))
@@ -236,7 +240,7 @@ class Reporter:
     return self._metrics(params, self._some_blocks, passes=1)
 
   def evaluate_fully(self, params: Params) -> dict[str, float]:
-    """The held-out bound of all blocks, from more draws."""
+    """The held-out bound of more blocks, from more draws."""
     return self._metrics(params, self._blocks, passes=_FINAL_PASSES)
 
   def samples(self, params: Params, count: int) -> list[str]:
@@ -257,7 +261,7 @@ class Reporter:
     bound = self._estimator.bound(
       params,
       blocks,
-      chars_per_block=self._chars_per_block,
+      chars_per_block=self._chars_per_token * (blocks >= 0).sum(axis=1).mean(),
       seed=_REPORT_SEED,
       passes=passes,
     )

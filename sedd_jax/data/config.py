@@ -1,0 +1,68 @@
+"""What text a run uses: the `data` section of a config."""
+
+import dataclasses
+import math
+
+from sedd_jax.data.detokenizers import DETOKENIZERS
+from sedd_jax.data.faults import POLICIES
+from sedd_jax.data.rows import PACKINGS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Where the text comes from and how it is cut.
+
+  Attributes:
+    files: `embedded`; a folder that `sedd prepare` made; comma-separated globs of text files,
+      `tfds:NAME@SPLIT` or `hf:NAME[:CONFIG]@SPLIT` (`corpus.load_corpus`). Several of these,
+      separated by `;`, are trained on together.
+    heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
+    split: shares of the text at which training ends and held-out text ends.
+    text_field: of .jsonl lines and of records.
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, or `gpt2:FOLDER`.
+    detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
+    length: tokens in a row.
+    packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
+      its own row, `pack` as many whole ones as fit; what is left of a row does not count.
+    weights: the share of each part of `files` in every batch; if empty, each row of all parts comes
+      once an epoch.
+    on_fault: `fail` or `skip`: what to do with files, documents and records that cannot be read.
+
+  Raises:
+    ValueError: a field is out of range; the message names it.
+  """
+
+  files: str = "embedded"
+  heldout_files: str = ""
+  split: tuple[float, float] = (0.95, 1.0)
+  text_field: str = "text"
+  tokenizer: str = "chars"
+  detokenizer: str = "none"
+  length: int = 1024
+  packing: str = "stream"
+  weights: tuple[float, ...] = ()
+  on_fault: str = "fail"
+
+  @property
+  def parts(self) -> list[str]:
+    """The parts of `files`."""
+    return [part.strip() for part in self.files.split(";")]
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise ValueError(f"data.length={self.length} must be at least 1")
+    if len(self.split) != 2 or not 0.0 < self.split[0] < self.split[1] <= 1.0:
+      raise ValueError(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
+    for name, known in (
+      ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("on_fault", POLICIES),
+    ):  # fmt: skip
+      if (value := getattr(self, name)) not in known:
+        raise ValueError(f"data.{name}={value!r} must be one of {', '.join(known)}")
+    if self.weights and (
+      len(self.weights) != len(self.parts)
+      or not all(w > 0 and math.isfinite(w) for w in self.weights)
+    ):
+      raise ValueError(
+        f"data.weights={self.weights} must be a positive number for each of the "
+        f"{len(self.parts)} part(s) of data.files={self.files!r}"
+      )
