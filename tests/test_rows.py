@@ -132,24 +132,27 @@ def test_tokenizers_give_any_text_back(bpe, text):
 
 
 def test_blocks_drop_the_remainder():
-  rows = make_rows(stream_of(["abcdefghij"], Bytes()), 4, "stream", None, "some")
+  rows = make_rows(stream_of(["abcdefghij"], Bytes()), 4, "stream", "counted", None, "some")
   assert [Bytes().decode(row) for row in rows[:]] == ["abcd", "efgh"]
-  assert rows.counted == 8
+  assert rows.tokens == 8
 
 
 def test_padded_rows_hold_a_document_each_and_its_end():
-  rows = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", EOS, "some")
+  rows = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", "given", EOS, "some")
   assert rows[:].tolist() == [
     [97, 98, EOS, ~EOS],
     [97, 98, 99, 100],
     [101, 102, EOS, ~EOS],
     [EOS, ~EOS, ~EOS, ~EOS],
   ]
-  assert rows.counted == 3 + 7 + 1
+  assert rows.tokens == 3 + 7 + 1
+  counted = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", "counted", EOS, "some")
+  np.testing.assert_array_equal(counted[:], np.where(rows[:] < 0, ~rows[:], rows[:]))
+  assert counted.tokens == rows.tokens
 
 
 def test_packed_rows_hold_whole_documents():
-  rows = make_rows(stream_of(["ab", "c", "defg", "h", "i"]), 6, "pack", EOS, "some")
+  rows = make_rows(stream_of(["ab", "c", "defg", "h", "i"]), 6, "pack", "given", EOS, "some")
   assert [texts_of([row]) for row in rows[:]] == ["ab|c|", "defg|", "h|i|"]
   assert rows[:][1].tolist()[-1] == ~EOS
 
@@ -162,10 +165,10 @@ def test_packed_rows_hold_whole_documents():
 )
 def test_no_text_is_lost_or_counted_twice(texts, length, packing):
   stream = stream_of(texts)
-  rows = make_rows(stream, length, packing, EOS, "some")
+  rows = make_rows(stream, length, packing, "given", EOS, "some")
   whole = rows[:]
   assert texts_of(whole) == "".join(f"{text}|" for text in texts)
-  assert rows.counted == np.sum(whole >= 0) == len(stream)
+  assert rows.tokens == np.sum(whole >= 0) == len(stream)
   for row in whole:
     counted = row >= 0
     assert counted[0]
@@ -177,13 +180,12 @@ def test_no_text_is_lost_or_counted_twice(texts, length, packing):
 
 def test_packing_needs_an_end_of_text():
   with pytest.raises(ValueError, match=r"data\.packing='pad' needs .*'bytes:eos'"):
-    make_rows(stream_of(["a"], Bytes()), 4, "pad", None, "some")
+    make_rows(stream_of(["a"], Bytes()), 4, "pad", "counted", None, "some")
 
 
 def test_joined_rows_are_one_after_the_other():
-  parts = [
-    make_rows(stream_of([text], Bytes()), 2, "stream", None, "x") for text in ("abcd", "efg")
-  ]
+  streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
+  parts = [make_rows(stream, 2, "stream", "counted", None, "x") for stream in streams]
   joined = Joined(parts)
   assert joined.shape == (3, 2)
   assert [Bytes().decode(row) for row in joined[:]] == ["ab", "cd", "ef"]
@@ -252,7 +254,7 @@ def test_a_mixture_of_texts_is_a_dataset(tmp_path):
   assert len(together.heldout_rows) == 5 + 15
 
 
-# What does not count.
+# What is given.
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_a_mixture_of_texts_is_a_dataset(tmp_path):
   [(Absorbing(5), LogLinear()), (Uniform(5), Geometric())],
   ids=["absorbing", "uniform"],
 )
-def test_tokens_that_do_not_count_have_no_loss(process, noise):
+def test_given_tokens_stay_clean_and_have_no_loss(process, noise):
   """The entropy of a row is a sum over positions, so a row and its complement share it out."""
   rng = np.random.default_rng(0)
   x0 = jnp.asarray(rng.integers(0, 5, (6, 7), np.int32))
@@ -268,7 +270,10 @@ def test_tokens_that_do_not_count_have_no_loss(process, noise):
   scores = jnp.asarray(rng.normal(size=(6, 7, process.num_states)), jnp.float32)
   keys, t = jax.random.split(jax.random.key(0), 6), jnp.linspace(0.1, 0.9, 6)
 
+  seen = []
+
   def stats_fn(x, x0, total):
+    seen.append((x, x0))
     return process.stats(scores, x, x0)
 
   def loss(rows):
@@ -277,6 +282,10 @@ def test_tokens_that_do_not_count_have_no_loss(process, noise):
   def bound(rows):
     return bound_terms(stats_fn, rows, keys, process=process, noise=noise, num_times=4).strict
 
+  loss(jnp.where(counts, x0, ~x0))
+  for found in seen[0]:
+    np.testing.assert_array_equal(found[~counts], x0[~counts])
+  assert not np.array_equal(seen[0][0], x0), "nothing was corrupted"
   counted, rest = jnp.where(counts, x0, ~x0), jnp.where(counts, ~x0, x0)
   for measure in (loss, bound):
     np.testing.assert_allclose(measure(counted) + measure(rest), measure(x0), rtol=2e-5)

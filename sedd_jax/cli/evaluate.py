@@ -53,7 +53,7 @@ def main() -> None:
     step=model.info["step"],
     num_times=_NUM_TIMES.value,
     blocks=len(blocks),
-    tokens=int((blocks >= 0).sum()),
+    tokens=round(len(blocks) * dataset.tokens_per_row[1]),
     chars_per_token=dataset.chars_per_token,
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
     corpus=dict(dataset.identity),

@@ -5,7 +5,7 @@ import math
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES
-from sedd_jax.data.rows import PACKINGS
+from sedd_jax.data.rows import FILLS, PACKINGS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,10 @@ class DataConfig:
     detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
     length: tokens in a row.
     packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
-      its own row, `pack` as many whole ones as fit; what is left of a row does not count.
+      its own row, `pack` puts as many whole ones in a row as fit.
+    fill: what fills up the rows of `pad` and `pack`: end-of-text tokens that are `counted`, so that
+      the model learns where texts end and its bound is one on the text; or `given`, neither noised
+      nor in the loss, so that all is conditional on the length.
     weights: the share of each part of `files` in every batch; if empty, each row of all parts comes
       once an epoch.
     on_fault: `fail` or `skip`: what to do with files, documents and records that cannot be read.
@@ -40,6 +43,7 @@ class DataConfig:
   detokenizer: str = "none"
   length: int = 1024
   packing: str = "stream"
+  fill: str = "counted"
   weights: tuple[float, ...] = ()
   on_fault: str = "fail"
 
@@ -54,7 +58,8 @@ class DataConfig:
     if len(self.split) != 2 or not 0.0 < self.split[0] < self.split[1] <= 1.0:
       raise ValueError(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
     for name, known in (
-      ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("on_fault", POLICIES),
+      ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("fill", FILLS),
+      ("on_fault", POLICIES),
     ):  # fmt: skip
       if (value := getattr(self, name)) not in known:
         raise ValueError(f"data.{name}={value!r} must be one of {', '.join(known)}")

@@ -41,7 +41,7 @@ class Dataset:
     train_head: int32[T], the first tokens of the training text.
     heldout_head: int32[U], the first tokens of the held-out text.
     chars_per_token: characters per token of the held-out text.
-    tokens_per_row: tokens that count in a row to train on, and in a held-out one, on average.
+    tokens_per_row: tokens of documents in a row to train on, and in a held-out one, on average.
     faults: what was left out, so far.
   """
 
@@ -118,7 +118,7 @@ def load_dataset(
     train_head=heads([text.stream for text in train], _COUNTED),
     heldout_head=heads([text.stream for text in heldout], _COUNTED),
     chars_per_token=sum(t.characters for t in heldout) / sum(len(t.stream) for t in heldout),
-    tokens_per_row=(_counted_per_row(train_rows, config.weights), _counted_per_row(heldout_rows)),
+    tokens_per_row=(_tokens_per_row(train_rows, config.weights), _tokens_per_row(heldout_rows)),
     faults=faults,
   )
 
@@ -248,12 +248,12 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
 
 
 def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:
-  return make_rows(text.stream, config.length, config.packing, tokenizer.eos_id, name)
+  return make_rows(text.stream, config.length, config.packing, config.fill, tokenizer.eos_id, name)
 
 
-def _counted_per_row(rows: Sequence[Any], weights: Sequence[float] = ()) -> float:
-  """Tokens that count in a row, on average over rows or over weighted parts."""
+def _tokens_per_row(rows: Sequence[Any], weights: Sequence[float] = ()) -> float:
+  """Tokens of documents in a row, on average over rows or over weighted parts."""
   if not weights:
-    return sum(part.counted for part in rows) / sum(len(part) for part in rows)
+    return sum(part.tokens for part in rows) / sum(len(part) for part in rows)
   shares = zip(weights, rows, strict=True)
-  return sum(w * part.counted / len(part) for w, part in shares) / sum(weights)
+  return sum(w * part.tokens / len(part) for w, part in shares) / sum(weights)

@@ -166,7 +166,10 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
       raise ValueError(f"{path}: the text is not the one that this shard was made of")
     return known
   partial = path.with_name(path.name + _PARTIAL)
-  made = write_shard(partial, encode(group, _TOKENIZER[0]))
+  try:
+    made = write_shard(partial, encode(group, _TOKENIZER[0]))
+  except RuntimeError as error:  # All that the array_record writer raises.
+    raise OSError(f"{path} cannot be written: {str(error).split(';')[0]}") from error
   files = {}
   for suffix in (TOKENS, DOCUMENTS):
     here, there = (p.with_name(p.name + suffix) for p in (partial, path))

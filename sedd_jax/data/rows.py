@@ -1,7 +1,7 @@
 """Rows: a stream of tokens in rows of one length, and which tokens of a row count.
 
-A token that stands in a row and does not count in any loss is written as its complement ~token,
-which is negative (`score_entropy_at`). So a row is one array, whatever it holds.
+A token that is given, stays clean and does not count in any loss, is written as its complement
+~token, which is negative (`score_entropy_at`). So a row is one array, whatever it holds.
 
 N: rows, L: tokens in a row.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from sedd_jax.data.streams import Stream
 
 PACKINGS = ("stream", "pad", "pack")
+FILLS = ("counted", "given")
 
 
 class Rows(Protocol):
@@ -59,8 +60,8 @@ class Blocks:
     return len(self), self._length
 
   @property
-  def counted(self) -> int:
-    """Tokens in all rows that count."""
+  def tokens(self) -> int:
+    """Of documents, in all rows."""
     return len(self) * self._length
 
   def __getitem__(self, index: Any) -> np.ndarray:
@@ -68,29 +69,29 @@ class Blocks:
 
 
 class Padded:
-  """Whole documents, filled up with end-of-text tokens that do not count.
+  """Whole documents, each in a row of its own, filled up with end-of-text tokens.
 
   A document longer than a row goes on in the next one.
 
   Attributes:
-    counted: tokens in all rows that count; the end of each document is one of them.
+    tokens: of documents, in all rows; the end of each document is one of them.
   """
 
-  def __init__(self, stream: Stream, length: int, name: str, pad: int):
+  def __init__(self, stream: Stream, length: int, name: str, fill: int):
     """Args:
     stream: the tokens.
     length: L.
     name: of the stream, for messages.
-    pad: the end-of-text token.
+    fill: the end-of-text token, or its complement.
 
     Raises:
       ValueError: the stream has no documents.
     """
     if not len(stream.starts):
       raise ValueError(f"the {name} text has no documents")
-    self._stream, self._length, self._pad = stream, length, pad
+    self._stream, self._length, self._fill = stream, length, fill
     self._first, self._stop = self._cut(stream.starts, np.append(stream.starts[1:], len(stream)))
-    self.counted = int(np.sum(self._stop - self._first))
+    self.tokens = int(np.sum(self._stop - self._first))
 
   def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents int64[D] to rows int64[N]: their first tokens and where they end."""
@@ -110,7 +111,7 @@ class Padded:
     numbers = _numbers(index, len(self))
     first, stop = self._first[numbers], self._stop[numbers]
     rows = self._stream.windows(first, self._length)
-    return np.where(np.arange(self._length) < (stop - first)[:, None], rows, ~self._pad)
+    return np.where(np.arange(self._length) < (stop - first)[:, None], rows, self._fill)
 
 
 class Packed(Padded):
@@ -134,7 +135,7 @@ class Joined:
   def __init__(self, parts: Sequence[Any]):
     self._parts = parts
     self._stops = np.cumsum([len(part) for part in parts])
-    self.counted = sum(part.counted for part in parts)
+    self.tokens = sum(part.tokens for part in parts)
 
   def __len__(self) -> int:
     return int(self._stops[-1])
@@ -153,13 +154,16 @@ class Joined:
     return rows
 
 
-def make_rows(stream: Stream, length: int, packing: str, eos_id: int | None, name: str) -> Any:
+def make_rows(
+  stream: Stream, length: int, packing: str, fill: str, eos_id: int | None, name: str
+) -> Any:
   """The rows that a config asks for.
 
   Args:
     stream: the tokens.
     length: L.
     packing: `stream`, `pad` or `pack`.
+    fill: `counted` or `given`: what the tokens are that fill up a row.
     eos_id: of the tokenizer.
     name: of the stream, for messages.
 
@@ -173,7 +177,9 @@ def make_rows(stream: Stream, length: int, packing: str, eos_id: int | None, nam
       f"data.packing={packing!r} needs a tokenizer with an end-of-text token: "
       "data.tokenizer='gpt2' or 'bytes:eos'"
     )
-  return {"pad": Padded, "pack": Packed}[packing](stream, length, name, eos_id)
+  return {"pad": Padded, "pack": Packed}[packing](
+    stream, length, name, eos_id if fill == "counted" else ~eos_id
+  )
 
 
 def _numbers(index: Any, count: int) -> np.ndarray:

@@ -72,7 +72,7 @@ def bound_terms(
 
   Args:
     stats_fn: the network, as in `losses`.
-    x0: int[B, L], clean tokens; one that does not count is its complement ~token.
+    x0: int[B, L], clean tokens; one that is given is its complement ~token.
     keys: PRNG keys [B]; the estimate of a sequence depends on its key alone.
     num_times: draws in the main piece; a multiple of num_groups.
     num_groups: at least 2 where a standard error is wanted.

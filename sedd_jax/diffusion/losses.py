@@ -46,7 +46,8 @@ def denoising_score_entropy(
 
   Args:
     stats_fn: the network (see the module docstring).
-    x0: int[B, L], clean tokens; one that stands there but does not count is its complement ~token.
+    x0: int[B, L], clean tokens. One that is given, so that it stays clean and does not count, is
+      its complement ~token; then the bound is on the law of the others, given these.
     t: float[B], times in [0, 1].
     keys: PRNG keys [B], one per example.
 
@@ -68,7 +69,7 @@ def score_entropy_at(
     float[B], nats per unit of total noise.
   """
   counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-  x = jax.vmap(process.corrupt)(keys, x0, total)
+  x = jnp.where(counts, jax.vmap(process.corrupt)(keys, x0, total), x0)
   stats = stats_fn(x, x0, total)
   entropy = process.score_entropy_from_stats(stats, x, x0, total[:, None])
   return jnp.sum(jnp.where(counts, entropy, 0.0), axis=-1)

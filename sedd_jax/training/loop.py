@@ -221,9 +221,10 @@ class Reporter:
   def __init__(self, program: Program, dataset: Dataset):
     report = program.experiment.report
     self._dataset = dataset
+    self._one_document = program.experiment.data.packing == "pad"
     self._blocks = dataset.heldout_rows[: report.final_blocks]
     self._some_blocks = self._blocks[: report.evaluate_blocks]
-    self._chars_per_token = dataset.chars_per_token
+    self._chars_per_row = dataset.chars_per_token * dataset.tokens_per_row[1]
     self._estimator = BoundEstimator(
       program.network,
       program.noise,
@@ -247,7 +248,13 @@ class Reporter:
     """Texts of one block each."""
     drawn = -(-count // self._multiple) * self._multiple
     tokens = np.asarray(self._draw(params, np.arange(drawn, dtype=np.int32)))
-    return [self._dataset.tokenizer.decode(row) for row in tokens[:count]]
+    return [self._text(row) for row in tokens[:count]]
+
+  def _text(self, row: np.ndarray) -> str:
+    """A document, where a row holds one, or else all of the row."""
+    tokenizer = self._dataset.tokenizer
+    ends = np.flatnonzero(row == tokenizer.eos_id)
+    return tokenizer.decode(row[: ends[0]] if len(ends) and self._one_document else row)
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
@@ -261,7 +268,7 @@ class Reporter:
     bound = self._estimator.bound(
       params,
       blocks,
-      chars_per_block=self._chars_per_token * (blocks >= 0).sum(axis=1).mean(),
+      chars_per_block=self._chars_per_row,
       seed=_REPORT_SEED,
       passes=passes,
     )
