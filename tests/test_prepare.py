@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_loop import TINY
 
 from sedd_jax.data import Bytes, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults, describe
 from sedd_jax.data.prepare import prepare
 from sedd_jax.data.prepared import check, open_prepared
 from sedd_jax.data.shards import RECORD, Shards
+from sedd_jax.training.loop import train
+from sedd_jax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,6 +123,23 @@ def test_another_tokenizer_than_the_prepared_one_is_refused(config, tmp_path):
     load_dataset(of_folder(config, tmp_path / "out"), tokenizer=Bytes())
 
 
+def test_a_run_on_shards_of_padded_documents(tmp_path):
+  lines = [json.dumps({"text": "abc" * (i % 5)}) for i in range(400)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  data = DataConfig(files=f"{tmp_path}/a.jsonl", tokenizer="bytes:eos", length=16, on_fault="skip")
+  prepare(data, tmp_path / "out")
+  flip(tmp_path / "out/train-00000.array_record", 100)
+  data = dataclasses.replace(data, files=str(tmp_path / "out"), packing="pad")
+  experiment = dataclasses.replace(TINY, data=data)
+  assert train(experiment, tmp_path / "run") == 0
+  lines = [line for line in read_metrics(tmp_path / "run") if "grad_norm" in line]
+  assert lines[-1]["input_faults"] == 1
+  assert all(np.isfinite(line["train_bits_per_char"]) for line in lines)
+  assert all(0.0 <= line["input_wait_share"] <= 1.0 for line in lines)
+  samples = next((tmp_path / "run/samples").glob("final_*")).read_text()
+  assert "<|endoftext|>" not in samples, "a sample goes on behind its end"
+
+
 # Whole, or refused.
 
 
@@ -193,6 +213,18 @@ def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path):
   for name in ("train-00000.array", "train-00001.doc", "train-00002", "tokenizer", "train-00099"):
     assert sum(name in line for line in found) == 1
   assert len(found) == 5
+
+
+def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
+  from sedd_jax.cli.prepare import _verify
+
+  folder = tmp_path / "out"
+  prepare(config, folder)
+  assert _verify(str(folder)) == 0
+  assert "is whole" in capsys.readouterr().out
+  flip(folder / "heldout-00000.array_record", 500)
+  assert _verify(str(folder)) == 2
+  assert "heldout-00000.array_record is not what was written" in capsys.readouterr().out
 
 
 def test_a_shard_of_another_size_is_named_before_training(config, tmp_path):
@@ -293,6 +325,17 @@ def test_tfds_is_read_without_tensorflow(tfds_folder, monkeypatch):
   assert "test document 07" in Bytes(eos=True).decode(dataset.heldout_head)
   with pytest.raises(ValueError, match=r"tfds:sedd_toy@train: .*'body'.*it has text"):
     load_dataset(dataclasses.replace(config, text_field="body"))
+
+
+def test_tfds_builder_that_needs_tensorflow_says_where_to_run_it(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  def data_source(*arguments, **options):
+    raise ImportError("No module named 'tensorflow'")
+
+  monkeypatch.setattr(tfds, "data_source", data_source)
+  with pytest.raises(ImportError, match=r"tfds build lm1b --file_format=array_record"):
+    load_dataset(DataConfig(files="tfds:lm1b", tokenizer="bytes"))
 
 
 def test_unknown_tfds_dataset_says_what_would_do(monkeypatch, tmp_path):
