@@ -27,7 +27,7 @@ from sedd_jax.data.streams import encode, groups, separated, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
 
 # Characters in a shard.
-SHARD = 2**25
+SHARD = 2**24
 _PARTIAL = ".partial"
 
 OnProgress = Callable[[int, int], None]  # Characters and tokens since the last call.
