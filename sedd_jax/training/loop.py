@@ -18,7 +18,7 @@ from sedd_jax.data import Batches, Dataset, from_json, load_dataset
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
-from sedd_jax.parallel import make_mesh, processes
+from sedd_jax.parallel import processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints
@@ -30,7 +30,7 @@ from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
 from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
 from sedd_jax.training.optimizer import learning_rate
-from sedd_jax.training.program import Program
+from sedd_jax.training.program import Program, mesh_of
 from sedd_jax.training.startup import startup_report
 from sedd_jax.training.state import TrainState
 
@@ -61,7 +61,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
   lead = processes.is_lead()
-  mesh = make_mesh(experiment.mesh)
+  mesh = mesh_of(experiment)
   before = rundir.find_run(workdir, experiment)
   tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
   dataset = load_dataset(
