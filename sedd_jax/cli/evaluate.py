@@ -24,8 +24,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None:
-    raise ValueError(f"--checkpoint is missing; for example\n{USAGE}")
+  app.require(USAGE, _CHECKPOINT)
   for flag in (_NUM_TIMES, _BATCH):
     if flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")

@@ -63,8 +63,7 @@ _MOST_TRACED = 64
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None:
-    raise ValueError(f"--checkpoint is missing; for example\n{USAGE}")
+  app.require(USAGE, _CHECKPOINT)
   if _TRACE.value is not None:
     check_trace_path(Path(_TRACE.value))
     if _NUM.value > _MOST_TRACED:

@@ -25,6 +25,7 @@ from sedd_jax.training.checkpoints import FOLDER, Checkpoints
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
+from sedd_jax.training.initial import Beginning, Load
 from sedd_jax.training.interrupt import Interrupt
 from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
@@ -40,13 +41,19 @@ _EVALUATION_TOKENS = 8192
 _FINAL_PASSES = 4
 
 
-def train(experiment: Experiment, workdir: Path, operations: Operations = Operations()) -> int:
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  operations: Operations = Operations(),
+  load: Load | None = None,
+) -> int:
   """Runs an experiment, or goes on with it where its last checkpoint is.
 
   Args:
     experiment: what to run.
     workdir: the run directory; made if it is not there. All processes must see the same one.
     operations: how to watch it.
+    load: reads the model that `init_from` names: `sedd_jax.load`.
 
   Returns:
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
@@ -63,12 +70,15 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   lead = processes.is_lead()
   mesh = mesh_of(experiment)
   before = rundir.find_run(workdir, experiment)
+  beginning = Beginning(experiment, load)
   tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
   dataset = load_dataset(
     experiment.data,
     expected=rundir.read_json(workdir, rundir.CORPUS),
-    tokenizer=None if tokenizer is None else from_json(tokenizer),
+    tokenizer=beginning.tokenizer() if tokenizer is None else from_json(tokenizer),
   )
+  if before is None:
+    beginning.check(dataset.tokenizer)
   program = Program(experiment=experiment, mesh=mesh, vocab_size=dataset.tokenizer.vocab_size)
   meta = {
     "config": dataclasses.asdict(experiment),
@@ -98,7 +108,12 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       )
     )
     first = processes.agreed(checkpoints.latest_step() or 0, "a newest checkpoint of step")
-    state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
+    state: TrainState
+    if first:
+      state = checkpoints.load_state(first, program.state)
+      origin = f"going on from the checkpoint of step {first}"
+    else:
+      state, origin = beginning.create(program, dataset.tokenizer)
     metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
     interrupt = Interrupt()
@@ -139,8 +154,8 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     console.say(startup_report(program, dataset))
     if missed := profile.missed(first, num_steps):
       console.say(missed)
-    if first:
-      console.say(f"going on from the checkpoint of step {first}")
+    if origin:
+      console.say(origin)
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
       console.say(
         f"train.steps was {before.train.steps} and is {num_steps}: the cosine schedule is another, "
