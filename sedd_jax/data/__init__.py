@@ -4,6 +4,7 @@ from sedd_jax.data.batches import Batches, cut_blocks, encode_documents
 from sedd_jax.data.corpus import Corpus, check_same, embedded, load_corpus
 from sedd_jax.data.dataset import DataConfig, Dataset, load_dataset, vocab_size_of
 from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
+from sedd_jax.data.wordpiece import WordPiece
 
 __all__ = [
   "BPE",
@@ -14,6 +15,7 @@ __all__ = [
   "DataConfig",
   "Dataset",
   "Tokenizer",
+  "WordPiece",
   "check_same",
   "cut_blocks",
   "embedded",

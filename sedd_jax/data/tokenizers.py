@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, and GPT-2's BPE."""
+"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
 
 import bz2
 import gzip
@@ -10,10 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sedd_jax.data.wordpiece import WordPiece
+
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 GPT2_VOCAB_SIZE = 50_257
+# Of characters that a text has and a model does not.
+_MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
@@ -82,10 +86,13 @@ class Chars:
   def encode(self, text: str) -> np.ndarray:
     try:
       return np.array([self._ids[c] for c in text], np.int32)
-    except KeyError as error:
+    except KeyError:
+      unknown = sorted(set(text) - self._ids.keys())
+      named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
+      named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+      what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
       raise ValueError(
-        f"character {error.args[0]!r} is not one of the {self.vocab_size} that this model knows: "
-        f"{self.characters!r}"
+        f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
       ) from None
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -204,15 +211,18 @@ def from_json(spec: Mapping[str, Any]) -> Tokenizer:
       return Bytes()
     case "bpe":
       return BPE(spec["definition"])
+    case "wordpiece":
+      return WordPiece(spec["vocabulary"])
     case other:
-      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes' or 'bpe'")
+      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe' or 'wordpiece'")
 
 
 def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
-    name: `chars` (the characters of texts), `bytes`, `gpt2` (from the hub), or `gpt2:FOLDER`.
+    name: `chars` (the characters of texts), `bytes`, `gpt2` or `bert` (from the hub), or
+      `gpt2:FOLDER`, `bert:FOLDER`.
     texts: the corpus.
 
   Raises:
@@ -226,8 +236,24 @@ def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
       return Bytes()
     case "gpt2":
       return BPE.from_folder(Path(folder)) if folder else BPE.from_hub("gpt2")
+    case "bert":
+      return _wordpiece_from_folder(Path(folder)) if folder else WordPiece.from_hub()
     case _:
-      raise ValueError(f"data.tokenizer={name!r} must be 'chars', 'bytes', 'gpt2' or 'gpt2:FOLDER'")
+      raise ValueError(
+        f"data.tokenizer={name!r} must be 'chars', 'bytes', 'gpt2', 'bert', 'gpt2:FOLDER' or "
+        "'bert:FOLDER'"
+      )
+
+
+def _wordpiece_from_folder(folder: Path) -> WordPiece:
+  """Reads vocab.txt, plain or compressed.
+
+  Raises:
+    FileNotFoundError: the folder has none.
+  """
+  if (text := _read(folder, "vocab.txt")) is None:
+    raise FileNotFoundError(f"{folder} has no vocab.txt")
+  return WordPiece.from_text(text)
 
 
 def _byte_alphabet() -> dict[str, int]:
