@@ -25,22 +25,13 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from sedd_jax.data import DataConfig
-from sedd_jax.training.experiment import (
-  CheckpointConfig,
-  DiffusionConfig,
-  Experiment,
-  ModelConfig,
-  ReportConfig,
-  TrainConfig,
-)
-from sedd_jax.training.optimizer import OptimizerConfig
+import sedd_jax.training.experiment as sedd
 
 _MODELS = {
-  "small": ModelConfig(width=768, blocks=12, heads=12, dtype="bfloat16", remat="dots"),
-  "medium": ModelConfig(width=1024, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
+  "small": sedd.ModelConfig(width=768, blocks=12, heads=12, dtype="bfloat16", remat="dots"),
+  "medium": sedd.ModelConfig(width=1024, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
   # GPT-3 XL's shape (arXiv:2005.14165, table 2.1); the SEDD paper has no model of this size.
-  "xl": ModelConfig(width=2048, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
+  "xl": sedd.ModelConfig(width=2048, blocks=24, heads=16, dtype="bfloat16", remat="dots"),
 }
 
 
@@ -48,13 +39,13 @@ def get_config(argument: str = "small,absorb") -> ConfigDict:
   size, _, process = argument.partition(",")
   if size not in _MODELS:
     raise ValueError(f"openwebtext.py:{argument}: {size!r} must be {', '.join(_MODELS)}")
-  experiment = Experiment(
-    data=DataConfig(files="", tokenizer="gpt2", length=1024),
-    diffusion=DiffusionConfig.paper(process),
+  experiment = sedd.Experiment(
+    data=sedd.DataConfig(files="", tokenizer="gpt2", length=1024),
+    diffusion=sedd.DiffusionConfig.paper(process),
     model=_MODELS[size],
-    optimizer=OptimizerConfig(learning_rate=3e-4, warmup=2500, ema=0.9999),
-    train=TrainConfig(steps=1_300_000, batch_size=512),
-    report=ReportConfig(evaluate_every=5000, preview_every=50_000),
-    checkpoint=CheckpointConfig(every=10_000, keep_last=2, keep_every=50_000),
+    optimizer=sedd.OptimizerConfig(learning_rate=3e-4, warmup=2500, ema=0.9999),
+    train=sedd.TrainConfig(steps=1_300_000, batch_size=512),
+    report=sedd.ReportConfig(evaluate_every=5000, preview_every=50_000),
+    checkpoint=sedd.CheckpointConfig(every=10_000, keep_last=2, keep_every=50_000),
   )
   return ConfigDict(dataclasses.asdict(experiment))

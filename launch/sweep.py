@@ -60,10 +60,10 @@ def main() -> int:
   Raises:
     ValueError: flags, config, sweep or root are at fault; nothing was started.
   """
-  app.require(USAGE, _ROOT)
-  if "://" in _ROOT.value:
-    raise ValueError(f"--root={_ROOT.value} must be a path here: mount the bucket")
-  state = State(Path(_ROOT.value))
+  (root,) = app.require(USAGE, _ROOT)
+  if "://" in root:
+    raise ValueError(f"--root={root} must be a path here: mount the bucket")
+  state = State(Path(root))
   if _TABLE.value:
     _console.print(render(state.rows()))
     return 0

@@ -1,4 +1,4 @@
-"""Runs that start from other weights: which fit, what they start with, and that they go on alone."""
+"""Runs that start from other weights: which fit, what they start with, that they go on alone."""
 
 import dataclasses
 import functools
@@ -96,9 +96,7 @@ def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_pa
   model = sedd_jax.load(source)
   batch = Batches(dataset.train_blocks, experiment.train.batch_size, experiment.seed)[0]
   shape = dataclasses.replace(model.network.config, dropout=0.0)
-  objective = Objective(
-    network=dataclasses.replace(model.network, config=shape), noise=model.noise
-  )
+  objective = Objective(network=dataclasses.replace(model.network, config=shape), noise=model.noise)
   evaluate = jax.jit(functools.partial(loss_and_grad, objective, accumulation=1))
   key = jax.random.split(jax.random.key(experiment.seed))[1]
   loss, _ = evaluate(model.params, batch, key, np.int32(0))

@@ -4,7 +4,7 @@ import difflib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -84,8 +84,8 @@ def run(
   app.run(guarded, flags_parser=parse)
 
 
-def require(usage: str, *holders: flags.FlagHolder) -> None:
-  """Refuses a command line that lacks flags.
+def require(usage: str, *holders: flags.FlagHolder) -> list[Any]:
+  """The values of flags that a verb needs.
 
   Raises:
     ValueError: the message names them all, with the first example of the usage.
@@ -100,6 +100,7 @@ def require(usage: str, *holders: flags.FlagHolder) -> None:
       f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; for example\n\n"
       f"{example}\n\n--help shows more"
     )
+  return [holder.value for holder in holders]
 
 
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:
@@ -130,9 +131,7 @@ def _memory_advice(error: Exception) -> str:
   )
 
 
-def _leave(
-  code: int, message: str, on_error: Callable[[int], None] | None = None
-) -> NoReturn:
+def _leave(code: int, message: str, on_error: Callable[[int], None] | None = None) -> NoReturn:
   print(wrap(f"error: {message}", sys.stderr), file=sys.stderr)
   if on_error is not None:
     on_error(code)

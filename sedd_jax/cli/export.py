@@ -18,8 +18,8 @@ _LAYOUT = flags.DEFINE_enum(
 
 
 def main() -> None:
-  app.require(USAGE, _CHECKPOINT, _OUT)
-  folder = convert(_CHECKPOINT.value, _OUT.value, layout=_LAYOUT.value)
+  checkpoint, out = app.require(USAGE, _CHECKPOINT, _OUT)
+  folder = convert(checkpoint, out, layout=_LAYOUT.value)
   print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

@@ -52,8 +52,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object (a list for --co
 
 
 def main() -> int:
-  app.require(USAGE, _CONFIG, _TOPOLOGY)
-  config, topology = _CONFIG.value, _TOPOLOGY.value
+  config, topology = app.require(USAGE, _CONFIG, _TOPOLOGY)
   if _FIT.value and _COMPARE.value is not None:
     raise ValueError("--fit and --compare are two questions: ask one")
   for name, value, least in (("batch", _BATCH.value, 1), ("vocab_size", _VOCAB.value, 2)):

@@ -39,8 +39,7 @@ _HANG = flags.DEFINE_float(
 
 
 def main() -> int:
-  app.require(USAGE, _CONFIG, _WORKDIR)
-  config, workdir = _CONFIG.value, _WORKDIR.value
+  config, workdir = app.require(USAGE, _CONFIG, _WORKDIR)
   if "://" in workdir:
     raise ValueError(
       f"--workdir={workdir} must be a path of a file system: mount the bucket (gcsfuse, or the "

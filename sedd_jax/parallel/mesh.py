@@ -118,9 +118,7 @@ def distribute(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Ar
   return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
-def check_fits(
-  mesh: jax.sharding.Mesh, *, batch_size: int, accumulation: int, heads: int
-) -> None:
+def check_fits(mesh: jax.sharding.Mesh, *, batch_size: int, accumulation: int, heads: int) -> None:
   """Refuses a batch that the mesh does not divide, and a mesh that would cut a head.
 
   Raises:

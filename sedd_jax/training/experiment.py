@@ -25,7 +25,6 @@ from sedd_jax.parallel import MeshConfig
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
 
-
 _CHOICES = {
   "process": ("absorbing", "uniform"),
   "noise": ("loglinear", "geometric"),
@@ -229,8 +228,8 @@ class Experiment:
 
   Attributes:
     seed: of parameters, batches, noise and dropout.
-    init_from: what a new run takes its weights from: a run, an export or published weights, whatever
-      `sedd_jax.load` reads; "" for random ones. It is read once: the run does not need it to go on.
+    init_from: what a new run takes its weights from: a run, an export or published weights,
+      whatever `sedd_jax.load` reads; "" for random ones. A run does not need it to go on.
     init_tokenizer: whether text becomes the tokens that those weights know: `same` (the run's own
       tokenizer must be theirs), `source` (theirs is taken), or `new` (the run has its own, and the
       embedding and output tables start at random).

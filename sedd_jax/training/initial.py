@@ -1,4 +1,4 @@
-"""Where the weights of a new run come from: random ones, or those of another model (fine-tuning)."""
+"""Where a new run's weights come from: random ones, or another model's (fine-tuning)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -151,9 +151,7 @@ def _check_kind(experiment: Experiment, source: Pretrained) -> None:
   Raises:
     ValueError: a line for each difference, with the flag that would undo it.
   """
-  theirs = DiffusionConfig.of(
-    source.network.process, source.noise, source.network.parameterization
-  )
+  theirs = DiffusionConfig.of(source.network.process, source.noise, source.network.parameterization)
   noise = dataclasses.asdict(source.noise)
   wanted: Mapping[str, Mapping[str, Any]] = {
     "diffusion": {
