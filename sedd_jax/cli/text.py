@@ -21,6 +21,12 @@ def wrap(text: str, stream: TextIO) -> str:
   return "\n".join(line if line[:1] == " " else _filled(line, width) for line in text.split("\n"))
 
 
+def row(name: str, value: str, stream: TextIO) -> str:
+  """A line of a table of names and values; on a terminal, values are wrapped in their column."""
+  width = shutil.get_terminal_size().columns if stream.isatty() else sys.maxsize
+  return _filled(value, width, indent=" " * 16, first=f"  {name:<14}")
+
+
 def help_text(usage: str) -> str:
   """What --help prints of a verb: its usage and its own flags, no wider than the terminal."""
   width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
@@ -54,11 +60,11 @@ def _flag_lines(flag: Any, width: int) -> str:
   return f"{head}\n{_filled(' '.join(said), width, indent='      ')}"
 
 
-def _filled(text: str, width: int, indent: str = "") -> str:
+def _filled(text: str, width: int, indent: str = "", first: str | None = None) -> str:
   return textwrap.fill(
     text,
-    max(width, 20),
-    initial_indent=indent,
+    max(width, 30),
+    initial_indent=indent if first is None else first,
     subsequent_indent=indent,
     break_long_words=False,
     break_on_hyphens=False,

@@ -214,7 +214,9 @@ def train(
     if lead:
       _write_report(workdir, int(state.step), line, texts)
       _draw(workdir, int(state.step), reporter)
-    console.say(_closing_text(workdir, line, texts))
+    console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
+    console.say(_closing_text(workdir, line))
+    console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4 --steps=64 --seed=0")
     # A process that ends waits for the others no longer than a heartbeat, and then ends them.
     processes.barrier("all is written")
   return 0
@@ -299,23 +301,23 @@ def _draw(workdir: Path, step: int, reporter: Reporter) -> None:
   curve.draw_curve(workdir / curve.FILE, read_metrics(workdir), reporter.entropies, title)
 
 
-def _closing_text(workdir: Path, line: dict[str, float], texts: list[str]) -> str:
-  shown = os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)
-  samples = "\n\n".join(f"[sample {i}]\n{text}" for i, text in enumerate(texts))
+def _closing_text(workdir: Path, line: dict[str, float]) -> str:
   strict, bigram = line["heldout_bits_per_char_strict"], line["heldout_bigram_bits_per_char"]
-  return f"""
-{samples}
-
+  side = "below" if strict < bigram else "above"
+  return f"""\
 Held-out text, bits per character (lower is better):
   bound (strict)   {strict:.3f} ± {line["heldout_bits_per_char_strict_stderr"]:.3f}
   bound (paper)    {line["heldout_bits_per_char_paper"]:.3f} \
 ± {line["heldout_bits_per_char_paper_stderr"]:.3f}
-  bigram entropy   {bigram:.3f}   (the strict bound is {abs(bigram - strict):.3f} \
-{"below" if strict < bigram else "above"} it)
+  bigram entropy   {bigram:.3f}
   unigram entropy  {line["heldout_unigram_bits_per_char"]:.3f}
+The strict bound is {abs(bigram - strict):.3f} {side} the bigram entropy.
 
-{shown}/
+{_shown(workdir)}/
   {curve.FILE}  {METRICS}  tensorboard/  evaluation.json
-  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}
+  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}"""
 
-Next: sedd sample --checkpoint={shown} --num=4 --steps=64 --seed=0"""
+
+def _shown(workdir: Path) -> str:
+  """The run directory as a user would type it."""
+  return os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)

@@ -16,7 +16,7 @@ def startup_report(program: Program, dataset: Dataset) -> str:
   kind = mesh.devices.flat[0].device_kind
   return f"""\
 {program.network.num_parameters():,} parameters, {len(dataset.train_blocks):,} training and \
-{len(dataset.heldout_blocks):,} held-out blocks of {length} tokens; \
+{len(dataset.heldout_blocks):,} held-out blocks of {length} tokens
 corpus: {dataset.identity["name"]}
 {mesh.size} device(s) ({kind}), {jax.process_count()} process(es); mesh: {axes}
 per device: {program.bytes_per_device() / 2**20:,.1f} MiB of parameters, averages and optimizer \
