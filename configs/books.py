@@ -46,14 +46,14 @@ def _base() -> sedd.Experiment:
 
 def _tiny() -> sedd.Experiment:
   return sedd.Experiment(
-    data=sedd.DataConfig(files="", tokenizer="bytes", length=128),
+    data=sedd.DataConfig(files="", tokenizer="bytes", length=128, split=(0.95, 0.96)),
     model=sedd.ModelConfig(width=128, blocks=3, heads=4, cond_dim=64, dropout=0.0, remat="dots"),
     optimizer=sedd.OptimizerConfig(
       learning_rate=3e-3, warmup=50, schedule="cosine", b2=0.98, ema=0.99
     ),
     train=sedd.TrainConfig(steps=1300, batch_size=32),
     report=sedd.ReportConfig(
-      log_every=10, evaluate_every=200, evaluate_blocks=128, preview_every=200, preview_steps=64
+      log_every=10, evaluate_every=200, evaluate_times=4, preview_every=200, preview_steps=64
     ),
     checkpoint=sedd.CheckpointConfig(every=200, keep_last=2, keep_every=0),
   )

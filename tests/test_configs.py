@@ -1,7 +1,10 @@
 """Configs: every one is sound, overrides are typed, and every fault is named."""
 
+import contextlib
 import dataclasses
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from golden_configs import ARGUMENTS, CONFIGS, GOLDEN, get_config, golden_file, resolved
 
@@ -66,6 +69,7 @@ FAULTS = [
   ({"model": {"time_input": 1}}, "config.model.time_input=1 must be of type bool, like True"),
   ({"train": {"steps": True}}, "config.train.steps=True must be of type int, like 400000"),
   ({"data": {"split": 0.9}}, "config.data.split=0.9 must be of type tuple"),
+  ({"data": {"split": ["a", 1]}}, "config.data.split=('a', 1.0) must be of type tuple"),
   ({"model": {"heads": 5}}, "model.heads=5 must divide model.width=768"),
   ({"model": {"heads": 0}}, "model.heads=0 must be at least 1"),
   ({"model": {"dropout": 1.0}}, "model.dropout=1.0 must lie in [0, 1)"),
@@ -127,6 +131,51 @@ def test_all_faults_come_at_once():
     assert fault in found
   assert len(found.split("\n")) == 13
   assert "heads=5" not in found, "the default stands for a width of the wrong type"
+
+
+NAMES = [*dataclasses.asdict(Experiment()), *dataclasses.asdict(Experiment())["model"], "widht"]
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), inner, max_size=5)
+  ),
+  max_leaves=12,
+)
+
+
+@hypothesis.given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), VALUES, max_size=8))
+@hypothesis.settings(deadline=None, max_examples=300)
+def test_whatever_a_config_holds_is_an_experiment_or_a_fault(config):
+  experiment = None
+  with contextlib.suppress(ValueError):
+    experiment = Experiment.from_config(config)
+  if experiment is not None:
+    assert Experiment.from_config(dataclasses.asdict(experiment)) == experiment
+
+
+@hypothesis.given(st.sets(st.sampled_from(range(len(FAULTS))), min_size=1, max_size=8))
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_any_faults_together_are_all_named(which):
+  """Unless two are of one field: then the later one holds."""
+  config, held = {}, {}
+  for i in sorted(which):
+    change, message = FAULTS[i]
+    ((section, fields),) = change.items()
+    if not isinstance(fields, dict) or section not in ("model", "train", "optimizer", "report"):
+      continue
+    for name, value in fields.items():
+      config.setdefault(section, {})[name] = value
+      held[section, name] = message
+  hypothesis.assume(held)
+  # Pairs, one side of which another fault has taken.
+  hypothesis.assume(len(set(held.values())) == len(held) or ("train", "accumulation") in held)
+  found = "\n".join(faults_of(config))
+  width = ("model", "width")
+  for field, message in held.items():
+    if field == ("model", "heads") and "divide" in message and width in held:
+      continue  # Heads are not judged by a width that is no number.
+    assert message in found
 
 
 # The command line.

@@ -75,9 +75,15 @@ def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
   wanted = type(default)
   if wanted is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value), []
-  if wanted is tuple and isinstance(value, list):
-    value = tuple(value)
-  if type(value) is not wanted:
+  if wanted is tuple and isinstance(value, list | tuple):
+    # Entries are like the default's first, where it has one.
+    value = (
+      tuple(_typed(entry, default[0], path)[0] for entry in value) if default else tuple(value)
+    )
+    fits = all(type(entry) is type(default[0]) for entry in value) if default else True
+  else:
+    fits = type(value) is wanted
+  if not fits:
     return value, [f"{path}={value!r} must be of type {wanted.__name__}, like {default!r}"]
   return value, []
 
