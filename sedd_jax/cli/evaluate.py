@@ -24,16 +24,15 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None:
-    raise ValueError(f"--checkpoint is missing; for example\n{USAGE}")
+  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   for flag in (_NUM_TIMES, _BATCH):
     if flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
   if _NUM_TIMES.value % 2:
     raise ValueError(f"--num_times={_NUM_TIMES.value} must be even")
-  model = sedd_jax.load(_CHECKPOINT.value)
+  model = sedd_jax.load(checkpoint)
   if model.tokenizer is None or "experiment" not in model.info:
-    raise ValueError(f"{_CHECKPOINT.value} is no run of ours: it names no held-out text")
+    raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")
   dataset = load_dataset(
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
   )
@@ -58,7 +57,7 @@ def main() -> None:
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
     corpus=dict(dataset.identity),
     seed=_SEED.value,
-    checkpoint=_CHECKPOINT.value,
+    checkpoint=checkpoint,
   )
   print(json.dumps(report) if _JSON.value else _table(report))
 

@@ -5,6 +5,7 @@ from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
 from sedd_jax.data.dataset import Dataset, load_dataset, vocab_size_of
 from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
+from sedd_jax.data.wordpiece import WordPiece
 
 __all__ = [
   "BPE",
@@ -15,6 +16,7 @@ __all__ = [
   "DataConfig",
   "Dataset",
   "Tokenizer",
+  "WordPiece",
   "check_same",
   "embedded",
   "from_json",

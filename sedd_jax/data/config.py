@@ -19,7 +19,8 @@ class DataConfig:
     heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
     split: shares of the text at which training ends and held-out text ends.
     text_field: of .jsonl lines and of records.
-    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, or `gpt2:FOLDER`.
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `gpt2:FOLDER`, `bert` or
+      `bert:FOLDER`.
     detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
     length: tokens in a row.
     packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
@@ -32,7 +33,7 @@ class DataConfig:
     on_fault: `fail` or `skip`: what to do with files, documents and records that cannot be read.
 
   Raises:
-    ValueError: a field is out of range; the message names it.
+    ValueError: fields are out of range; the message names them, a line for each.
   """
 
   files: str = "embedded"
@@ -53,21 +54,29 @@ class DataConfig:
     return [part.strip() for part in self.files.split(";")]
 
   def __post_init__(self):
+    faults = []
     if self.length < 1:
-      raise ValueError(f"data.length={self.length} must be at least 1")
+      faults.append(f"data.length={self.length} must be at least 1")
     if len(self.split) != 2 or not 0.0 < self.split[0] < self.split[1] <= 1.0:
-      raise ValueError(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
+      faults.append(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
     for name, known in (
       ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("fill", FILLS),
       ("on_fault", POLICIES),
     ):  # fmt: skip
       if (value := getattr(self, name)) not in known:
-        raise ValueError(f"data.{name}={value!r} must be one of {', '.join(known)}")
+        faults.append(f"data.{name}={value!r} must be one of {', '.join(known)}")
     if self.weights and (
       len(self.weights) != len(self.parts)
-      or not all(w > 0 and math.isfinite(w) for w in self.weights)
+      or not all(isinstance(w, int | float) and 0 < w < math.inf for w in self.weights)
     ):
-      raise ValueError(
+      faults.append(
         f"data.weights={self.weights} must be a positive number for each of the "
         f"{len(self.parts)} part(s) of data.files={self.files!r}"
       )
+    if self.packing != "stream" and self.tokenizer in ("chars", "bytes"):
+      faults.append(
+        f"data.packing={self.packing!r} needs a tokenizer with an end-of-text token, and "
+        f"data.tokenizer={self.tokenizer!r} has none: 'gpt2', 'bert' or 'bytes:eos'"
+      )
+    if faults:
+      raise ValueError("\n".join(faults))

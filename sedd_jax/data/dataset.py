@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data import wordpiece
 from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
@@ -71,6 +72,8 @@ def vocab_size_of(config: DataConfig) -> int:
     return Bytes(eos=config.tokenizer == "bytes:eos").vocab_size
   if config.tokenizer.startswith("gpt2"):
     return GPT2_VOCAB_SIZE
+  if config.tokenizer.startswith("bert"):
+    return wordpiece.VOCAB_SIZE
   if not config.files:
     raise ValueError(
       f"data.tokenizer={config.tokenizer!r} depends on the corpus, and data.files is empty: name "
@@ -236,8 +239,8 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
   for part in parts:
     if isinstance(part, _Shards):
       made = part.prepared.manifest["settings"]["tokenizer"]
-      # A folder that holds GPT-2's vocabulary may have moved.
-      if made != config.tokenizer and not made[:4] == config.tokenizer[:4] == "gpt2":
+      # A folder that holds a vocabulary may have moved.
+      if made != config.tokenizer and not made[:4] == config.tokenizer[:4] in ("gpt2", "bert"):
         raise ValueError(
           f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
           f"{made!r}: set --config.data.tokenizer={made}"

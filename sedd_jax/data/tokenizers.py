@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, and GPT-2's BPE."""
+"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.wordpiece import WordPiece
 
 GPT2_VOCAB_SIZE = 50_257
 EOS = "<|endoftext|>"
-TOKENIZERS = "'chars', 'bytes', 'bytes:eos', 'gpt2' or 'gpt2:FOLDER'"
+TOKENIZERS = "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert' or 'bert:FOLDER'"
+# Of characters that a text has and a model does not.
+_MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
@@ -87,10 +90,13 @@ class Chars:
     points = _code_points(text)
     known = points < len(self._ids)
     ids = np.where(known, self._ids[np.where(known, points, 0)], -1)
-    if len(unknown := np.flatnonzero(ids < 0)):
+    if np.any(ids < 0):
+      unknown = sorted(set(text) - set(self.characters))
+      named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
+      named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+      what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
       raise ValueError(
-        f"character {text[unknown[0]]!r} is not one of the {self.vocab_size} that this model "
-        f"knows: {self.characters!r}"
+        f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
       )
     return ids
 
@@ -238,16 +244,18 @@ def from_json(spec: Mapping[str, Any]) -> Tokenizer:
       return Bytes(eos=spec.get("eos", False))
     case "bpe":
       return BPE(spec["definition"])
+    case "wordpiece":
+      return WordPiece(spec["vocabulary"])
     case other:
-      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes' or 'bpe'")
+      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe' or 'wordpiece'")
 
 
 def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
-    name: `chars` (the characters of texts), `bytes`, `bytes:eos`, `gpt2` (from the hub), or
-      `gpt2:FOLDER`.
+    name: `chars` (the characters of texts), `bytes`, `bytes:eos`, `gpt2` or `bert` (from the hub),
+      or `gpt2:FOLDER`, `bert:FOLDER`.
     texts: the corpus; read for `chars` only.
 
   Raises:
@@ -264,7 +272,22 @@ def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
       return BPE.from_hub("gpt2")
     case "gpt2", _, folder if folder:
       return BPE.from_folder(Path(folder))
+    case "bert", "", _:
+      return WordPiece.from_hub()
+    case "bert", _, folder if folder:
+      return _wordpiece_from_folder(Path(folder))
   raise ValueError(f"data.tokenizer={name!r} must be {TOKENIZERS}")
+
+
+def _wordpiece_from_folder(folder: Path) -> WordPiece:
+  """Reads vocab.txt, plain or compressed.
+
+  Raises:
+    FileNotFoundError: the folder has none.
+  """
+  if (text := _read(folder, "vocab.txt")) is None:
+    raise FileNotFoundError(f"{folder} has no vocab.txt")
+  return WordPiece.from_text(text)
 
 
 def _code_points(text: str) -> np.ndarray:

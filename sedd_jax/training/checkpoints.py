@@ -101,10 +101,10 @@ class Checkpoints:
     return {name: jax.tree.map(_placed, x, getattr(like, name)) for name, x in abstract.items()}
 
   def load_average(self, step: int) -> Params:
-    """The moving average of the parameters alone, padded, on the first device."""
+    """The moving average of the parameters alone, padded, on the first device here."""
     network = self._network
     shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
     loaded = self._checkpointer.load_checkpointables(step, {"ema": {"ema": abstract}})
     return network.pad(loaded["ema"]["ema"])

@@ -19,19 +19,20 @@ from sedd_jax.data.faults import describe
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
-from sedd_jax.parallel import make_mesh, processes
+from sedd_jax.parallel import processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
+from sedd_jax.training.initial import Beginning, Load
 from sedd_jax.training.interrupt import Interrupt
 from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
 from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
 from sedd_jax.training.optimizer import learning_rate
-from sedd_jax.training.program import Program
+from sedd_jax.training.program import Program, mesh_of
 from sedd_jax.training.startup import startup_report
 from sedd_jax.training.state import TrainState
 
@@ -41,13 +42,19 @@ _EVALUATION_TOKENS = 8192
 _FINAL_PASSES = 4
 
 
-def train(experiment: Experiment, workdir: Path, operations: Operations = Operations()) -> int:
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  operations: Operations = Operations(),
+  load: Load | None = None,
+) -> int:
   """Runs an experiment, or goes on with it where its last checkpoint is.
 
   Args:
     experiment: what to run.
     workdir: the run directory; made if it is not there. All processes must see the same one.
     operations: how to watch it.
+    load: reads the model that `init_from` names: `sedd_jax.load`.
 
   Returns:
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
@@ -62,14 +69,17 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
   lead = processes.is_lead()
-  mesh = make_mesh(experiment.mesh)
+  mesh = mesh_of(experiment)
   before = rundir.find_run(workdir, experiment)
+  beginning = Beginning(experiment, load)
   tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
   dataset = load_dataset(
     experiment.data,
     expected=rundir.read_json(workdir, rundir.CORPUS),
-    tokenizer=None if tokenizer is None else from_json(tokenizer),
+    tokenizer=beginning.tokenizer() if tokenizer is None else from_json(tokenizer),
   )
+  if before is None:
+    beginning.check(dataset.tokenizer)
   program = Program(experiment=experiment, mesh=mesh, vocab_size=dataset.tokenizer.vocab_size)
   meta = {
     "config": dataclasses.asdict(experiment),
@@ -99,7 +109,12 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       )
     )
     first = processes.agreed(checkpoints.latest_step() or 0, "a newest checkpoint of step")
-    state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
+    state: TrainState
+    if first:
+      state = checkpoints.load_state(first, program.state)
+      origin = f"going on from the checkpoint of step {first}"
+    else:
+      state, origin = beginning.create(program, dataset.tokenizer)
     metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
     interrupt = Interrupt()
@@ -144,8 +159,8 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       console.say(left_out)
     if missed := profile.missed(first, num_steps):
       console.say(missed)
-    if first:
-      console.say(f"going on from the checkpoint of step {first}")
+    if origin:
+      console.say(origin)
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
       console.say(
         f"train.steps was {before.train.steps} and is {num_steps}: the cosine schedule is another, "
@@ -204,7 +219,9 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     if lead:
       _write_report(workdir, int(state.step), line, texts)
       _draw(workdir, int(state.step), reporter)
-    console.say(_closing_text(workdir, line, texts))
+    console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
+    console.say(_closing_text(workdir, line))
+    console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4 --steps=64 --seed=0")
     # A process that ends waits for the others no longer than a heartbeat, and then ends them.
     processes.barrier("all is written")
   return 0
@@ -295,23 +312,23 @@ def _draw(workdir: Path, step: int, reporter: Reporter) -> None:
   curve.draw_curve(workdir / curve.FILE, read_metrics(workdir), reporter.entropies, title)
 
 
-def _closing_text(workdir: Path, line: dict[str, float], texts: list[str]) -> str:
-  shown = os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)
-  samples = "\n\n".join(f"[sample {i}]\n{text}" for i, text in enumerate(texts))
+def _closing_text(workdir: Path, line: dict[str, float]) -> str:
   strict, bigram = line["heldout_bits_per_char_strict"], line["heldout_bigram_bits_per_char"]
-  return f"""
-{samples}
-
+  side = "below" if strict < bigram else "above"
+  return f"""\
 Held-out text, bits per character (lower is better):
   bound (strict)   {strict:.3f} ± {line["heldout_bits_per_char_strict_stderr"]:.3f}
   bound (paper)    {line["heldout_bits_per_char_paper"]:.3f} \
 ± {line["heldout_bits_per_char_paper_stderr"]:.3f}
-  bigram entropy   {bigram:.3f}   (the strict bound is {abs(bigram - strict):.3f} \
-{"below" if strict < bigram else "above"} it)
+  bigram entropy   {bigram:.3f}
   unigram entropy  {line["heldout_unigram_bits_per_char"]:.3f}
+The strict bound is {abs(bigram - strict):.3f} {side} the bigram entropy.
 
-{shown}/
+{_shown(workdir)}/
   {curve.FILE}  {METRICS}  tensorboard/  evaluation.json
-  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}
+  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}"""
 
-Next: sedd sample --checkpoint={shown} --num=4 --steps=64 --seed=0"""
+
+def _shown(workdir: Path) -> str:
+  """The run directory as a user would type it."""
+  return os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)
