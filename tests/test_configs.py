@@ -10,6 +10,7 @@ from golden_configs import ARGUMENTS, CONFIGS, GOLDEN, get_config, golden_file, 
 
 from sedd_jax.cli.config import config_faults
 from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.loop import train
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
@@ -176,6 +177,23 @@ def test_any_faults_together_are_all_named(which):
     if field == ("model", "heads") and "divide" in message and width in held:
       continue  # Heads are not judged by a width that is no number.
     assert message in found
+
+
+def test_what_the_mesh_does_not_divide_is_said_before_any_text_is_read(tmp_path):
+  """Both faults at once, though the text is missing too."""
+  experiment = Experiment.from_config(
+    {
+      "data": {"files": "/no/such/text"},
+      "model": {"width": 30, "heads": 3},
+      "train": {"batch_size": 5},
+      "mesh": {"fsdp": 2, "tensor": 2},
+    }
+  )
+  with pytest.raises(
+    ValueError, match=r"(?s)batch_size=5 .* 4 or 6\nmesh\.tensor=2 .*heads=3: 1, 3"
+  ):
+    train(experiment, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 # The command line.

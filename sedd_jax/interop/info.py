@@ -121,12 +121,11 @@ def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, lis
 def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
   """The newest held-out bound: that of the end where there is one, else one on the way."""
   final = _json(workdir, rundir.EVALUATION)
-  made = [line for line in lines if _STRICT in line]
-  newest = made[-1] if made else final
-  if newest is None:
+  made = [line for line in lines if _STRICT in line] + ([] if final is None else [final])
+  if not made:
     return None
-  whole = final is not None and final["step"] >= newest["step"]
-  newest = final if whole else newest
+  newest = max(made, key=lambda line: line["step"])
+  whole = final is not None and final["step"] == newest["step"]
   return {
     "step": newest["step"],
     "bits_per_char_strict": newest[_STRICT],
