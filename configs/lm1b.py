@@ -1,16 +1,18 @@
 """One Billion Words (LM1B) with BERT's tokens: sequences of 128, a 12-layer network.
 
-  sedd train --config=configs/lm1b.py:absorb --workdir=runs/lm1b \\
-    --config.data.files='lm1b/train-*.jsonl.gz' --config.data.heldout_files=lm1b/test.jsonl.gz
+  sedd prepare --data.files=tfds:lm1b@train --data.heldout_files=tfds:lm1b@test \\
+    --data.tokenizer=bert --data.detokenizer=lm1b --out=prepared/lm1b
+  sedd train --config=configs/lm1b.py:absorb --workdir=runs/lm1b --config.data.files=prepared/lm1b
 
-Arguments: absorb or uniform. A line of the .jsonl files is a sentence, {"text": "..."}. Tokens are
-the 30,522 pieces of bert-base-uncased, downloaded once unless --config.data.tokenizer=bert:FOLDER
-names a folder that holds its vocab.txt. They know no upper case, so samples have none.
+Arguments: absorb or uniform. tfds:lm1b has to be built once with TensorFlow (docs/data.md); local
+files do as well: --data.files='lm1b/train-*.jsonl.gz', a sentence {"text": "..."} a line. Tokens
+are the 30,522 pieces of bert-base-uncased, downloaded once unless the tokenizer is bert:FOLDER,
+with a folder that holds its vocab.txt. They know no upper case, so samples have none.
 
-Tokens and length are those of the published figures, and of MDLM's code. Its rows are [CLS], one
-sentence, [SEP], and padding that the loss leaves out; here [SEP] follows every sentence, there is
-no [CLS], and sentences are joined and cut into blocks. So perplexities per token compare only
-roughly.
+Tokens and length are those of the published figures, and of MDLM's code. A row is a sentence, [SEP],
+and padding, which is given and not in the loss; MDLM's rows begin with [CLS], here there is none.
+So perplexities per token compare only roughly. To sample sentences of any length, train with
+--config.data.fill=counted.
 Optimizer, EMA and dropout are those of the original's code, which has no config for this corpus;
 batch and steps are ours.
 
@@ -28,7 +30,9 @@ import sedd_jax.training.experiment as sedd
 
 def get_config(process: str = "absorb") -> ConfigDict:
   experiment = sedd.Experiment(
-    data=sedd.DataConfig(files="", tokenizer="bert", length=128),
+    data=sedd.DataConfig(
+      files="", tokenizer="bert", detokenizer="lm1b", length=128, packing="pad", fill="given"
+    ),
     diffusion=sedd.DiffusionConfig.paper(process),
     model=sedd.ModelConfig(width=768, blocks=12, heads=12, dtype="bfloat16", remat="dots"),
     optimizer=sedd.OptimizerConfig(learning_rate=3e-4, warmup=2500, ema=0.9999),

@@ -94,7 +94,7 @@ def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_pa
 
   program, dataset, _, _ = beginning(experiment)
   model = sedd_jax.load(source)
-  batch = Batches(dataset.train_blocks, experiment.train.batch_size, experiment.seed)[0]
+  batch = dataset.batches(experiment.train.batch_size, experiment.seed)[0]
   shape = dataclasses.replace(model.network.config, dropout=0.0)
   objective = Objective(network=dataclasses.replace(model.network, config=shape), noise=model.noise)
   evaluate = jax.jit(functools.partial(loss_and_grad, objective, accumulation=1))

@@ -36,14 +36,14 @@ def main() -> None:
   dataset = load_dataset(
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
   )
-  blocks = dataset.heldout_blocks
+  blocks = dataset.heldout_rows[:]
   estimator = BoundEstimator(
     model.network, model.noise, num_times=_NUM_TIMES.value, batch_size=_BATCH.value
   )
   bound = estimator.bound(
     model.params,
     blocks,
-    chars_per_block=dataset.chars_per_token * blocks.shape[1],
+    chars_per_block=dataset.chars_per_token * dataset.tokens_per_row[1],
     seed=_SEED.value,
   )
   report = evaluation_report(
@@ -52,7 +52,7 @@ def main() -> None:
     step=model.info["step"],
     num_times=_NUM_TIMES.value,
     blocks=len(blocks),
-    tokens=int(blocks.size),
+    tokens=round(len(blocks) * dataset.tokens_per_row[1]),
     chars_per_token=dataset.chars_per_token,
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
     corpus=dict(dataset.identity),

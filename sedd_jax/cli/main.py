@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 VERBS = {
+  "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or go on with a run",
   "sample": "print text from a trained model",
   "info": "say what a run, a checkpoint or an export is",

@@ -1,6 +1,6 @@
 """BERT's uncased WordPiece, for comparison with what was published on One Billion Words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 UNKNOWN = "[UNK]"
 SEPARATOR = "[SEP]"
+VOCAB_SIZE = 30_522
 _INSIDE = "##"
 
 
@@ -69,7 +70,11 @@ class WordPiece:
     return len(self._tokens)
 
   def encode(self, text: str) -> np.ndarray:
-    return np.array(self._library.encode(text).ids, np.int32)
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    found = self._library.encode_batch_fast(list(texts))
+    return [np.array(one.ids, np.int32) for one in found]
 
   def decode(self, ids: Iterable[int]) -> str:
     return "".join(self.pieces(ids))

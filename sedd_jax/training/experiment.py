@@ -174,7 +174,8 @@ class ReportConfig:
     log_every: a line of metrics.
     evaluate_every: the held-out bound of the moving average.
     evaluate_times: draws per block for it; even. The bound at the end takes four times as many.
-    evaluate_blocks: at most so many held-out blocks; the bound at the end takes all.
+    evaluate_blocks: at most so many held-out rows.
+    final_blocks: the same, for the bound at the end.
     preview_every: a few samples.
     preview_steps: sampling steps for them.
     samples: number of samples at the end.
@@ -184,13 +185,14 @@ class ReportConfig:
   evaluate_every: int = 5000
   evaluate_times: int = 8
   evaluate_blocks: int = 512
+  final_blocks: int = 8192
   preview_every: int = 50_000
   preview_steps: int = 128
   samples: int = 4
 
   def __post_init__(self):
     faults = [
-      *below(self, "report", 1, "preview_steps", "samples", "evaluate_blocks"),
+      *below(self, "report", 1, "preview_steps", "samples", "evaluate_blocks", "final_blocks"),
       *below(self, "report", 0, "log_every", "evaluate_every", "preview_every"),
     ]
     if self.evaluate_times < 2 or self.evaluate_times % 2:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data import Batches, Dataset, from_json, load_dataset
+from sedd_jax.data import Dataset, from_json, load_dataset
+from sedd_jax.data.faults import describe
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
@@ -92,10 +93,10 @@ def train(
   rundir.check_shared(workdir, meta)
 
   # ------------------------------------------------------------------------------------------ State
-  batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
+  batches = dataset.batches(batch_size, experiment.seed)
   rates = learning_rate(experiment.optimizer, num_steps)
   reporter = Reporter(program, dataset)
-  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
+  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
 
   with contextlib.ExitStack() as stack:
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
@@ -148,10 +149,14 @@ def train(
           "grad_norm": grad_norm,
           "learning_rate": float(np.asarray(rates(done - 1))),
         }
-        metrics.write(done, line | speed | {"input_wait_seconds": feed.mean_wait()})
+        if experiment.data.on_fault == "skip":
+          line["input_faults"] = dataset.faults.count
+        metrics.write(done, line | speed | feed.waits())
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
+    if left_out := describe(dataset.faults.count, dataset.faults.first):
+      console.say(left_out)
     if missed := profile.missed(first, num_steps):
       console.say(missed)
     if origin:
@@ -233,15 +238,15 @@ class Reporter:
   def __init__(self, program: Program, dataset: Dataset):
     report = program.experiment.report
     self._dataset = dataset
-    self._blocks = dataset.heldout_blocks
+    self._one_document = program.experiment.data.packing == "pad"
+    self._blocks = dataset.heldout_rows[: report.final_blocks]
     self._some_blocks = self._blocks[: report.evaluate_blocks]
-    length = self._blocks.shape[1]
-    self._chars_per_block = dataset.chars_per_token * length
+    self._chars_per_row = dataset.chars_per_token * dataset.tokens_per_row[1]
     self._estimator = BoundEstimator(
       program.network,
       program.noise,
       num_times=report.evaluate_times,
-      batch_size=max(1, _EVALUATION_TOKENS // length),
+      batch_size=max(1, _EVALUATION_TOKENS // self._blocks.shape[1]),
       mesh=program.mesh,
     )
     self._draw = program.sampler(program.tweedie(report.preview_steps))
@@ -253,14 +258,20 @@ class Reporter:
     return self._metrics(params, self._some_blocks, passes=1)
 
   def evaluate_fully(self, params: Params) -> dict[str, float]:
-    """The held-out bound of all blocks, from more draws."""
+    """The held-out bound of more blocks, from more draws."""
     return self._metrics(params, self._blocks, passes=_FINAL_PASSES)
 
   def samples(self, params: Params, count: int) -> list[str]:
     """Texts of one block each."""
     drawn = -(-count // self._multiple) * self._multiple
     tokens = np.asarray(self._draw(params, np.arange(drawn, dtype=np.int32)))
-    return [self._dataset.tokenizer.decode(row) for row in tokens[:count]]
+    return [self._text(row) for row in tokens[:count]]
+
+  def _text(self, row: np.ndarray) -> str:
+    """A document, where a row holds one, or else all of the row."""
+    tokenizer = self._dataset.tokenizer
+    ends = np.flatnonzero(row == tokenizer.eos_id)
+    return tokenizer.decode(row[: ends[0]] if len(ends) and self._one_document else row)
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
@@ -274,7 +285,7 @@ class Reporter:
     bound = self._estimator.bound(
       params,
       blocks,
-      chars_per_block=self._chars_per_block,
+      chars_per_block=self._chars_per_row,
       seed=_REPORT_SEED,
       passes=passes,
     )
