@@ -18,7 +18,7 @@ import sedd_jax
 from sedd_jax.data import DataConfig
 from sedd_jax.parallel import MeshConfig, make_mesh, tree_shardings
 from sedd_jax.training import rundir
-from sedd_jax.training.checkpoints import Checkpoints, read_meta
+from sedd_jax.training.checkpoints import Checkpoints, newest_whole, read_meta
 from sedd_jax.training.experiment import (
   CheckpointConfig,
   Experiment,
@@ -58,7 +58,7 @@ def with_steps(steps, experiment=TINY):
 def final_state(workdir, experiment=TINY):
   """The state at the latest checkpoint, as numpy arrays."""
   network = sedd_jax.load(workdir).network
-  step, _ = read_meta(workdir)
+  step = newest_whole(workdir)
   state = load_state(workdir, step, network, experiment, make_mesh(experiment.mesh))
   state = dataclasses.replace(state, key=jax.random.key_data(state.key))
   return step, jax.tree.map(np.asarray, state)

@@ -1,6 +1,7 @@
 """Blocks of tokens, and batches that are a function of the step."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import grain
 import numpy as np
@@ -49,7 +50,7 @@ class Batches:
 
   def __init__(self, blocks: np.ndarray, batch_size: int, seed: int):
     # A source of indices, so that grain hands over numbers and numpy gathers the rows.
-    indices = grain.MapDataset.range(len(blocks)).seed(seed).shuffle().repeat()
+    indices: Any = grain.MapDataset.range(len(blocks)).seed(seed).shuffle().repeat()
     self._indices = indices
     self._blocks = blocks
     self._batch_size = batch_size
@@ -65,6 +66,9 @@ class Batches:
 
   def rows(self, step: int, which: slice) -> np.ndarray:
     """Some rows of a batch, int32[b, L]; the others are not read."""
+    return self._blocks[np.array([row for _, row in self.indices(step, which)], np.int64)]
+
+  def indices(self, step: int, which: slice = slice(None)) -> list[tuple[int, int]]:
+    """Where rows of a batch come from: (part, row in it); there is one part."""
     first = step * self._batch_size
-    rows = [self._indices[first + i] for i in range(self._batch_size)[which]]
-    return self._blocks[np.array(rows, np.int64)]
+    return [(0, int(self._indices[first + i])) for i in range(self._batch_size)[which]]

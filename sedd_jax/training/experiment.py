@@ -122,13 +122,18 @@ class TrainConfig:
     steps: number of updates.
     batch_size: sequences in a global batch.
     accumulation: micro-batches that a batch is cut into.
+    skip_nonfinite: at most so many steps without a finite loss and gradient are skipped; the next
+      one stops the run.
   """
 
   steps: int = 400_000
   batch_size: int = 512
   accumulation: int = 1
+  skip_nonfinite: int = 0
 
   def __post_init__(self):
+    if self.skip_nonfinite < 0:
+      raise ValueError(f"train.skip_nonfinite={self.skip_nonfinite} must not be negative")
     for name in ("steps", "batch_size", "accumulation"):
       if getattr(self, name) < 1:
         raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from sedd_jax.models import Params
 from sedd_jax.parallel import make_mesh, processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, check_room, load_meta
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
 from sedd_jax.training.interrupt import Interrupt
+from sedd_jax.training.lock import RunLock
 from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
+from sedd_jax.training.nonfinite import NonfiniteSteps
 from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
 from sedd_jax.training.optimizer import learning_rate
 from sedd_jax.training.program import Program
@@ -52,8 +55,11 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
 
   Raises:
-    FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used.
-    FloatingPointError: loss or gradient are not finite; the message names the step.
+    FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used, or
+      no checkpoint is whole.
+    BlockingIOError: another process trains in the directory.
+    FloatingPointError: loss, gradient or state are not finite; the message names the step.
+    OSError: the directory cannot be written to, or the last state could not be saved.
   """
   # ------------------------------------------------------------------------- Run directory and data
   began = time.monotonic()
@@ -76,18 +82,20 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     "tokenizer": dataset.tokenizer.to_json(),
   }
   processes.barrier("all have looked at the run directory")
-  if lead:
-    rundir.write_run(workdir, meta)
-  processes.barrier("the run directory is written")
-  rundir.check_shared(workdir, meta)
-
-  # ------------------------------------------------------------------------------------------ State
-  batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
-  rates = learning_rate(experiment.optimizer, num_steps)
-  reporter = Reporter(program, dataset)
-  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
-
   with contextlib.ExitStack() as stack:
+    if lead:
+      stack.enter_context(RunLock(workdir, print))
+      rundir.find_run(workdir, experiment)  # Nobody can change it any more.
+      check_room(workdir, program.bytes())
+      rundir.write_run(workdir, meta)
+    processes.barrier("the run directory is written")
+    rundir.check_shared(workdir, meta)
+
+    # ---------------------------------------------------------------------------------------- State
+    batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
+    rates = learning_rate(experiment.optimizer, num_steps)
+    reporter = Reporter(program, dataset)
+    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     checkpoints = stack.enter_context(
       Checkpoints(
@@ -97,14 +105,27 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         keep_every=experiment.checkpoint.keep_every,
       )
     )
-    first = processes.agreed(checkpoints.latest_step() or 0, "a newest checkpoint of step")
+    first = checkpoints.resume(print) or 0
+    stored = load_meta(workdir, first) if first else {}
+    if first:
+      rundir.check_meta(workdir, first, stored, meta)
     state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
-    metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
+    metrics = stack.enter_context(metrics_writer(workdir, first + 1, console.say, lead=lead))
     interrupt = Interrupt()
     clock = Clock(program)
     profile = stack.enter_context(Profile(operations.profile_steps, workdir, lead=lead))
     feed = stack.enter_context(Feed(batches, program.batch.sharding, first))
+    nonfinite = NonfiniteSteps(
+      workdir,
+      batches,
+      program.gradient_leaves,
+      seed=experiment.seed,
+      most=experiment.train.skip_nonfinite,
+      count=stored.get("skipped_steps", 0),
+      say=console.say,
+      lead=lead,
+    )
     waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
 
     def read_waiting() -> None:
@@ -112,14 +133,12 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       if waiting is None:
         return
       (done, values), waiting = waiting, None
-      loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
-      if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-          f"step {done}: the loss is {loss} and the norm of its gradient {grad_norm}. The run "
-          f"stops. The newest checkpoint, of step {checkpoints.latest_step()}, is kept; it may be "
-          "near divergence too. A lower --config.optimizer.learning_rate may help."
-        )
+      if lost := checkpoints.failure():
+        console.say(lost)
       watchdog.alive()
+      if not nonfinite.passes(done, values):
+        return
+      loss = float(values["loss"])
       speed = clock.read(done)
       console.update(done, loss * to_bits, speed.get("tokens_per_second", 0.0))
       if done == first + 1:  # Read like all metrics, once the next step has been handed over.
@@ -130,15 +149,28 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         line = {
           "train_bits_per_char": loss * to_bits,
           "loss_nats_per_sequence": loss,
-          "grad_norm": grad_norm,
-          "learning_rate": float(np.asarray(rates(done - 1))),
+          "grad_norm": float(values["grad_norm"]),
+          "learning_rate": float(np.asarray(rates(done - 1 - nonfinite.count))),
         }
+        if experiment.train.skip_nonfinite:
+          line["skipped_steps"] = nonfinite.count
         metrics.write(done, line | speed | {"input_wait_seconds": feed.mean_wait()})
+
+    def save() -> None:
+      checkpoints.save(state, meta | {"skipped_steps": nonfinite.count})
+
+    def unsaved() -> str | None:
+      """Why the last state is not on disk, on all processes, or None if it is."""
+      checkpoints.wait()
+      lost = checkpoints.failure()
+      return (lost or "see process 0") if processes.of_lead(int(lost is not None)) else None
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
     if missed := profile.missed(first, num_steps):
       console.say(missed)
+    if before and not first:
+      console.say("no checkpoint yet: starting from the beginning")
     if first:
       console.say(f"going on from the checkpoint of step {first}")
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
@@ -159,7 +191,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         stop = interrupt.stop(step)
         if stop or _due(step, experiment.checkpoint.every, num_steps):
           read_waiting()
-          checkpoints.save(state, meta)
+          save()
           clock.pause()
         if stop or step == num_steps:
           break
@@ -173,18 +205,22 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
           read_waiting()
           text = reporter.samples(state.ema, 1)[0]
           if lead:
-            rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
+            with _told(console.say):
+              rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
           console.say(f"step {step} sample: {_one_line(text)}")
           clock.pause()
       read_waiting()
       profile.stop()
-      checkpoints.wait()
+      lost = unsaved()
 
     # --------------------------------------------------------------------------------------- Report
     watchdog.alive()
     if stop:
+      if lost:
+        raise OSError(f"{stop.name}: {lost}")
       if lead:
-        _draw(workdir, int(state.step), reporter)
+        with _told(console.say):
+          _draw(workdir, int(state.step), reporter)
       console.say(
         f"{stop.name}: saved step {int(state.step)} in {workdir}. "
         "The same command goes on from there."
@@ -197,9 +233,15 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     metrics.write(int(state.step), line)
     texts = reporter.samples(state.ema, experiment.report.samples)
     if lead:
-      _write_report(workdir, int(state.step), line, texts)
-      _draw(workdir, int(state.step), reporter)
+      with _told(console.say):
+        _write_report(workdir, int(state.step), line, texts)
+        _draw(workdir, int(state.step), reporter)
     console.say(_closing_text(workdir, line, texts))
+    if lost:  # A report takes a while: there may be room now.
+      console.say(lost)
+      save()
+      if lost := unsaved():
+        raise OSError(lost)
     # A process that ends waits for the others no longer than a heartbeat, and then ends them.
     processes.barrier("all is written")
   return 0
@@ -267,6 +309,15 @@ class Reporter:
 
 def _due(step: int, every: int, last: int | None = None) -> bool:
   return step == last or (every > 0 and step % every == 0)
+
+
+@contextlib.contextmanager
+def _told(say: Callable[[str], None]) -> Iterator[None]:
+  """Says what cannot be written instead of ending a run."""
+  try:
+    yield
+  except OSError as error:
+    say(f"not written: {error}")
 
 
 def _one_line(text: str) -> str:
