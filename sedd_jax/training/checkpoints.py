@@ -92,11 +92,11 @@ class Checkpoints:
       self._failure = _unsaved(step, trouble or "process 0 cannot write")
       return
     self._failure = None
+    options = ocp.Context()
+    # Where a folder cannot be made, Orbax's threads would wait for it for 20 minutes.
+    options.asynchronous.create_directories_asynchronously = False
     try:
-      # Folders are made at once: where they cannot be, Orbax's threads would wait 20 minutes.
-      with ocp.Context(
-        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)
-      ):
+      with options:
         response = ocp.save_checkpointables_async(
           str(self._partial(step)),
           items,
@@ -108,7 +108,7 @@ class Checkpoints:
       self._pending = self._thread.submit(self._finish, step, response)
 
   def failure(self) -> str | None:
-    """What to say of the last save if it failed, once; None while it goes on or where it is whole."""
+    """What to say of the last save if it failed, once; None while it goes on or if it is whole."""
     if self._pending is not None and self._pending.done():
       self.wait()
     failure, self._failure = self._failure, None
@@ -296,10 +296,28 @@ def check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
   except OSError as error:
     raise OSError(f"{folder} cannot be written to: {error.strerror}") from error
-  if free < size + _MARGIN_BYTES:
+  if free < (needed := size + _MARGIN_BYTES):
     raise OSError(
-      f"{folder} has {free / 2**20:,.0f} MiB free; a checkpoint needs {size / 2**20:,.0f} MiB"
+      f"{folder} has {free / 2**20:,.1f} MiB free; a checkpoint needs {needed / 2**20:,.1f} MiB"
     )
+
+
+def room_note(workdir: Path, size: int, kept: int) -> str | None:
+  """What to say where there is room for one checkpoint, but not for all that a run will keep.
+
+  Args:
+    workdir: the run directory.
+    size: bytes of a checkpoint.
+    kept: how many the run will keep at once.
+  """
+  free = shutil.disk_usage(workdir).free
+  missing = max(kept - len(_steps(workdir)), 0)
+  if free >= missing * size:
+    return None
+  return (
+    f"{workdir} has {free / 2**20:,.0f} MiB free; the run will keep {missing} more checkpoints of "
+    f"{size / 2**20:,.0f} MiB each (--config.checkpoint)"
+  )
 
 
 def _steps(workdir: Path) -> list[int]:
@@ -314,16 +332,17 @@ def _damage(folder: Path) -> tuple[list[str], str | None]:
   faults = manifest.faults(folder)
   if not (folder / manifest.FILE).exists():
     try:
-      if "manifest" not in _custom(folder):
-        return [], f"{folder} was saved before checkpoints had manifests: it cannot be compared"
-    except Exception as error:  # Whatever Orbax raises over files that are not what it wrote.
-      faults.append(f"its metadata cannot be read ({type(error).__name__})")
+      custom = _custom(folder)
+    except Exception:  # Whatever Orbax raises over files that are not what it wrote.
+      return faults, None
+    if "run" in custom and "manifest" not in custom:
+      return [], f"{folder} was saved before checkpoints had manifests: it cannot be compared"
   return faults, None
 
 
 def _custom(folder: Path) -> dict[str, Any]:
   custom: Any = ocp.checkpointables_metadata(str(folder.absolute())).custom_metadata
-  return custom
+  return custom or {}
 
 
 def _unsaved(step: int, why: str) -> str:

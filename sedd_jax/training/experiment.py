@@ -188,6 +188,10 @@ class CheckpointConfig:
   keep_last: int = 2
   keep_every: int = 50_000
 
+  def at_once(self, steps: int) -> int:
+    """The most that a run of so many steps has on disk, one that is being written included."""
+    return self.keep_last + 1 + (steps // self.keep_every if self.keep_every else 0)
+
   def __post_init__(self):
     for name in ("every", "keep_last"):
       if getattr(self, name) < 1:

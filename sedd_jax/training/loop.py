@@ -22,7 +22,7 @@ from sedd_jax.models import Params
 from sedd_jax.parallel import make_mesh, processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints, check_room, load_meta
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, check_room, load_meta, room_note
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
@@ -84,9 +84,11 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   processes.barrier("all have looked at the run directory")
   with contextlib.ExitStack() as stack:
     if lead:
-      stack.enter_context(RunLock(workdir, print))
+      stack.enter_context(RunLock(workdir, _say))
       rundir.find_run(workdir, experiment)  # Nobody can change it any more.
       check_room(workdir, program.bytes())
+      if note := room_note(workdir, program.bytes(), experiment.checkpoint.at_once(num_steps)):
+        _say(note)
       rundir.write_run(workdir, meta)
     processes.barrier("the run directory is written")
     rundir.check_shared(workdir, meta)
@@ -105,7 +107,7 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         keep_every=experiment.checkpoint.keep_every,
       )
     )
-    first = checkpoints.resume(print) or 0
+    first = checkpoints.resume(_say) or 0
     stored = load_meta(workdir, first) if first else {}
     if first:
       rundir.check_meta(workdir, first, stored, meta)
@@ -309,6 +311,11 @@ class Reporter:
 
 def _due(step: int, every: int, last: int | None = None) -> bool:
   return step == last or (every > 0 and step % every == 0)
+
+
+def _say(text: str) -> None:
+  """For what comes before there is a console."""
+  print(text, flush=True)
 
 
 @contextlib.contextmanager

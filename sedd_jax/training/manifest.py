@@ -23,7 +23,7 @@ def write_manifest(folder: Path) -> None:
     found = pool.map(lambda path: _describe(path, flush=True), paths)
   files = {str(path.relative_to(folder)): entry for path, entry in zip(paths, found, strict=True)}
   with (folder / FILE).open("x", encoding="utf-8") as file:
-    json.dump({"version": _VERSION, "files": files}, file, sort_keys=True)
+    json.dump({"version": _VERSION, "files": files, "sha256": _digest(files)}, file)
     file.flush()
     os.fsync(file.fileno())
   for part in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
@@ -57,9 +57,15 @@ def flush_folder(folder: Path) -> None:
 
 
 def _entries(manifest):
-  if manifest["version"] != _VERSION or not manifest["files"]:
-    raise ValueError("version")
-  return manifest["files"].items()
+  files = manifest["files"]
+  if manifest["version"] != _VERSION or manifest["sha256"] != _digest(files):
+    raise ValueError("another version, or other bytes than were written")
+  return files.items()
+
+
+def _digest(files) -> str:
+  """Of the manifest itself."""
+  return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-  Event,
-  SessionLog,
-)
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 FILE = "metrics.jsonl"
+
+_proto: Any = event_pb2  # Its classes are made at run time.
 
 
 class MetricsWriter:
@@ -84,14 +83,14 @@ class _Events:
   def __init__(self, folder: Path, first_step: int):
     folder.mkdir(parents=True, exist_ok=True)
     self._writer = EventsWriter(str(folder / "events"))
-    start = SessionLog(status=SessionLog.START)
-    self._writer.write_event(Event(step=first_step, session_log=start))
+    start = _proto.SessionLog(status=_proto.SessionLog.START)
+    self._writer.write_event(_proto.Event(step=first_step, session_log=start))
     self._writer.flush()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     now = time.time()
     for name, value in values.items():
-      self._writer.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+      self._writer.write_event(_proto.Event(wall_time=now, step=step, summary=scalar(name, value)))
     self._writer.flush()
 
 
