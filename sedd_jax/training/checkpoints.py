@@ -137,8 +137,7 @@ class Checkpoints:
     step = None
     if processes.is_lead():
       step = newest_whole(self._workdir, say)
-      for path in self._folder.glob(f"*{_PARTIAL}*"):
-        shutil.rmtree(path, ignore_errors=True)
+      self._sweep()
       for damaged in (found for found in _steps(self._workdir) if found > (step or 0)):
         say(f"step {damaged} is kept as {self._set_aside(damaged)}")
     step = processes.of_lead(step or 0) or None
@@ -189,6 +188,7 @@ class Checkpoints:
       return f"{self._workdir} is not there any more"
     try:
       self._folder.mkdir(exist_ok=True)
+      self._sweep()  # Threads of a save that failed may have written on.
       check_room(self._folder, size)
     except OSError as error:
       return str(error)
@@ -211,9 +211,13 @@ class Checkpoints:
 
   def _fail(self, step: int, error: Exception) -> None:
     if processes.is_lead():
-      for path in self._folder.glob(f"{step}{_PARTIAL}*"):
-        shutil.rmtree(path, ignore_errors=True)
+      self._sweep()
     self._failure = _unsaved(step, str(error))
+
+  def _sweep(self) -> None:
+    """Removes what saves that failed or were killed have left."""
+    for path in self._folder.glob(f"*{_PARTIAL}*"):
+      shutil.rmtree(path, ignore_errors=True)
 
   def _remove_old(self) -> None:
     """Removes what is older than the latest whole ones that stay."""
@@ -291,15 +295,17 @@ def check_room(folder: Path, size: int) -> None:
   """
   probe = folder / f"probe{_PARTIAL}"
   try:
-    probe.write_bytes(b"sedd")
-    probe.unlink()
     free = shutil.disk_usage(folder).free
+    if free < (needed := size + _MARGIN_BYTES):
+      raise OSError(
+        f"{free / 2**20:,.1f} MiB are free, and a checkpoint needs {needed / 2**20:,.1f} MiB"
+      )
+    try:
+      probe.write_bytes(b"sedd")
+    finally:
+      probe.unlink(missing_ok=True)
   except OSError as error:
-    raise OSError(f"{folder} cannot be written to: {error.strerror}") from error
-  if free < (needed := size + _MARGIN_BYTES):
-    raise OSError(
-      f"{folder} has {free / 2**20:,.1f} MiB free; a checkpoint needs {needed / 2**20:,.1f} MiB"
-    )
+    raise OSError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
 def room_note(workdir: Path, size: int, kept: int) -> str | None:
