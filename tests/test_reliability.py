@@ -26,6 +26,7 @@ from sedd_jax.training.experiment import CheckpointConfig
 from sedd_jax.training.lock import RunLock, take
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import MetricsWriter, read_metrics
+from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.program import Program
 
 QUICK = dataclasses.replace(
@@ -528,6 +529,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(tmp_path, p
     injected=1,
     result="stops; names step and arrays, keeps the last checkpoint, writes the batch down",
   )
+
+
+def test_a_run_that_diverges_keeps_finite_checkpoints(tmp_path, fault):
+  wild = dataclasses.replace(
+    changed(keeping(every=1), steps=50),
+    optimizer=OptimizerConfig(learning_rate=1e15, warmup=0, clip=0.0),
+  )
+  with pytest.raises(FloatingPointError, match=r"step \d+: "):
+    train(wild, tmp_path / "run")
+  step, state = state_of(tmp_path / "run", wild)
+  assert step >= 1
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+  fault("a learning rate of 1e15", injected=1, result="stops; the checkpoints are finite")
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted_over_a_restart(
