@@ -100,7 +100,7 @@ def wait_for(condition, process, what):
   while not condition():
     assert process.poll() is None, f"the run ended before {what}: {process.communicate()}"
     assert time.monotonic() < deadline, f"no {what} within two minutes"
-    time.sleep(0.02)
+    time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
