@@ -26,6 +26,44 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+# Faults that tests inject, and the table of docs/reliability.md.
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--fault-table", type=Path, metavar="FILE", help="write the table of faults into this document"
+  )
+
+
+@pytest.fixture
+def fault(request):
+  """Notes that a test has injected a fault: fault("one flipped bit", injected=12, result="...")."""
+
+  def note(name, *, injected, result):
+    request.node.user_properties.append(("fault", [name, injected, result]))
+
+  return note
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  document = config.getoption("--fault-table")
+  # Not in a worker of xdist, which has the option too: reports come together in the first process.
+  if document is None or hasattr(config, "workerinput"):
+    return
+  passed = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+  rows = [
+    f"| {name} | {injected} | {result} |"
+    for report in sorted(passed, key=lambda report: report.location)
+    for key, (name, injected, result) in report.user_properties
+    if key == "fault"
+  ]
+  start, end = "<!-- faults -->\n", "<!-- end of faults -->"
+  before, _, rest = document.read_text().partition(start)
+  table = "\n".join(["| fault | times injected | result |", "|---|---|---|", *rows])
+  document.write_text(f"{before}{start}{table}\n{end}{rest.partition(end)[2]}")
+  terminalreporter.write_line(f"{len(rows)} faults written to {document}")
+
+
 @pytest.fixture
 def x64():
   """Runs the test in float64."""

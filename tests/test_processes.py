@@ -224,7 +224,9 @@ def told_of_a_loss(text):
 
 
 @pytest.mark.multiprocess
-def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_lost(tmp_path, pair):
+def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_lost(
+  tmp_path, pair, fault
+):
   """One run, stopped three ways on two processes, against one process without a stop."""
   workdir = tmp_path / "run"
   endless = "--config.train.steps=100000"
@@ -259,10 +261,23 @@ def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_l
   assert time.monotonic() - began < 2 * HEARTBEAT
   assert told_of_a_loss(run.text(1)), run.text(1)
 
-  # To the end, against one process on one device.
+  # The newest checkpoint damaged: both go on from the one before. To the end, against one process
+  # on one device.
   last = saved // 10 * 10 + 25
+  *_, before, newest = sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+  damaged = next((workdir / "checkpoints" / str(newest)).glob("params/ocdbt.process_1/d/*"))
+  content = bytearray(damaged.read_bytes())
+  content[len(content) // 2] ^= 1
+  damaged.write_bytes(content)
   run = pair(workdir, f"--config.train.steps={last}")
   assert run.codes(within=120) == [0, 0], run.text(0)
+  assert "ocdbt.process_1/d/" in run.text(0)
+  assert f"going on from the checkpoint of step {before}" in run.text(0)
+  fault(
+    "one flipped bit in what process 1 of 2 saved",
+    injected=1,
+    result="named; both go on from the checkpoint before, losses as those of one process",
+  )
   assert "Next: sedd sample" in run.text(0)
   alone = tmp_path / "alone"
   one = [*command(alone, f"--config.train.steps={last}"), "--config.report.log_every=1"]

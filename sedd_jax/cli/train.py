@@ -1,5 +1,8 @@
 """sedd train: trains a model, or goes on with a run."""
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +21,10 @@ USAGE = """Trains a model. The same command goes on with a run that was stopped.
   sedd train --config=configs/openwebtext.py:small,absorb --workdir=DIR \\
     --config.data.files='owt/*.jsonl.xz' --config.train.batch_size=256
 
-Ctrl-C or SIGTERM saves and exits with 130 or 143; a second one leaves at once.
+Ctrl-C or SIGTERM saves and exits with 130 or 143; a second one leaves at once, without a save.
+Other exit codes: 0, the last step is done; 2, something to put right first (flags, files, a full
+disk, a loss that is not finite, a run directory in use); 1, another process or machine failed, and
+the same command may go on. docs/reliability.md says what survives what.
 
 With several processes the same command runs on each: on TPU slices, under srun and mpirun they find
 each other; elsewhere give --coordinator_address, --num_processes and --process_id (or the variables
@@ -63,8 +69,16 @@ def _range(text: str | None) -> tuple[int, int] | None:
   return int(first), int(last)
 
 
+def _leave(code: int) -> None:
+  """After an error. A second Ctrl-C waits neither for other processes nor for a save."""
+  distributed.leave(code)
+  if code == 128 + signal.SIGINT:
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def run() -> None:
-  app.run(main, USAGE, on_error=distributed.leave, check=config_faults)
+  app.run(main, USAGE, on_error=_leave, check=config_faults)
 
 
 if __name__ == "__main__":

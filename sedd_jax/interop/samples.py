@@ -1,7 +1,6 @@
 """Many samples: in batches, each with its number, into a file that a killed run goes on with."""
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from sedd_jax.interop.generation import Generation, OnProgress
 from sedd_jax.interop.model import Model
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.interop.templates import Template
+from sedd_jax.training.lock import take
 
 _PART = ".part"
 
@@ -173,7 +173,7 @@ class SampleFile:
     self._part = path.with_name(path.name + _PART)
     self._file = self._part.open("a+b")
     try:
-      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Until the process ends, or close.
+      take(self._file)
       self.there = self._whole_lines()
     except BlockingIOError:
       self._file.close()

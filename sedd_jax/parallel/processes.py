@@ -156,21 +156,11 @@ def agreed_stop(step: int) -> signal.Signals | None:
   return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
 
 
-def agreed(value: int, what: str) -> int:
-  """A number that all processes must hold; that of process 0.
-
-  Raises:
-    ValueError: this process holds another one.
-  """
+def of_lead(value: int) -> int:
+  """The number that process 0 holds, on all processes."""
   if jax.process_count() == 1:
     return value
-  first = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-  if first != value:
-    raise ValueError(
-      f"process {jax.process_index()} sees {what} {value}, and process 0 sees {first}: is the "
-      "shared file system not up to date? Started again, they may agree"
-    )
-  return first
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def pass_on_interrupt() -> None:

@@ -3,20 +3,42 @@
 The only module that imports orbax. A checkpoint holds one item per field of the train state (in the
 form of `Network.unpad`, so that any mesh restores it), and in its metadata one JSON text: resolved
 config, tokenizer, identity of the corpus.
+
+A save goes through `STEP.partial`; the manifest is its last file, and then the folder gets the
+name `STEP`. What is loaded was compared with its manifest first, and nothing is removed for being
+damaged.
 """
 
+import concurrent.futures
 import json
-from collections.abc import Mapping
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from sedd_jax.models import Network, Params
+from sedd_jax.parallel import processes
+from sedd_jax.training import manifest
 from sedd_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
+
+_PARTIAL = ".partial"
+# More than arrays: Orbax's own descriptions of them.
+_MARGIN_BYTES = 2**20
+
+Say = Callable[[str], None]
+
+# A failed write comes back as an exception, which we report; Orbax prints each of its threads' too.
+logging.getLogger("absl").addFilter(lambda record: "raised an exception" not in str(record.msg))
 
 
 class Checkpoints:
@@ -25,60 +47,108 @@ class Checkpoints:
   Args:
     workdir: the run directory.
     network: pads and unpads the tables.
-    keep_last: how many of the latest to keep.
+    keep_last: how many of the latest whole ones to keep.
     keep_every: also keep those whose step is a multiple of this; 0 for none.
   """
 
   def __init__(self, workdir: Path, network: Network, *, keep_last: int = 2, keep_every: int = 0):
-    policies = ocp.training.preservation_policies
-    keep: list[Any] = [policies.LatestN(keep_last)]
-    if keep_every:
-      keep.append(policies.EveryNSteps(keep_every))
-    self._checkpointer = ocp.training.Checkpointer(
-      str((workdir / FOLDER).absolute()),
-      # Orbax's own protocol and policies disagree in the type of an argument.
-      preservation_policy=policies.AnyPreservationPolicy(keep),  # pyright: ignore[reportArgumentType]
-    )
+    self._workdir = workdir.absolute()
+    self._folder = self._workdir / FOLDER
+    self._keep_last, self._keep_every = keep_last, keep_every
     self._network = network
     self._unpad: Any = None  # Compiled at the first save.
-    self._pending: Any = None
+    self._pending: concurrent.futures.Future[None] | None = None
+    self._failure: str | None = None
+    self._whole: set[int] = set()  # Steps that this process has saved or compared.
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="save")
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exception) -> None:
-    self.close()
-
-  def latest_step(self) -> int | None:
-    """The step of the newest whole checkpoint, or None."""
-    latest = self._checkpointer.latest
-    return None if latest is None else latest.step
+  def __exit__(self, kind, *exception) -> None:
+    if kind is not KeyboardInterrupt:  # A second Ctrl-C waits for nothing.
+      self.close()
 
   def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-    """Starts to save; waits first for the save before it. A step that is saved already is left."""
+    """Starts to save; waits first for the save before it. What goes wrong, `failure` tells.
+
+    Raises:
+      FloatingPointError: the state is not finite, and is not saved; the message names the arrays.
+    """
     self.wait()
-    step = int(state.step)
-    if self.latest_step() == step:
-      return
-    # Orbax takes trees, not bare arrays: the key and the step are wrapped, and so is all else.
     if self._unpad is None:
       places = jax.tree.map(lambda x: x.sharding, self._stored(state))
-      self._unpad = jax.jit(self._unpadded, out_shardings=places)
-    items = {name: {name: value} for name, value in self._unpad(state).items()}
-    self._pending = self._checkpointer.save_checkpointables_async(
-      step, items, force=True, custom_metadata={"run": json.dumps(meta)}
-    )
+      self._unpad = jax.jit(
+        lambda state: (self._unpadded(state), _finite(state)), out_shardings=(places, None)
+      )
+    step = int(state.step)
+    # Orbax takes trees, not bare arrays: the key and the step are wrapped, and so is all else.
+    values, finite = self._unpad(state)
+    _check_finite(finite, step)
+    items = {name: {name: value} for name, value in values.items()}
+    size = sum(_num_bytes(x) for x in jax.tree.leaves(items))
+    trouble = self._trouble(size) if processes.is_lead() else None
+    if processes.of_lead(int(trouble is not None)):
+      self._failure = _unsaved(step, trouble or "process 0 cannot write")
+      return
+    self._failure = None
+    options = ocp.Context()
+    # Where a folder cannot be made, Orbax's threads would wait for it for 20 minutes.
+    options.asynchronous.create_directories_asynchronously = False
+    try:
+      with options:
+        response = ocp.save_checkpointables_async(
+          str(self._partial(step)),
+          items,
+          custom_metadata={"run": json.dumps(meta), "manifest": manifest.FILE},
+        )
+    except (OSError, ValueError) as error:
+      self._fail(step, error)
+    else:
+      self._pending = self._thread.submit(self._finish, step, response)
+
+  def failure(self) -> str | None:
+    """What to say of the last save if it failed, once; None while it goes on or if it is whole."""
+    if self._pending is not None and self._pending.done():
+      self.wait()
+    failure, self._failure = self._failure, None
+    return failure
 
   def wait(self) -> None:
-    """Waits until what was started is on disk."""
+    """Waits until what was started is on disk, or has failed."""
     if self._pending is not None:
       self._pending.result()
       self._pending = None
 
   def close(self) -> None:
-    """Waits, and lets go of the directory."""
+    """Waits, and ends the thread."""
     self.wait()
-    self._checkpointer.close()
+    self._thread.shutdown()
+
+  def resume(self, say: Say) -> int | None:
+    """The step of the newest whole checkpoint, or None for a run without any, on all processes.
+
+    Damaged ones that are newer get other names, so that the run can save those steps again, and
+    what a kill left of a save is removed. Only the process that trains may call this.
+
+    Raises:
+      ValueError: no checkpoint is whole though there are some, or this process does not see it.
+    """
+    step = None
+    if processes.is_lead():
+      step = newest_whole(self._workdir, say)
+      self._sweep()
+      for damaged in (found for found in _steps(self._workdir) if found > (step or 0)):
+        say(f"step {damaged} is kept as {self._set_aside(damaged)}")
+    step = processes.of_lead(step or 0) or None
+    if step is not None:
+      self._whole.add(step)
+      if not (self._folder / str(step)).is_dir():
+        raise ValueError(
+          f"process {jax.process_index()} does not see {self._folder / str(step)}, and process 0 "
+          "does: is the shared file system not up to date? Started again, they may agree"
+        )
+    return step
 
   def load_state(self, step: int, like: TrainState) -> TrainState:
     """The train state of a step.
@@ -87,10 +157,19 @@ class Checkpoints:
       like: shapes and shardings (arrays or ShapeDtypeStructs) of the padded state.
     """
     items = {name: {name: tree} for name, tree in self._stored(like).items()}
-    loaded = self._checkpointer.load_checkpointables(step, items)
+    loaded = ocp.load_checkpointables(str(self._folder / str(step)), items)
     state = TrainState(**{name: loaded[name][name] for name in items})
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(self._network.pad, out_shardings=shardings)(state)
+
+  def load_average(self, step: int) -> Params:
+    """The moving average of the parameters alone, padded, on the first device here."""
+    network = self._network
+    shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    loaded = ocp.load_checkpointables(str(self._folder / str(step)), {"ema": {"ema": abstract}})
+    return network.pad(loaded["ema"]["ema"])
 
   def _unpadded(self, state: TrainState) -> dict[str, Any]:
     return _fields(self._network.unpad(state))
@@ -100,23 +179,207 @@ class Checkpoints:
     abstract = jax.eval_shape(self._unpadded, like)
     return {name: jax.tree.map(_placed, x, getattr(like, name)) for name, x in abstract.items()}
 
-  def load_average(self, step: int) -> Params:
-    """The moving average of the parameters alone, padded, on the first device here."""
-    network = self._network
-    shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    loaded = self._checkpointer.load_checkpointables(step, {"ema": {"ema": abstract}})
-    return network.pad(loaded["ema"]["ema"])
+  def _partial(self, step: int) -> Path:
+    return self._folder / f"{step}{_PARTIAL}"
+
+  def _trouble(self, size: int) -> str | None:
+    """Why so many bytes cannot be written, where that shows before."""
+    if not self._workdir.is_dir() or not any(self._workdir.iterdir()):
+      return f"{self._workdir} is not there any more"
+    try:
+      self._folder.mkdir(exist_ok=True)
+      self._sweep()  # Threads of a save that failed may have written on.
+      check_room(self._folder, size)
+    except OSError as error:
+      return str(error)
+    return None
+
+  def _finish(self, step: int, response: ocp.AsyncResponse[None]) -> None:
+    """Of the save's thread. Process 0, once all have written, makes a checkpoint of the files."""
+    try:
+      response.result()
+      if processes.is_lead():
+        manifest.write_manifest(self._partial(step))
+        if (self._folder / str(step)).exists():
+          self._set_aside(step)
+        self._partial(step).rename(self._folder / str(step))
+        manifest.flush_folder(self._folder)
+        self._whole.add(step)
+        self._remove_old()
+    except (OSError, ValueError) as error:  # Orbax's RESOURCE_EXHAUSTED is a ValueError.
+      self._fail(step, error)
+
+  def _fail(self, step: int, error: Exception) -> None:
+    if processes.is_lead():
+      self._sweep()
+    self._failure = _unsaved(step, str(error))
+
+  def _sweep(self) -> None:
+    """Removes what saves that failed or were killed have left."""
+    for path in self._folder.glob(f"*{_PARTIAL}*"):
+      shutil.rmtree(path, ignore_errors=True)
+
+  def _remove_old(self) -> None:
+    """Removes what is older than the latest whole ones that stay."""
+    count = 0
+    for step in reversed(_steps(self._workdir)):
+      if count < self._keep_last:
+        if step not in self._whole and not _damage(self._folder / str(step))[0]:
+          self._whole.add(step)
+        count += step in self._whole
+      elif not self._keep_every or step % self._keep_every:
+        # Without its name first: a kill leaves no half of a checkpoint.
+        doomed = self._folder / f"{step}.old{_PARTIAL}"
+        (self._folder / str(step)).rename(doomed)
+        shutil.rmtree(doomed)
+
+  def _set_aside(self, step: int) -> Path:
+    names = (f"damaged-{step}" + (f"-{i}" if i else "") for i in range(10_000))
+    target = next(path for name in names if not (path := self._folder / name).exists())
+    (self._folder / str(step)).rename(target)
+    return target
 
 
-def read_meta(workdir: Path) -> tuple[int | None, dict[str, Any]]:
-  """The step of the newest whole checkpoint, and what was stored beside it; (None, {}) without."""
-  with ocp.training.Checkpointer(str((workdir / FOLDER).absolute())) as checkpointer:
-    if checkpointer.latest is None:
-      return None, {}
-    custom: Any = checkpointer.checkpointables_metadata(checkpointer.latest).custom_metadata
-    return checkpointer.latest.step, json.loads(custom["run"])
+def newest_whole(workdir: Path, say: Say = warnings.warn) -> int | None:
+  """The step of the newest checkpoint that is whole, or None if there is none at all.
+
+  Args:
+    workdir: the run directory.
+    say: told of each damaged one that is passed over, and what is wrong with it.
+
+  Raises:
+    ValueError: there are checkpoints, and none is whole; the message says what is wrong with each.
+  """
+  damaged = []
+  for step in reversed(_steps(workdir)):
+    folder = workdir / FOLDER / str(step)
+    faults, note = _damage(folder)
+    if not faults:
+      for text in damaged:
+        say(text)
+      if damaged:
+        say(f"the newest whole checkpoint is that of step {step}")
+      if note:
+        say(note)
+      return step
+    shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    damaged.append(f"the checkpoint {folder} is damaged: {shown}")
+  if damaged:
+    raise ValueError(
+      "\n".join(damaged) + f"\nNo checkpoint in {workdir / FOLDER} is whole. Nothing was changed: "
+      "bring one back from a copy, or start again in a new --workdir"
+    )
+  return None
+
+
+def load_meta(workdir: Path, step: int) -> dict[str, Any]:
+  """What was stored beside the state of a step."""
+  return json.loads(_custom(workdir / FOLDER / str(step))["run"])
+
+
+def read_meta(workdir: Path, say: Say = warnings.warn) -> tuple[int | None, dict[str, Any]]:
+  """The step of the newest whole checkpoint, and what was stored beside it; (None, {}) without.
+
+  Raises:
+    ValueError: see `newest_whole`.
+  """
+  step = newest_whole(workdir, say)
+  return (None, {}) if step is None else (step, load_meta(workdir, step))
+
+
+def check_room(folder: Path, size: int) -> None:
+  """Whether a file can be made in a folder, and so many bytes are free.
+
+  Raises:
+    OSError: the message says which of them not.
+  """
+  probe = folder / f"probe{_PARTIAL}"
+  try:
+    free = shutil.disk_usage(folder).free
+    if free < (needed := size + _MARGIN_BYTES):
+      raise OSError(
+        f"{free / 2**20:,.1f} MiB are free, and a checkpoint needs {needed / 2**20:,.1f} MiB"
+      )
+    try:
+      probe.write_bytes(b"sedd")
+    finally:
+      probe.unlink(missing_ok=True)
+  except OSError as error:
+    raise OSError(f"{folder} cannot be written to: {error.strerror or error}") from error
+
+
+def room_note(workdir: Path, size: int, kept: int) -> str | None:
+  """What to say where there is room for one checkpoint, but not for all that a run will keep.
+
+  Args:
+    workdir: the run directory.
+    size: bytes of a checkpoint.
+    kept: how many the run will keep at once.
+  """
+  free = shutil.disk_usage(workdir).free
+  missing = max(kept - len(_steps(workdir)), 0)
+  if free >= missing * size:
+    return None
+  return (
+    f"{workdir} has {free / 2**20:,.0f} MiB free; the run will keep {missing} more checkpoints of "
+    f"{size / 2**20:,.0f} MiB each (--config.checkpoint)"
+  )
+
+
+def _steps(workdir: Path) -> list[int]:
+  """Steps that have a folder, in order."""
+  folder = workdir / FOLDER
+  names = os.listdir(folder) if folder.is_dir() else []
+  return sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))
+
+
+def _damage(folder: Path) -> tuple[list[str], str | None]:
+  """What is wrong with a checkpoint, and what to say of one that cannot be compared."""
+  faults = manifest.faults(folder)
+  if not (folder / manifest.FILE).exists():
+    try:
+      custom = _custom(folder)
+    except Exception:  # Whatever Orbax raises over files that are not what it wrote.
+      return faults, None
+    if "run" in custom and "manifest" not in custom:
+      return [], f"{folder} was saved before checkpoints had manifests: it cannot be compared"
+  return faults, None
+
+
+def _custom(folder: Path) -> dict[str, Any]:
+  custom: Any = ocp.checkpointables_metadata(str(folder.absolute())).custom_metadata
+  return custom or {}
+
+
+def _unsaved(step: int, why: str) -> str:
+  return (
+    f"THE CHECKPOINT OF STEP {step} WAS NOT SAVED: {why}\n"
+    "Checkpoints that are there already stay as they are."
+  )
+
+
+def _finite(state: TrainState) -> dict[str, jax.Array]:
+  """bool[] for each array of real numbers, by path."""
+  leaves = jax.tree.leaves_with_path(_fields(state))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): jnp.isfinite(x).all()
+    for path, x in leaves
+    if jnp.issubdtype(x.dtype, jnp.floating)
+  }
+
+
+def _check_finite(finite: Mapping[str, jax.Array], step: int) -> None:
+  bad = [name for name, good in jax.device_get(finite).items() if not good]
+  if bad:
+    raise FloatingPointError(
+      f"step {step}: {len(bad)} of {len(finite)} arrays of the state are not finite "
+      f"({', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}), and it is not saved. Checkpoints "
+      "of earlier steps are kept. A lower --config.optimizer.learning_rate may help."
+    )
+
+
+def _num_bytes(x: jax.Array) -> int:
+  return 16 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.nbytes
 
 
 def _fields(state: TrainState) -> dict[str, Any]:

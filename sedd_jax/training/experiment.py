@@ -149,14 +149,18 @@ class TrainConfig:
     steps: number of updates.
     batch_size: sequences in a global batch.
     accumulation: micro-batches that a batch is cut into.
+    skip_nonfinite: at most so many steps without a finite loss and gradient are skipped; the next
+      one stops the run.
   """
 
   steps: int = 400_000
   batch_size: int = 512
   accumulation: int = 1
+  skip_nonfinite: int = 0
 
   def __post_init__(self):
     faults = below(self, "train", 1, "steps", "batch_size", "accumulation")
+    faults += below(self, "train", 0, "skip_nonfinite")
     if self.accumulation >= 1 and self.batch_size % self.accumulation:
       faults.append(
         f"train.batch_size={self.batch_size} must be a multiple of "
@@ -214,6 +218,10 @@ class CheckpointConfig:
   every: int = 10_000
   keep_last: int = 2
   keep_every: int = 50_000
+
+  def at_once(self, steps: int) -> int:
+    """The most that a run of so many steps has on disk, one that is being written included."""
+    return self.keep_last + 1 + (steps // self.keep_every if self.keep_every else 0)
 
   def __post_init__(self):
     faults = [

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from sedd_jax.models import Params
 from sedd_jax.parallel import processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, check_room, load_meta, room_note
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
 from sedd_jax.training.initial import Beginning, Load
 from sedd_jax.training.interrupt import Interrupt
+from sedd_jax.training.lock import RunLock
 from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
+from sedd_jax.training.nonfinite import NonfiniteSteps
 from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
 from sedd_jax.training.optimizer import learning_rate
 from sedd_jax.training.program import Program, mesh_of
@@ -60,8 +63,11 @@ def train(
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
 
   Raises:
-    FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used.
-    FloatingPointError: loss or gradient are not finite; the message names the step.
+    FileExistsError, FileNotFoundError, ValueError: config, corpus or directory cannot be used, or
+      no checkpoint is whole.
+    BlockingIOError: another process trains in the directory.
+    FloatingPointError: loss, gradient or state are not finite; the message names the step.
+    OSError: the directory cannot be written to, or the last state could not be saved.
   """
   # ------------------------------------------------------------------------- Run directory and data
   began = time.monotonic()
@@ -87,18 +93,22 @@ def train(
     "tokenizer": dataset.tokenizer.to_json(),
   }
   processes.barrier("all have looked at the run directory")
-  if lead:
-    rundir.write_run(workdir, meta)
-  processes.barrier("the run directory is written")
-  rundir.check_shared(workdir, meta)
-
-  # ------------------------------------------------------------------------------------------ State
-  batches = dataset.batches(batch_size, experiment.seed)
-  rates = learning_rate(experiment.optimizer, num_steps)
-  reporter = Reporter(program, dataset)
-  to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
-
   with contextlib.ExitStack() as stack:
+    if lead:
+      stack.enter_context(RunLock(workdir, _say))
+      rundir.find_run(workdir, experiment)  # Nobody can change it any more.
+      check_room(workdir, program.bytes())
+      if note := room_note(workdir, program.bytes(), experiment.checkpoint.at_once(num_steps)):
+        _say(note)
+      rundir.write_run(workdir, meta)
+    processes.barrier("the run directory is written")
+    rundir.check_shared(workdir, meta)
+
+    # ---------------------------------------------------------------------------------------- State
+    batches = dataset.batches(batch_size, experiment.seed)
+    rates = learning_rate(experiment.optimizer, num_steps)
+    reporter = Reporter(program, dataset)
+    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     checkpoints = stack.enter_context(
       Checkpoints(
@@ -108,19 +118,31 @@ def train(
         keep_every=experiment.checkpoint.keep_every,
       )
     )
-    first = processes.agreed(checkpoints.latest_step() or 0, "a newest checkpoint of step")
+    first = checkpoints.resume(_say) or 0
+    stored = load_meta(workdir, first) if first else {}
     state: TrainState
     if first:
+      rundir.check_meta(workdir, first, stored, meta)
       state = checkpoints.load_state(first, program.state)
       origin = f"going on from the checkpoint of step {first}"
     else:
       state, origin = beginning.create(program, dataset.tokenizer)
-    metrics = stack.enter_context(metrics_writer(workdir, first + 1, lead=lead))
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
+    metrics = stack.enter_context(metrics_writer(workdir, first + 1, console.say, lead=lead))
     interrupt = Interrupt()
     clock = Clock(program)
     profile = stack.enter_context(Profile(operations.profile_steps, workdir, lead=lead))
     feed = stack.enter_context(Feed(batches, program.batch.sharding, first))
+    nonfinite = NonfiniteSteps(
+      workdir,
+      batches,
+      program.gradient_leaves,
+      seed=experiment.seed,
+      most=experiment.train.skip_nonfinite,
+      count=stored.get("skipped_steps", 0),
+      say=console.say,
+      lead=lead,
+    )
     waiting: tuple[int, Any] | None = None  # Metrics of the step before, read while this one runs.
 
     def read_waiting() -> None:
@@ -128,14 +150,12 @@ def train(
       if waiting is None:
         return
       (done, values), waiting = waiting, None
-      loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
-      if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
-          f"step {done}: the loss is {loss} and the norm of its gradient {grad_norm}. The run "
-          f"stops. The newest checkpoint, of step {checkpoints.latest_step()}, is kept; it may be "
-          "near divergence too. A lower --config.optimizer.learning_rate may help."
-        )
+      if lost := checkpoints.failure():
+        console.say(lost)
       watchdog.alive()
+      if not nonfinite.passes(done, values):
+        return
+      loss = float(values["loss"])
       speed = clock.read(done)
       console.update(done, loss * to_bits, speed.get("tokens_per_second", 0.0))
       if done == first + 1:  # Read like all metrics, once the next step has been handed over.
@@ -146,12 +166,26 @@ def train(
         line = {
           "train_bits_per_char": loss * to_bits,
           "loss_nats_per_sequence": loss,
-          "grad_norm": grad_norm,
-          "learning_rate": float(np.asarray(rates(done - 1))),
+          "grad_norm": float(values["grad_norm"]),
+          "learning_rate": float(np.asarray(rates(done - 1 - nonfinite.count))),
         }
+        if experiment.train.skip_nonfinite:
+          line["skipped_steps"] = nonfinite.count
         if experiment.data.on_fault == "skip":
           line["input_faults"] = dataset.faults.count
         metrics.write(done, line | speed | feed.waits())
+
+    def save() -> None:
+      checkpoints.wait()
+      if lost := checkpoints.failure():  # Of the save before.
+        console.say(lost)
+      checkpoints.save(state, meta | {"skipped_steps": nonfinite.count})
+
+    def unsaved() -> str | None:
+      """Why the last state is not on disk, on all processes, or None if it is."""
+      checkpoints.wait()
+      lost = checkpoints.failure()
+      return (lost or "see process 0") if processes.of_lead(int(lost is not None)) else None
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
@@ -159,6 +193,8 @@ def train(
       console.say(left_out)
     if missed := profile.missed(first, num_steps):
       console.say(missed)
+    if before and not first:
+      console.say("no checkpoint yet: starting from the beginning")
     if origin:
       console.say(origin)
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
@@ -179,7 +215,7 @@ def train(
         stop = interrupt.stop(step)
         if stop or _due(step, experiment.checkpoint.every, num_steps):
           read_waiting()
-          checkpoints.save(state, meta)
+          save()
           clock.pause()
         if stop or step == num_steps:
           break
@@ -193,18 +229,22 @@ def train(
           read_waiting()
           text = reporter.samples(state.ema, 1)[0]
           if lead:
-            rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
+            with _told(console.say):
+              rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
           console.say(f"step {step} sample: {_one_line(text)}")
           clock.pause()
       read_waiting()
       profile.stop()
-      checkpoints.wait()
+      lost = unsaved()
 
     # --------------------------------------------------------------------------------------- Report
     watchdog.alive()
     if stop:
+      if lost:
+        raise OSError(f"{stop.name}: {lost}")
       if lead:
-        _draw(workdir, int(state.step), reporter)
+        with _told(console.say):
+          _draw(workdir, int(state.step), reporter)
       console.say(
         f"{stop.name}: saved step {int(state.step)} in {workdir}. "
         "The same command goes on from there."
@@ -217,11 +257,17 @@ def train(
     metrics.write(int(state.step), line)
     texts = reporter.samples(state.ema, experiment.report.samples)
     if lead:
-      _write_report(workdir, int(state.step), line, texts)
-      _draw(workdir, int(state.step), reporter)
+      with _told(console.say):
+        _write_report(workdir, int(state.step), line, texts)
+        _draw(workdir, int(state.step), reporter)
     console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
     console.say(_closing_text(workdir, line))
     console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4 --steps=64 --seed=0")
+    if lost:  # A report takes a while: there may be room now.
+      console.say(lost)
+      save()
+      if lost := unsaved():
+        raise OSError(lost)
     # A process that ends waits for the others no longer than a heartbeat, and then ends them.
     processes.barrier("all is written")
   return 0
@@ -295,6 +341,20 @@ class Reporter:
 
 def _due(step: int, every: int, last: int | None = None) -> bool:
   return step == last or (every > 0 and step % every == 0)
+
+
+def _say(text: str) -> None:
+  """For what comes before there is a console."""
+  print(text, flush=True)
+
+
+@contextlib.contextmanager
+def _told(say: Callable[[str], None]) -> Iterator[None]:
+  """Says what cannot be written instead of ending a run."""
+  try:
+    yield
+  except OSError as error:
+    say(f"not written: {error}")
 
 
 def _one_line(text: str) -> str:

@@ -1,49 +1,97 @@
 """Metrics of a run: one JSON object a line, and TensorBoard events."""
 
+import errno
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 FILE = "metrics.jsonl"
 
+_proto: Any = event_pb2  # Its classes are made at run time.
+
 
 class MetricsWriter:
-  """Appends metrics to a run directory.
+  """Appends metrics to a run directory. What cannot be written is said, and stops nothing.
 
   A run that is killed and resumed writes some steps twice; `read_metrics` keeps the later line.
   """
 
-  def __init__(self, workdir: Path, first_step: int):
+  def __init__(self, workdir: Path, first_step: int, say: Callable[[str], None] = print):
     """Args:
     workdir: the run directory.
     first_step: events from this step on that TensorBoard holds already are hidden.
+    say: told what cannot be written, once for all lines that are lost in a row.
     """
+    self._say, self._losing = say, False
     path = workdir / FILE
     cut_short = path.is_file() and not path.read_bytes().endswith(b"\n")
-    self._file = path.open("a", encoding="utf-8")
+    self._file = path.open("ab", buffering=0)
+    self._events: _Events | None = None
     if cut_short:
-      self._file.write("\n")
-    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+      self._append(b"\n")
+    try:
+      self._events = _Events(workdir / "tensorboard", first_step)
+    except OSError as error:
+      self._say(f"no TensorBoard events: {error.strerror}")
 
   def __enter__(self) -> "MetricsWriter":
     return self
 
   def __exit__(self, *exception) -> None:
     self._file.close()
-    self._events.close()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One line: step, unix time, and the values."""
     line = {"step": step, "time": round(time.time(), 3), **values}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
-    os.fsync(self._file.fileno())  # A mounted bucket uploads no earlier.
+    try:
+      self._append(json.dumps(line).encode() + b"\n")
+      self._losing = False
+    except OSError as error:
+      if not self._losing:
+        self._say(f"step {step}: {FILE} cannot be written to, metrics are lost: {error.strerror}")
+      self._losing = True
+    try:
+      if self._events is not None:
+        self._events.write(step, values)
+    except OSError as error:
+      # What its file holds now is not known; the lines above are all that is needed to go on.
+      self._events = None
+      self._say(f"step {step}: TensorBoard events end here until a restart: {error.strerror}")
+
+  def _append(self, data: bytes) -> None:
+    """All of it, on disk, or nothing of it."""
+    end = os.fstat(self._file.fileno()).st_size
+    try:
+      if self._file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      os.fsync(self._file.fileno())  # A mounted bucket uploads no earlier.
+    except OSError:
+      self._file.truncate(end)
+      raise
+
+
+class _Events:
+  """A TensorBoard file. tensorboardX's own writer hangs when its thread dies of a full disk."""
+
+  def __init__(self, folder: Path, first_step: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(str(folder / "events"))
+    start = _proto.SessionLog(status=_proto.SessionLog.START)
+    self._writer.write_event(_proto.Event(step=first_step, session_log=start))
+    self._writer.flush()
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    now = time.time()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      self._writer.write_event(_proto.Event(wall_time=now, step=step, summary=scalar(name, value)))
+    self._writer.flush()
 
 
 class _NoMetrics:
@@ -59,9 +107,11 @@ class _NoMetrics:
     pass
 
 
-def metrics_writer(workdir: Path, first_step: int, *, lead: bool) -> "MetricsWriter | _NoMetrics":
+def metrics_writer(
+  workdir: Path, first_step: int, say: Callable[[str], None], *, lead: bool
+) -> "MetricsWriter | _NoMetrics":
   """A `MetricsWriter` for the process that writes; for the others, one that does not."""
-  return MetricsWriter(workdir, first_step) if lead else _NoMetrics()
+  return MetricsWriter(workdir, first_step, say) if lead else _NoMetrics()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from sedd_jax.parallel.mesh import check_fits
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.optimizer import make_optimizer
 from sedd_jax.training.state import TrainState, create_state
-from sedd_jax.training.step import Objective, train_step
+from sedd_jax.training.step import Objective, skipping, train_step
 
 # Of samples on the way: fixed, so that runs and steps compare on the same noise.
 _SAMPLE_SEED = 0
@@ -82,21 +82,20 @@ class Program:
   def step(self):
     """`train_step` compiled: (state, batch) to (state, metrics). The old state is given up."""
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
-    return jax.jit(
-      functools.partial(
-        train_step,
-        objective=Objective(
-          network=self.network,
-          noise=self.noise,
-          time_sampling=self.experiment.diffusion.time_sampling,
-        ),
-        optimizer=self._optimizer,
-        ema=self.experiment.optimizer.ema,
-        accumulation=self.experiment.train.accumulation,
+    step = functools.partial(
+      train_step,
+      objective=Objective(
+        network=self.network,
+        noise=self.noise,
+        time_sampling=self.experiment.diffusion.time_sampling,
       ),
-      donate_argnums=0,
-      out_shardings=(shardings, self.replicated),
+      optimizer=self._optimizer,
+      ema=self.experiment.optimizer.ema,
+      accumulation=self.experiment.train.accumulation,
     )
+    if self.experiment.train.skip_nonfinite:
+      step = skipping(step)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, self.replicated))
 
   def sampler(self, sampling: Sampling):
     """A compiled function that draws samples: (params, int32[B]) to tokens int32[B, L].
@@ -146,12 +145,20 @@ class Program:
 
     return draw
 
+  @functools.cached_property
+  def gradient_leaves(self) -> list[str]:
+    """Paths of the parameters, in the order of `leaf_norms`."""
+    leaves = jax.tree.leaves_with_path(self.state.params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+  def bytes(self) -> int:
+    """Of the train state, in a checkpoint; the vocabulary's padding is counted too."""
+    return sum(_num_bytes(x.shape, x.dtype) for x in jax.tree.leaves(self.state))
+
   def bytes_per_device(self) -> int:
     """Of the train state."""
     return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(self.state)
-      if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+      _num_bytes(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(self.state)
     )
 
   @property
@@ -165,6 +172,12 @@ class Program:
 
   def _create(self, seed) -> TrainState:
     return create_state(jax.random.key(seed), self.network, self._optimizer)
+
+
+def _num_bytes(shape: tuple[int, ...], dtype) -> int:
+  """Of an array; a key's few are not counted."""
+  key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  return 0 if key else math.prod(shape) * dtype.itemsize
 
 
 def mesh_of(experiment: Experiment) -> jax.sharding.Mesh:

@@ -7,12 +7,13 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from sedd_jax.training import lock
 from sedd_jax.training.experiment import Experiment
 
 CONFIG = "config.json"
@@ -24,6 +25,8 @@ SAMPLES = "samples"
 
 _PARTIAL = ".partial"
 _SHARED_SECONDS = 60.0
+# Differences that a message lists: a tokenizer has thousands of entries.
+_SHOWN = 20
 # Sections and fields in which a resumed run may differ from its start.
 _MAY_CHANGE = (
   "report.",
@@ -31,6 +34,7 @@ _MAY_CHANGE = (
   "mesh.",
   "train.steps",
   "train.accumulation",
+  "train.skip_nonfinite",
   "model.remat",
   "model.attention",
 )
@@ -45,10 +49,12 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
   """
   file = workdir / CONFIG
   if file.is_file():
-    stored = Experiment.from_config(json.loads(file.read_text(encoding="utf-8")))
+    stored = Experiment.from_config(read_json(workdir, CONFIG))
     _check_same(stored, experiment, workdir)
     return stored
-  if workdir.is_dir() and any(path.suffix != _PARTIAL for path in workdir.iterdir()):
+  if workdir.is_dir() and any(
+    path.suffix != _PARTIAL and path.name != lock.FILE for path in workdir.iterdir()
+  ):
     raise FileExistsError(
       f"--workdir={workdir} is not empty and holds no run of ours: choose a new directory"
     )
@@ -56,9 +62,18 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
 
 
 def read_json(workdir: Path, name: str) -> Any:
-  """What a file of a run holds, or None if it has not been written."""
+  """What a file of a run holds, or None if it has not been written.
+
+  Raises:
+    ValueError: it is damaged.
+  """
   file = workdir / name
-  return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+  try:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+  except ValueError as error:
+    raise ValueError(
+      f"{file} is damaged ({error}): bring it back from a copy; checkpoints hold its content too"
+    ) from error
 
 
 def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
@@ -68,6 +83,32 @@ def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
   write_json(workdir / CORPUS, meta["corpus"])
   write_json(workdir / TOKENIZER, meta["tokenizer"])
   write_json(workdir / VERSIONS, versions())
+
+
+def check_meta(
+  workdir: Path, step: int, stored: Mapping[str, Any], meta: Mapping[str, Any]
+) -> None:
+  """Refuses to go on from a checkpoint that was made with something else than what runs now.
+
+  Args:
+    step: of the checkpoint.
+    stored: what was stored beside it: config, corpus, tokenizer.
+    meta: the same, of what runs now.
+
+  Raises:
+    ValueError: they differ; the message lists all differences.
+  """
+  changed = [
+    line
+    for name in ("config", "corpus", "tokenizer")
+    for line in _differences(name, stored[name], json.loads(json.dumps(meta[name])))
+  ]
+  if changed:
+    raise ValueError(
+      f"the checkpoint of step {step} in {workdir} was made with something else than runs now:\n"
+      + _shortened(changed)
+      + f"\nBring {CONFIG}, {CORPUS} and {TOKENIZER} back as they were, or choose a new --workdir."
+    )
 
 
 def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
@@ -146,13 +187,8 @@ def _commit() -> str:
 
 
 def _check_same(stored: Experiment, wanted: Experiment, workdir: Path) -> None:
-  old, new = (dict(_flat(dataclasses.asdict(e))) for e in (stored, wanted))
-  changed = [
-    f"  config.{key}: {old[key]!r} -> {new[key]!r}"
-    for key in old
-    if old[key] != new[key] and not key.startswith(_MAY_CHANGE)
-  ]
-  if changed:
+  old, new = dataclasses.asdict(stored), dataclasses.asdict(wanted)
+  if changed := list(_differences("config", old, new)):
     raise ValueError(
       f"{workdir} holds a run with another config:\n"
       + "\n".join(changed)
@@ -160,9 +196,26 @@ def _check_same(stored: Experiment, wanted: Experiment, workdir: Path) -> None:
     )
 
 
-def _flat(config: Mapping[str, Any], prefix: str = ""):
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      yield from _flat(value, f"{prefix}{key}.")
+def _differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+  """A line for each field that differs; not for those of a config that may."""
+  before, after = dict(_flat(old)), dict(_flat(new))
+  for key in sorted(before.keys() | after.keys()):
+    was, now = before.get(key, "nothing"), after.get(key, "nothing")
+    # What an older version did not store had the default that this one has.
+    may = name == "config" and (key.startswith(_MAY_CHANGE) or "nothing" in (was, now))
+    if was != now and not may:
+      yield f"  {name}.{key}: {was!r} -> {now!r}"
+
+
+def _flat(value: Mapping[str, Any] | list[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+  items = value.items() if isinstance(value, Mapping) else enumerate(value)
+  for key, inner in items:
+    if isinstance(inner, Mapping | list | tuple):
+      yield from _flat(list(inner) if isinstance(inner, tuple) else inner, f"{prefix}{key}.")
     else:
-      yield prefix + key, value
+      yield f"{prefix}{key}", inner
+
+
+def _shortened(lines: list[str]) -> str:
+  more = [f"  and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
+  return "\n".join([*lines[:_SHOWN], *more])

@@ -129,11 +129,33 @@ def train_step(
   """One step on a global batch int[B, L].
 
   Returns:
-    The new state, and float32[] metrics: `loss` (nats per sequence, before the update) and
-    `grad_norm` (before clipping).
+    The new state, and metrics: `loss` (float32[], nats per sequence, before the update),
+    `grad_norm` (float32[], before clipping) and `leaf_norms` (float32[P], of the gradient of each
+    leaf of params).
   """
   loss, grad = loss_and_grad(
     objective, state.params, batch, state.key, state.step, accumulation=accumulation
   )
   new_state = apply_gradient(state, grad, optimizer=optimizer, ema=ema)
-  return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grad)}
+  return new_state, {
+    "loss": loss,
+    "grad_norm": optax.tree.norm(grad),
+    # The same sums again, which XLA takes once.
+    "leaf_norms": jnp.stack([optax.tree.norm(leaf) for leaf in jax.tree.leaves(grad)]),
+  }
+
+
+def skipping(step):
+  """A train step that only counts where loss or gradient are not finite: nothing else changes.
+
+  Args:
+    step: (state, batch) to (state, metrics), as `train_step`.
+  """
+
+  def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    new, metrics = step(state, batch)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(functools.partial(jnp.where, finite), new, state)
+    return dataclasses.replace(kept, step=new.step), metrics
+
+  return train_step
