@@ -1,12 +1,12 @@
 """SEDD small and medium on OpenWebText, as published (arXiv:2310.16834, section 5.3).
 
-  sedd prepare --data.files='owt/*.jsonl.xz' --data.tokenizer=gpt2 --out=prepared/owt --workers=16
+  sedd prepare --files='owt/*.jsonl.xz' --tokenizer=gpt2 --out=prepared/owt --workers=16
   sedd train --config=configs/openwebtext.py:small,absorb --workdir=runs/owt \\
     --config.data.files=prepared/owt --config.data.heldout_files=wikitext103.txt
 
 Arguments: small, medium or xl, then absorb or uniform. The text may also come from the hub,
---data.files=hf:NAME (docs/data.md). Tokens are GPT-2's, downloaded once unless
---data.tokenizer=gpt2:FOLDER names a folder that holds them.
+--files=hf:NAME (docs/data.md). Tokens are GPT-2's, downloaded once unless
+--tokenizer=gpt2:FOLDER names a folder that holds them.
 
 Settings of the original's code: batch 512, length 1024, Adam at 3e-4 with 2500 steps of warm-up,
 EMA 0.9999, dropout 0.1. It took medium's batch in 2 micro-batches (on 8 GPUs of 80 GB); here it

@@ -11,7 +11,7 @@ import pytest
 from test_loop import TINY, final_state, with_steps
 
 import sedd_jax
-from sedd_jax.data import Batches, Chars, DataConfig, load_dataset
+from sedd_jax.data import Chars, DataConfig, load_dataset
 from sedd_jax.parallel import MeshConfig, make_mesh
 from sedd_jax.training.initial import Beginning
 from sedd_jax.training.loop import train

@@ -174,8 +174,8 @@ def test_other_settings_or_text_do_not_go_on_in_a_folder(config, tmp_path):
 def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path):
   path = write_texts(tmp_path, count=3000)
   arguments = [
-    sys.executable, "-m", "sedd_jax.cli.prepare", f"--data.files={path}", "--workers=2",
-    "--data.tokenizer=bytes:eos", f"--out={tmp_path / 'out'}", "--shard_characters=20000",
+    sys.executable, "-m", "sedd_jax.cli.prepare", f"--files={path}", "--workers=2",
+    "--tokenizer=bytes:eos", f"--out={tmp_path / 'out'}", "--shard_characters=20000",
   ]  # fmt: skip
   for shards in (1, 30):
     process = subprocess.Popen(arguments, cwd=ROOT)

@@ -2,34 +2,45 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sedd_jax.cli import app
 from sedd_jax.data.config import DataConfig
-from sedd_jax.data.faults import describe
-from sedd_jax.data.prepare import SETTINGS, SHARD, prepare
+from sedd_jax.data.detokenizers import DETOKENIZERS
+from sedd_jax.data.faults import POLICIES, describe
+from sedd_jax.data.prepare import SHARD, prepare
 from sedd_jax.data.prepared import SIDES, check, open_prepared
+from sedd_jax.data.tokenizers import TOKENIZERS
 
 USAGE = """Tokenizes text once, into shards that runs of any size read at once.
 
-  sedd prepare --data.files='texts/*.jsonl.zst' --data.tokenizer=gpt2 --out=prepared/texts
-  sedd prepare --data.files=hf:Skylion007/openwebtext --out=prepared/owt --workers=16
-  sedd prepare --data.files='tfds:lm1b@train' --data.heldout_files='tfds:lm1b@test' --out=DIR
+  sedd prepare --files='texts/*.jsonl.zst' --tokenizer=gpt2 --out=prepared/texts
+  sedd prepare --files=hf:Skylion007/openwebtext --out=prepared/owt --workers=16
+  sedd prepare --files='tfds:lm1b@train' --heldout_files='tfds:lm1b@test' --out=DIR
   sedd prepare --check=prepared/texts
 
 Then train on them: --config.data.files=prepared/texts. The same command goes on with what was
 stopped; the shards are the same for any number of workers. --check reads every byte and compares
 hashes; it exits with 2 if a file is not what was written.
 """
-_DEFAULTS = {name: getattr(DataConfig(files="", tokenizer="gpt2"), name) for name in SETTINGS}
-_DATA = config_flags.DEFINE_config_dict(
-  "data", ConfigDict(_DEFAULTS), "What to prepare: fields of config.data."
+_FILES = flags.DEFINE_string("files", None, "Text: globs, tfds:NAME@SPLIT or hf:NAME@SPLIT.")
+_HELDOUT = flags.DEFINE_string("heldout_files", "", "Held-out text; else --split cuts --files.")
+_SPLIT = flags.DEFINE_list(
+  "split", ["0.95", "1.0"], "Shares at which training text and held-out text end."
+)
+_FIELD = flags.DEFINE_string("text_field", "text", "The field of a record that holds the text.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", TOKENIZERS.replace("'", "") + ".")
+_DETOKENIZER = flags.DEFINE_enum(
+  "detokenizer", "none", list(DETOKENIZERS), "Undoes the spaces of a benchmark."
+)
+_ON_FAULT = flags.DEFINE_enum(
+  "on_fault", "fail", list(POLICIES), "What to do with text that cannot be read."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write: new, or one to go on with.")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that tokenize.")
@@ -40,12 +51,17 @@ _CHECK = flags.DEFINE_string("check", None, "Folder to verify instead.")
 def main() -> int:
   if _CHECK.value is not None:
     return _verify(_CHECK.value)
-  if _OUT.value is None or not _DATA.value.files:
-    missing = "--out" if _OUT.value is None else "--data.files"
-    raise ValueError(f"{missing} is missing; for example\n{USAGE}")
-  fields: dict[str, Any] = _DATA.value.to_dict()
-  config = DataConfig(**{name: _as(value, _DEFAULTS[name]) for name, value in fields.items()})
-  folder, began = Path(_OUT.value).expanduser(), time.monotonic()
+  files, out = app.require(USAGE, _FILES, _OUT)
+  config = DataConfig(
+    files=files,
+    heldout_files=_HELDOUT.value,
+    split=_shares(_SPLIT.value),
+    text_field=_FIELD.value,
+    tokenizer=_TOKENIZER.value,
+    detokenizer=_DETOKENIZER.value,
+    on_fault=_ON_FAULT.value,
+  )
+  folder, began = Path(out).expanduser(), time.monotonic()
   with _Bar() as bar:
     manifest = prepare(
       config, folder, workers=_WORKERS.value, shard=_SHARD.value, on_progress=bar.advance
@@ -54,8 +70,12 @@ def main() -> int:
   return 0
 
 
-def _as(value: Any, default: Any) -> Any:
-  return tuple(value) if isinstance(default, tuple) else value
+def _shares(words: Sequence[str]) -> tuple[float, float]:
+  try:
+    first, last = map(float, words)
+  except ValueError:
+    raise ValueError(f"--split={','.join(words)} must be two shares, like 0.95,1.0") from None
+  return first, last
 
 
 def _summary(folder: Path, seconds: float, manifest: Any) -> str:

@@ -34,7 +34,7 @@ OnProgress = Callable[[int, int], None]  # Characters and tokens since the last 
 
 
 # What of a `DataConfig` the shards depend on.
-SETTINGS = (
+_SETTINGS = (
   "files", "heldout_files", "split", "text_field", "tokenizer", "detokenizer", "on_fault",
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def prepare(
       f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
       "something else choose a new folder"
     )
-  settings = {name: getattr(config, name) for name in SETTINGS}
+  settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
   faults = Faults(config.on_fault)
   corpus = load_corpus(

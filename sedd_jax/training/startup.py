@@ -14,8 +14,9 @@ def startup_report(program: Program, dataset: Dataset) -> str:
   share = train.batch_size // batch_multiple(mesh) // train.accumulation
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   kind = mesh.devices.flat[0].device_kind
+  rows = sum(map(len, dataset.train_rows))
   return f"""\
-{program.network.num_parameters():,} parameters, {sum(map(len, dataset.train_rows)):,} training and \
+{program.network.num_parameters():,} parameters, {rows:,} training and \
 {len(dataset.heldout_rows):,} held-out rows of {length} tokens
 corpus: {dataset.identity["name"]}
 {mesh.size} device(s) ({kind}), {jax.process_count()} process(es); mesh: {axes}
