@@ -65,7 +65,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     model, diffusion = config["model"], config["diffusion"]
     yield (
       "model",
-      f"width {model['width']}, {model['blocks']} blocks, {model['heads']} heads, {model['dtype']}",
+      f"width {model['width']}, {model['blocks']} block(s), {model['heads']} heads, {model['dtype']}",
     )
     yield (
       "diffusion",
