@@ -19,7 +19,11 @@ _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.
 
 def define_config() -> flags.FlagHolder:
   """The flag --config of a verb; its value is what the file gives, with overrides."""
-  return config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, with :argument. --config.SECTION.FIELD=VALUE sets any field of it.",
+  )
 
 
 def config_faults(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

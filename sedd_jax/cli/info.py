@@ -63,10 +63,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{found['parameters']:,}"
   if found["kind"] in _OURS:
     model, diffusion = config["model"], config["diffusion"]
-    yield (
-      "model",
-      f"width {model['width']}, {model['blocks']} blocks, {model['heads']} heads, {model['dtype']}",
-    )
+    shape = f"width {model['width']}, {model['blocks']} block(s), {model['heads']} heads"
+    yield "model", f"{shape}, {model['dtype']}"
     yield (
       "diffusion",
       f"{diffusion['process']}, {diffusion['noise']} noise, {diffusion['parameterization']}",

@@ -55,7 +55,7 @@ def _own_flags() -> list[flags.Flag]:
 def _flag_lines(flag: Any, width: int) -> str:
   head = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}=..."
   said = [flag.help]
-  if flag.default not in (None, "", False):
+  if isinstance(flag.default, str | int | float) and flag.default not in ("", False):
     said.append(f"Default: {flag.default}.")
   return f"{head}\n{_filled(' '.join(said), width, indent='      ')}"
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sedd_jax.data import Tokenizer
+from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.diffusion import Noise
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel.mesh import distribute
@@ -180,7 +181,7 @@ def _check_tokens(experiment: Experiment, source: Pretrained, tokenizer: Tokeniz
   size = source.network.process.vocab_size
   if source.tokenizer is None and tokenizer.vocab_size == size:
     return  # Weights without a tokenizer: their size is all that is known of it.
-  if source.tokenizer is not None and _same(source.tokenizer, tokenizer):
+  if source.tokenizer is not None and same_tokenizer(source.tokenizer, tokenizer):
     return
   theirs = "a vocabulary" if source.tokenizer is None else _kind(source.tokenizer)
   hints = ["--config.init_tokenizer=new keeps all but the tables of tokens, which start at random"]
@@ -194,13 +195,3 @@ def _check_tokens(experiment: Experiment, source: Pretrained, tokenizer: Tokeniz
 
 def _kind(tokenizer: Tokenizer) -> str:
   return f"the tokenizer {tokenizer.to_json()['kind']!r}"
-
-
-def _same(a: Tokenizer, b: Tokenizer) -> bool:
-  """Whether two tokenizers give the same meaning to every id. Their definitions may be written
-  differently and mean the same."""
-  if a.to_json() == b.to_json():
-    return True
-  return (a.vocab_size, a.eos_id) == (b.vocab_size, b.eos_id) and all(
-    a.pieces([i]) == b.pieces([i]) for i in range(a.vocab_size)
-  )
