@@ -10,26 +10,20 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from sedd_jax.data import DataConfig
-from sedd_jax.training.experiment import (
-  CheckpointConfig,
-  Experiment,
-  ModelConfig,
-  ReportConfig,
-  TrainConfig,
-)
-from sedd_jax.training.optimizer import OptimizerConfig
+import sedd_jax.training.experiment as sedd
 
 
 def get_config() -> ConfigDict:
-  experiment = Experiment(
-    data=DataConfig(files="embedded", tokenizer="chars", length=128),
-    model=ModelConfig(width=128, blocks=3, heads=4, cond_dim=64, dropout=0.0, remat="dots"),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup=50, schedule="cosine", b2=0.98, ema=0.99),
-    train=TrainConfig(steps=1300, batch_size=32),
-    report=ReportConfig(
+  experiment = sedd.Experiment(
+    data=sedd.DataConfig(files="embedded", tokenizer="chars", length=128),
+    model=sedd.ModelConfig(width=128, blocks=3, heads=4, cond_dim=64, dropout=0.0, remat="dots"),
+    optimizer=sedd.OptimizerConfig(
+      learning_rate=3e-3, warmup=50, schedule="cosine", b2=0.98, ema=0.99
+    ),
+    train=sedd.TrainConfig(steps=1300, batch_size=32),
+    report=sedd.ReportConfig(
       log_every=10, evaluate_every=200, evaluate_times=8, preview_every=200, preview_steps=64
     ),
-    checkpoint=CheckpointConfig(every=200, keep_last=2, keep_every=0),
+    checkpoint=sedd.CheckpointConfig(every=200, keep_last=2, keep_every=0),
   )
   return ConfigDict(dataclasses.asdict(experiment))

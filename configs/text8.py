@@ -20,27 +20,20 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sedd_jax.data import DataConfig
-from sedd_jax.training.experiment import (
-  CheckpointConfig,
-  DiffusionConfig,
-  Experiment,
-  ModelConfig,
-  ReportConfig,
-  TrainConfig,
-)
-from sedd_jax.training.optimizer import OptimizerConfig
+import sedd_jax.training.experiment as sedd
 
 
 def get_config(process: str = "absorb") -> ConfigDict:
-  experiment = Experiment(
-    data=DataConfig(files="", tokenizer="chars", length=256, split=(0.9, 0.95)),
-    diffusion=DiffusionConfig.paper(process),
-    model=ModelConfig(width=768, blocks=12, heads=12, cond_dim=128, dropout=0.1, dtype="bfloat16"),
-    optimizer=OptimizerConfig(learning_rate=3e-4, warmup=2500, ema=0.9999),
-    train=TrainConfig(steps=1_000_000, batch_size=512),
-    report=ReportConfig(evaluate_every=5000, preview_every=50_000),
-    checkpoint=CheckpointConfig(every=10_000, keep_last=2, keep_every=100_000),
+  experiment = sedd.Experiment(
+    data=sedd.DataConfig(files="", tokenizer="chars", length=256, split=(0.9, 0.95)),
+    diffusion=sedd.DiffusionConfig.paper(process),
+    model=sedd.ModelConfig(
+      width=768, blocks=12, heads=12, cond_dim=128, dropout=0.1, dtype="bfloat16"
+    ),
+    optimizer=sedd.OptimizerConfig(learning_rate=3e-4, warmup=2500, ema=0.9999),
+    train=sedd.TrainConfig(steps=1_000_000, batch_size=512),
+    report=sedd.ReportConfig(evaluate_every=5000, preview_every=50_000),
+    checkpoint=sedd.CheckpointConfig(every=10_000, keep_last=2, keep_every=100_000),
   )
   return ConfigDict(dataclasses.asdict(experiment))
 

@@ -60,11 +60,10 @@ def main() -> int:
   Raises:
     ValueError: flags, config, sweep or root are at fault; nothing was started.
   """
-  if _ROOT.value is None:
-    raise ValueError(f"--root is missing; for example\n{USAGE}")
-  if "://" in _ROOT.value:
-    raise ValueError(f"--root={_ROOT.value} must be a path here: mount the bucket")
-  state = State(Path(_ROOT.value))
+  (root,) = app.require(USAGE, _ROOT)
+  if "://" in root:
+    raise ValueError(f"--root={root} must be a path here: mount the bucket")
+  state = State(Path(root))
   if _TABLE.value:
     _console.print(render(state.rows()))
     return 0
@@ -112,8 +111,7 @@ def main() -> int:
 
 
 def _plan(root: Path) -> tuple[list[Run], dict[str, Any]]:
-  if _CONFIG.value is None:
-    raise ValueError(f"--config is missing; for example\n{USAGE}")
+  app.require(USAGE, _CONFIG)
   flag = flags.FLAGS["config"]
   config, file = _CONFIG.value.to_dict(), config_flags.get_config_filename(flag)
   common = config_flags.get_override_values(flag)

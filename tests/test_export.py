@@ -5,12 +5,11 @@ import filecmp
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from command import sedd
 from safetensors.numpy import load_file, save_file
 from test_loop import TINY
 from test_models import random_params, small_network
@@ -379,12 +378,6 @@ def test_dtype_of_an_export_is_its_own_unless_asked(tmp_path):
 # The command line.
 
 
-def sedd(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "sedd_jax.cli.main", *arguments], capture_output=True, text=True
-  )
-
-
 def test_export_and_convert_on_the_command_line(run, tmp_path):
   ours, theirs, again = (tmp_path / name for name in ("ours", "theirs", "again"))
   for arguments in (
@@ -404,8 +397,8 @@ def test_export_and_convert_on_the_command_line(run, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["export", "--out=x"], "--checkpoint and --out are both needed"),
-    (["convert", "--from=x"], "--from and --to are both needed"),
+    (["export", "--out=x"], "--checkpoint is missing"),
+    (["convert", "--from=x"], "--to is missing"),
     (["convert", "--from=/no/such", "--to=/tmp/x-not-made"], "does not exist"),
     (["convert", "--from=/no/such", "--to=.", "--layout=original"], "is not empty"),
     (["export", "--checkpoint=x", "--out=y", "--layout=theirs"], "should be one of"),

@@ -46,7 +46,7 @@ def losses(experiment, mesh, devices, accumulation=1):
   mesh = make_mesh(MeshConfig(**mesh), jax.devices()[:devices])
   program = Program(experiment=experiment, mesh=mesh, vocab_size=10)
   state, found = program.create(), []
-  batches = Batches(BLOCKS, experiment.train.batch_size, experiment.seed)
+  batches = Batches([BLOCKS], experiment.train.batch_size, experiment.seed)
   with Feed(batches, program.batch.sharding, 0) as feed:
     for _ in range(STEPS):
       state, values = program.step(state, feed.next())
@@ -204,12 +204,12 @@ def test_each_device_reads_its_own_rows_only():
 
   mesh = make_mesh(MeshConfig(replica=2, tensor=2))
   program = Program(experiment=ABSORBING, mesh=mesh, vocab_size=10)
-  batches = Spied(BLOCKS, 16, 0)
+  batches = Spied([BLOCKS], 16, 0)
   with Feed(batches, program.batch.sharding, 5) as feed:
     first = feed.next()
     second = feed.next()
-  np.testing.assert_array_equal(first, Batches(BLOCKS, 16, 0)[5])
-  np.testing.assert_array_equal(second, Batches(BLOCKS, 16, 0)[6])
+  np.testing.assert_array_equal(first, Batches([BLOCKS], 16, 0)[5])
+  np.testing.assert_array_equal(second, Batches([BLOCKS], 16, 0)[6])
   assert {(start, stop) for _, start, stop in asked} == {(0, 8), (8, 16)}
 
 

@@ -1,20 +1,31 @@
-"""What all verbs share: run a main, print errors as errors."""
+"""What all verbs share: parse flags, run a main, print help as help and errors as errors."""
 
+import difflib
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
+
+from sedd_jax.cli.text import help_text, wrap
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
 
 # What bad input raises. Anything else is a bug, and shows its traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+_HELP = ("--help", "-help", "-h", "-?", "--helpshort")
+# XLA's word for a device without enough memory.
+_NO_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 def run(
-  main: Callable[[], int | None], usage: str, on_error: Callable[[int], None] | None = None
+  main: Callable[[], int | None],
+  usage: str,
+  *,
+  on_error: Callable[[int], None] | None = None,
+  check: Callable[[Sequence[str]], tuple[list[str], list[str]]] | None = None,
+  takes: str | None = None,
 ) -> None:
   """Parses flags, runs main and exits with what it returns; 2 after an error.
 
@@ -22,13 +33,35 @@ def run(
     main: the verb.
     usage: shown by --help, examples included.
     on_error: called with the exit code after the message of an error; may end the process.
+    check: says what is wrong with the arguments before absl parses them, a line for each fault, and
+      which arguments it has not looked at.
+    takes: the flag that one argument without a name stands for.
   """
   logging.set_verbosity(logging.ERROR)  # Libraries' warnings; ours are errors or console lines.
   sys.modules["__main__"].__doc__ = usage
+  flags.FLAGS.set_gnu_getopt(True)  # What stands after an argument that is no flag is still read.
+
+  def parse(argv: list[str]) -> list[str]:
+    if any(argument in _HELP for argument in argv[1:]):
+      print(help_text(usage))
+      sys.exit(0)
+    named = _name_first(argv[1:], takes)
+    faults, others = ([], named) if check is None else check(named)
+    try:
+      unknown = flags.FLAGS([argv[0], *(others if faults else named)], known_only=True)[1:]
+    except SystemExit:
+      sys.exit(0)  # After the longer helps, for which absl has another code.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+      # The last of these: what ml_collections raises. The text of a KeyError is a quotation.
+      faults.append(str(error.args[0] if isinstance(error, KeyError) else error))
+      unknown = []
+    faults += [_unknown(argument) for argument in unknown]
+    if faults:
+      _leave(2, faults[0] if len(faults) == 1 else "\n".join([f"{len(faults)} faults:", *faults]))
+    return argv[:1]
 
   def guarded(argv: list[str]) -> None:
-    if len(argv) > 1:
-      _fail(f"unexpected argument {argv[1]!r}: flags start with --")
+    del argv
     try:
       code = main()
     except KeyboardInterrupt:
@@ -40,35 +73,66 @@ def run(
       if _DEBUG.value:
         raise
       _leave(2, str(error), on_error)
-    except Exception:
-      _leave(1, traceback.format_exc(), on_error)
+    except Exception as error:
+      if _NO_MEMORY in str(error) and not _DEBUG.value:
+        _leave(1, _memory_advice(error), on_error)
+      traceback.print_exc()
+      name = type(error).__name__
+      _leave(1, f"{name}: a bug of sedd_jax. Please report it with the lines above", on_error)
     sys.exit(code or 0)
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=parse)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return app.parse_flags_with_usage(argv)
-  except SystemExit as error:
-    # absl leaves with 1 after an unknown flag; ours is 2 for all that a user gets wrong.
-    sys.exit(2 if error.code == 1 else error.code)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    # ml_collections: an override of a field that is not there, or of the wrong type.
-    _fail(str(error).strip("'\""))
+def require(usage: str, *holders: flags.FlagHolder) -> list[Any]:
+  """The values of flags that a verb needs.
+
+  Raises:
+    ValueError: the message names them all, with the first example of the usage.
+  """
+  missing = [f"--{holder.name}" for holder in holders if holder.value is None]
+  if missing:
+    lines = usage.split("\n")
+    first = next(i for i, line in enumerate(lines) if line.startswith(" "))
+    last = next(i for i in range(first, len(lines)) if not lines[i].endswith("\\"))
+    example = "\n".join(lines[first : last + 1])
+    raise ValueError(
+      f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; for example\n\n"
+      f"{example}\n\n--help shows more"
+    )
+  return [holder.value for holder in holders]
 
 
-def _leave(code: int, message: str, on_error: Callable[[int], None] | None) -> NoReturn:
-  _say(message)
+def _name_first(arguments: list[str], flag: str | None) -> list[str]:
+  """The arguments, with the name of a flag given to the first if it has none."""
+  if flag is None or not arguments or arguments[0].startswith("-"):
+    return arguments
+  return [f"--{flag}={arguments[0]}", *arguments[1:]]
+
+
+def _unknown(argument: str) -> str:
+  """The message about an argument that is no flag of this verb."""
+  if not argument.startswith("-"):
+    return f"unexpected argument {argument!r}: flags start with --"
+  name = argument.lstrip("-").split("=", 1)[0]
+  known = [flag for flag in flags.FLAGS if "." not in flag]
+  near = [flag for flag in known if flag.startswith(name)]
+  near += difflib.get_close_matches(name, known, n=1)
+  hint = f"did you mean --{near[0]}?" if near else "--help shows those that there are"
+  return f"unknown flag --{name}: {hint}"
+
+
+def _memory_advice(error: Exception) -> str:
+  first = str(error).strip().split("\n", 1)[0]
+  return (
+    f"the device's memory is not enough ({first}). Training takes less with "
+    "--config.train.accumulation=2 (or more) or --config.model.remat=full, other verbs with a "
+    "smaller --batch or --batch_size"
+  )
+
+
+def _leave(code: int, message: str, on_error: Callable[[int], None] | None = None) -> NoReturn:
+  print(wrap(f"error: {message}", sys.stderr), file=sys.stderr)
   if on_error is not None:
     on_error(code)
   sys.exit(code)
-
-
-def _fail(message: str) -> NoReturn:
-  _say(message)
-  sys.exit(2)
-
-
-def _say(message: str) -> None:
-  print(f"error: {message}", file=sys.stderr)

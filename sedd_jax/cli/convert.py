@@ -21,9 +21,8 @@ _TOKENIZER = flags.DEFINE_string(
 
 
 def main() -> None:
-  if _FROM.value is None or _TO.value is None:
-    raise ValueError(f"--from and --to are both needed; for example\n{USAGE}")
-  folder = convert(_FROM.value, _TO.value, layout=_LAYOUT.value, tokenizer=_TOKENIZER.value)
+  source, target = app.require(USAGE, _FROM, _TO)
+  folder = convert(source, target, layout=_LAYOUT.value, tokenizer=_TOKENIZER.value)
   print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

@@ -24,27 +24,26 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None:
-    raise ValueError(f"--checkpoint is missing; for example\n{USAGE}")
+  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   for flag in (_NUM_TIMES, _BATCH):
     if flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
   if _NUM_TIMES.value % 2:
     raise ValueError(f"--num_times={_NUM_TIMES.value} must be even")
-  model = sedd_jax.load(_CHECKPOINT.value)
+  model = sedd_jax.load(checkpoint)
   if model.tokenizer is None or "experiment" not in model.info:
-    raise ValueError(f"{_CHECKPOINT.value} is no run of ours: it names no held-out text")
+    raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")
   dataset = load_dataset(
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
   )
-  blocks = dataset.heldout_blocks
+  blocks = dataset.heldout_rows[:]
   estimator = BoundEstimator(
     model.network, model.noise, num_times=_NUM_TIMES.value, batch_size=_BATCH.value
   )
   bound = estimator.bound(
     model.params,
     blocks,
-    chars_per_block=dataset.chars_per_token * blocks.shape[1],
+    chars_per_block=dataset.chars_per_token * dataset.tokens_per_row[1],
     seed=_SEED.value,
   )
   report = evaluation_report(
@@ -53,12 +52,12 @@ def main() -> None:
     step=model.info["step"],
     num_times=_NUM_TIMES.value,
     blocks=len(blocks),
-    tokens=int(blocks.size),
+    tokens=round(len(blocks) * dataset.tokens_per_row[1]),
     chars_per_token=dataset.chars_per_token,
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
     corpus=dict(dataset.identity),
     seed=_SEED.value,
-    checkpoint=_CHECKPOINT.value,
+    checkpoint=checkpoint,
   )
   print(json.dumps(report) if _JSON.value else _table(report))
 

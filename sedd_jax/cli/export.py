@@ -18,9 +18,8 @@ _LAYOUT = flags.DEFINE_enum(
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None or _OUT.value is None:
-    raise ValueError(f"--checkpoint and --out are both needed; for example\n{USAGE}")
-  folder = convert(_CHECKPOINT.value, _OUT.value, layout=_LAYOUT.value)
+  checkpoint, out = app.require(USAGE, _CHECKPOINT, _OUT)
+  folder = convert(checkpoint, out, layout=_LAYOUT.value)
   print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

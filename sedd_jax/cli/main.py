@@ -2,38 +2,54 @@
 
 import difflib
 import importlib
+import shutil
 import sys
+import textwrap
 
 VERBS = {
+  "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or go on with a run",
   "sample": "print text from a trained model",
+  "info": "say what a run, a checkpoint or an export is",
   "evaluate": "bound the perplexity of a trained model on held-out text",
   "export": "write a trained model as a folder to publish, for this code or the original",
   "convert": "read a model in any layout that is known and write it in another",
   "plan": "compile a run for a TPU slice that is not there: memory, traffic, time",
 }
-_USAGE = "usage: sedd VERB [flags]\n\n" + "\n".join(
-  f"  sedd {verb:<9} {what}" for verb, what in VERBS.items()
-)
+_EXAMPLES = """
+  sedd train --config=configs/quickstart.py --workdir=runs/quickstart
+  sedd info runs/quickstart
+  sedd sample --checkpoint=runs/quickstart --num=4
+
+`sedd VERB --help` lists a verb's flags, with examples."""
 
 
 def main() -> None:
   """The console command."""
   verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
   if verb in ("--help", "-h", "help"):
-    print(f"{_USAGE}\n\n`sedd VERB --help` lists a verb's flags.")
+    print(f"{_usage()}\n{_EXAMPLES}")
     return
   if verb not in VERBS:
     near = difflib.get_close_matches(verb, VERBS, n=1)
     print(
       f"sedd: unknown verb {verb!r}" + (f", did you mean {near[0]!r}?" if near else ""),
-      _USAGE,
+      _usage(),
       sep="\n",
       file=sys.stderr,
     )
     sys.exit(2)
   del sys.argv[1]
   importlib.import_module(f"sedd_jax.cli.{verb}").run()
+
+
+def _usage() -> str:
+  width = max(min(shutil.get_terminal_size((100, 24)).columns, 100), 30)
+  lines = [
+    textwrap.fill(what, width, initial_indent=f"  {verb:<9} ", subsequent_indent=" " * 12)
+    for verb, what in VERBS.items()
+  ]
+  return "\n".join(["usage: sedd VERB [flags]", "", *lines])
 
 
 if __name__ == "__main__":

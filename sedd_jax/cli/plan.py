@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from sedd_jax.cli import app
+from sedd_jax.cli.config import config_faults, define_config
 from sedd_jax.data import vocab_size_of
 from sedd_jax.planning import Plan, Slice, find_slice, plan_sampling, plan_training
 from sedd_jax.planning.fit import fit, meshes
@@ -33,7 +33,7 @@ does not, and with 2 if it cannot be planned. The mesh is the config's, as in tr
 slices need --config.mesh.replica. A compilation takes from 20 seconds to some minutes; --fit makes
 about six.
 """
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
+_CONFIG = define_config()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Generation and shape: v5e:4x4, v5p:4x4x4, 2xv5e:16x16 for two slices."
 )
@@ -52,10 +52,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object (a list for --co
 
 
 def main() -> int:
-  config, topology = _CONFIG.value, _TOPOLOGY.value
-  if config is None or topology is None:
-    missing = "--config" if config is None else "--topology"
-    raise ValueError(f"{missing} is missing; for example\n{USAGE}")
+  config, topology = app.require(USAGE, _CONFIG, _TOPOLOGY)
   if _FIT.value and _COMPARE.value is not None:
     raise ValueError("--fit and --compare are two questions: ask one")
   for name, value, least in (("batch", _BATCH.value, 1), ("vocab_size", _VOCAB.value, 2)):
@@ -225,7 +222,7 @@ def _duration(days: float) -> str:
 
 
 def run() -> None:
-  app.run(main, USAGE)
+  app.run(main, USAGE, check=config_faults)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ _MOST_TRACED = 64
 
 
 def main() -> None:
-  if _CHECKPOINT.value is None:
-    raise ValueError(f"--checkpoint is missing; for example\n{USAGE}")
+  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   if _TRACE.value is not None:
     check_trace_path(Path(_TRACE.value))
     if _NUM.value > _MOST_TRACED:
@@ -81,7 +80,7 @@ def main() -> None:
     top_k=_TOP_K.value,
     top_p=_TOP_P.value,
   )
-  model = sedd_jax.load(_CHECKPOINT.value, tokenizer=_TOKENIZER.value)
+  model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value)
   model = dataclasses.replace(model, devices=_devices())
   order = Order(
     templates=_templates(model),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
+import sedd_jax
 from sedd_jax.cli import app, distributed
+from sedd_jax.cli.config import config_faults, define_config
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 from sedd_jax.training.operations import Operations
@@ -30,7 +31,7 @@ each other; elsewhere give --coordinator_address, --num_processes and --process_
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). SIGTERM or Ctrl-C to one of them saves
 on all, and all exit with 143. When one is lost the others stop within twice --heartbeat_timeout.
 """
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or one to go on with.")
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder that keeps compiled programs. It must be yours alone to write."
@@ -44,10 +45,7 @@ _HANG = flags.DEFINE_float(
 
 
 def main() -> int:
-  config, workdir = _CONFIG.value, _WORKDIR.value
-  if config is None or workdir is None:
-    missing = "--config" if config is None else "--workdir"
-    raise ValueError(f"{missing} is missing; for example\n{USAGE}")
+  config, workdir = app.require(USAGE, _CONFIG, _WORKDIR)
   if "://" in workdir:
     raise ValueError(
       f"--workdir={workdir} must be a path of a file system: mount the bucket (gcsfuse, or the "
@@ -59,7 +57,7 @@ def main() -> int:
     jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   distributed.join()
-  return train(experiment, Path(workdir).expanduser(), operations)
+  return train(experiment, Path(workdir).expanduser(), operations, load=sedd_jax.load)
 
 
 def _range(text: str | None) -> tuple[int, int] | None:
@@ -80,7 +78,7 @@ def _leave(code: int) -> None:
 
 
 def run() -> None:
-  app.run(main, USAGE, on_error=_leave)
+  app.run(main, USAGE, on_error=_leave, check=config_faults)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Text: corpora, tokenizers, blocks and batches."""
+"""Text: corpora, tokenizers, prepared shards, rows and batches."""
 
-from sedd_jax.data.batches import Batches, cut_blocks, encode_documents
-from sedd_jax.data.corpus import Corpus, check_same, embedded, load_corpus
-from sedd_jax.data.dataset import DataConfig, Dataset, load_dataset, vocab_size_of
+from sedd_jax.data.batches import Batches
+from sedd_jax.data.config import DataConfig
+from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
+from sedd_jax.data.dataset import Dataset, load_dataset, vocab_size_of
 from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
+from sedd_jax.data.wordpiece import WordPiece
 
 __all__ = [
   "BPE",
@@ -14,12 +16,12 @@ __all__ = [
   "DataConfig",
   "Dataset",
   "Tokenizer",
+  "WordPiece",
   "check_same",
-  "cut_blocks",
   "embedded",
-  "encode_documents",
   "from_json",
   "from_name",
+  "identity_of",
   "load_corpus",
   "load_dataset",
   "vocab_size_of",

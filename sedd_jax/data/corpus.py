@@ -5,19 +5,15 @@ versions carry different texts, so a corpus has an identity (name and hash) that
 """
 
 import dataclasses
-import glob
 import hashlib
 import importlib
-import json
-import lzma
-import os
 import platform
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from sedd_jax.data.tokenizers import OPENERS
+from sedd_jax.data.detokenizers import DETOKENIZERS
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.sources import Cut, Documents, Piece, Source, parse_source
 
 # Paragraphs longer than this that occurred before are dropped: topics repeat each other.
 _REPEATED_PARAGRAPH = 80
@@ -26,30 +22,76 @@ _HELDOUT_TOPICS = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents in a fixed order, cut in two.
+  """Documents in a fixed order, cut in two; they are read anew whenever they are asked for.
 
   Attributes:
     name: what to call it in messages.
     train: documents to train on.
     heldout: documents to evaluate on.
+    detokenizer: applied to all of them.
   """
 
   name: str
-  train: tuple[str, ...]
-  heldout: tuple[str, ...]
+  train: Source
+  heldout: Source
+  detokenizer: str = "none"
 
-  def identity(self) -> dict[str, Any]:
-    """Name, size and hash: equal if and only if name and texts are equal."""
-    digest = hashlib.sha256()
-    for part in (self.train, self.heldout):
-      for document in part:
-        digest.update(hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest())
-      digest.update(b"|")
+  def pieces(self, side: str, faults: Faults | None = None) -> Iterator[Piece]:
+    """The documents of a side, `train` or `heldout`, as they are trained on.
+
+    Args:
+      faults: told of what cannot be read; by default the first fault is an error.
+    """
+    detokenize = DETOKENIZERS[self.detokenizer]
+    source: Source = getattr(self, side)
+    for piece in source.pieces(faults or Faults()):
+      yield dataclasses.replace(piece, text=detokenize(piece.text))
+
+  def texts(self, faults: Faults | None = None) -> Iterator[str]:
+    """The text of all pieces of both sides."""
+    for side in ("train", "heldout"):
+      for piece in self.pieces(side, faults):
+        yield piece.text
+
+
+class Identity:
+  """Name, size and hash of a corpus: equal if and only if name and texts are equal.
+
+  Hashes what passes: read `heldout` after `train`.
+  """
+
+  def __init__(self, name: str):
+    self._name = name
+    self._whole, self._document = hashlib.sha256(), hashlib.sha256()
+    self._characters = 0
+
+  def watch(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces of one side, counted and hashed."""
+    for piece in pieces:
+      self._characters += len(piece.text)
+      self._document.update(piece.text.encode("utf-8", "surrogatepass"))
+      if piece.ends:
+        self._whole.update(self._document.digest())
+        self._document = hashlib.sha256()
+      yield piece
+    self._whole.update(b"|")
+
+  def to_json(self) -> dict[str, Any]:
+    """What a run stores."""
     return {
-      "name": self.name,
-      "characters": sum(map(len, (*self.train, *self.heldout))),
-      "sha256": digest.hexdigest(),
+      "name": self._name,
+      "characters": self._characters,
+      "sha256": self._whole.hexdigest(),
     }
+
+
+def identity_of(corpus: Corpus, faults: Faults | None = None) -> dict[str, Any]:
+  """The identity of a corpus, after reading all of it."""
+  identity = Identity(corpus.name)
+  for side in ("train", "heldout"):
+    for _ in identity.watch(corpus.pieces(side, faults)):
+      pass
+  return identity.to_json()
 
 
 def load_corpus(
@@ -57,19 +99,24 @@ def load_corpus(
   heldout_files: str = "",
   split: Sequence[float] = (0.95, 1.0),
   text_field: str = "text",
+  detokenizer: str = "none",
+  faults: Faults | None = None,
 ) -> Corpus:
-  """Reads a corpus.
+  """Finds a corpus.
 
   Args:
-    files: `embedded`, or comma-separated globs of .txt and .jsonl files, plain or compressed (.gz,
-      .xz, .bz2). A .txt file is one document, a line of a .jsonl file is one.
-    heldout_files: globs of files to hold out. If empty, the text of `files` is cut by `split`.
+    files: `embedded`; comma-separated globs of .txt and .jsonl files, plain or compressed (.gz,
+      .xz, .bz2, .zst); `tfds:NAME@SPLIT`; or `hf:NAME[:CONFIG]@SPLIT`.
+    heldout_files: the same, to hold out. If empty, the text of `files` is cut by `split`.
     split: (a, b): the first share a of the characters is for training, what lies between a and b
-      is held out.
-    text_field: the field of a .jsonl line that holds the text.
+      is held out. To find them all of the text is read once.
+    text_field: the field of a record that holds the text.
+    detokenizer: a name in `DETOKENIZERS`.
+    faults: told of what cannot be read; by default the first fault is an error.
 
   Raises:
-    FileNotFoundError: a glob matches nothing, or the embedded corpus is missing.
+    FileNotFoundError: a glob matches nothing, a dataset cannot be found, or the embedded corpus is
+      missing.
     ValueError: a file or field cannot be used; the message names it.
   """
   if files == "embedded":
@@ -79,12 +126,12 @@ def load_corpus(
       "data.files is empty: give text files, for example --config.data.files='texts/*.txt', or "
       "'embedded'"
     )
-  train = tuple(_documents(files, text_field))
+  source = parse_source(files, text_field)
   if heldout_files:
-    return Corpus(files, train, tuple(_documents(heldout_files, text_field)))
-  if len(split) != 2 or not 0.0 < split[0] < split[1] <= 1.0:
-    raise ValueError(f"data.split={tuple(split)} must be two shares, 0 < first < second <= 1")
-  return Corpus(files, *_cut(train, *split))
+    return Corpus(files, source, parse_source(heldout_files, text_field), detokenizer)
+  size = sum(len(piece.text) for piece in source.pieces(faults or Faults()))
+  low, high = round(split[0] * size), round(split[1] * size)
+  return Corpus(files, Cut(source, 0, low), Cut(source, low, high), detokenizer)
 
 
 def embedded() -> Corpus:
@@ -116,7 +163,9 @@ def embedded() -> Corpus:
     share = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
     sides[share < _HELDOUT_TOPICS].append("\n\n".join(kept))
   version = ".".join(platform.python_version_tuple()[:2])
-  return Corpus(f"language reference of Python {version}", tuple(sides[0]), tuple(sides[1]))
+  name = f"language reference of Python {version}"
+  train, heldout = (Documents(name, tuple(side)) for side in sides)
+  return Corpus(name, train, heldout)
 
 
 def check_same(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -142,59 +191,3 @@ def check_same(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     f"this run was trained on the corpus {describe(stored)}, but config.data now gives "
     f"{describe(found)}. Use the Python or the files that the run was started with."
   )
-
-
-def _documents(globs: str, text_field: str) -> Iterator[str]:
-  for pattern in globs.split(","):
-    paths = sorted(glob.glob(os.path.expanduser(pattern.strip()), recursive=True))
-    if not paths:
-      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
-    for path in map(Path, paths):
-      yield from _read(path, text_field)
-
-
-def _read(path: Path, text_field: str) -> Iterator[str]:
-  opener = OPENERS.get(path.suffix, open)
-  kind = Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
-  if kind not in (".txt", ".jsonl", ""):
-    raise ValueError(
-      f"{path}: config.data reads .txt and .jsonl files, plain or .gz, .xz, .bz2, not {kind!r}"
-    )
-  try:
-    with opener(path, "rt", encoding="utf-8") as file:
-      if kind != ".jsonl":
-        yield file.read()
-        return
-      for number, line in enumerate(file, 1):
-        if line.strip():
-          yield _text_of(line, number, text_field)
-  except (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-    raise ValueError(f"{path}: {error}") from error
-
-
-def _text_of(line: str, number: int, text_field: str) -> str:
-  try:
-    record = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"line {number} is not JSON: {error.msg} at column {error.colno}") from error
-  if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-    raise ValueError(
-      f"line {number} has no text in the field {text_field!r} (config.data.text_field)"
-    )
-  return record[text_field]
-
-
-def _cut(
-  documents: tuple[str, ...], first: float, last: float
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Cuts at shares of all characters; a document across a cut is divided."""
-  size = sum(map(len, documents))
-  low, high = round(first * size), round(last * size)
-  train, heldout, start = [], [], 0
-  for document in documents:
-    head = max(0, min(len(document), low - start))
-    tail = max(0, min(len(document), high - start))
-    train.append(document[:head])
-    heldout.append(document[head:tail])
-    start += len(document)
-  return tuple(d for d in train if d), tuple(d for d in heldout if d)

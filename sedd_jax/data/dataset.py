@@ -1,42 +1,32 @@
-"""What a run trains on and is judged on: blocks of tokens from a corpus."""
+"""What a run trains on and is judged on: rows of tokens from a corpus."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.batches import SEPARATOR, cut_blocks, encode_documents
-from sedd_jax.data.corpus import check_same, load_corpus
-from sedd_jax.data.tokenizers import GPT2_VOCAB_SIZE, Bytes, Tokenizer, from_name
+from sedd_jax.data import wordpiece
+from sedd_jax.data.batches import Batches
+from sedd_jax.data.config import DataConfig
+from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
+from sedd_jax.data.rows import Joined, Rows, make_rows
+from sedd_jax.data.sources import Documents, parse_source
+from sedd_jax.data.streams import Stream, encode, heads, separated
+from sedd_jax.data.tokenizers import (
+  GPT2_VOCAB_SIZE,
+  Bytes,
+  Tokenizer,
+  from_name,
+  same_tokenizer,
+)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Where the text comes from and how it is cut.
-
-  Attributes:
-    files: `embedded`, or comma-separated globs (`corpus.load_corpus`).
-    heldout_files: globs of held-out files; if empty, `files` is cut by `split`.
-    split: shares of the text at which training ends and held-out text ends.
-    text_field: of .jsonl lines.
-    tokenizer: `chars`, `bytes`, `gpt2`, or `gpt2:FOLDER`.
-    length: tokens in a block.
-
-  Raises:
-    ValueError: a field is out of range; the message names it.
-  """
-
-  files: str = "embedded"
-  heldout_files: str = ""
-  split: tuple[float, float] = (0.95, 1.0)
-  text_field: str = "text"
-  tokenizer: str = "chars"
-  length: int = 1024
-
-  def __post_init__(self):
-    if self.length < 1:
-      raise ValueError(f"data.length={self.length} must be at least 1")
+# Tokens that entropies are counted on: enough to know the bigrams of a corpus of any size.
+_COUNTED = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,21 +35,31 @@ class Dataset:
 
   Attributes:
     identity: name, size and hash of the corpus.
-    tokenizer: of all arrays here.
-    train: int32[T], the training text as one stream.
-    heldout: int32[U], the held-out text as one stream.
-    train_blocks: int32[N, L], the same cut in blocks, the remainder dropped.
-    heldout_blocks: int32[M, L].
+    tokenizer: of all tokens here.
+    train_rows: int32[N, L] to train on, for each part that is weighted; else one.
+    weights: of the parts.
+    heldout_rows: int32[M, L].
+    train_head: int32[T], the first tokens of the training text.
+    heldout_head: int32[U], the first tokens of the held-out text.
     chars_per_token: characters per token of the held-out text.
+    tokens_per_row: tokens of documents in a row to train on, and in a held-out one, on average.
+    faults: what was left out, so far.
   """
 
   identity: Mapping[str, Any]
   tokenizer: Tokenizer
-  train: np.ndarray
-  heldout: np.ndarray
-  train_blocks: np.ndarray
-  heldout_blocks: np.ndarray
+  train_rows: Sequence[Rows]
+  weights: tuple[float, ...]
+  heldout_rows: Rows
+  train_head: np.ndarray
+  heldout_head: np.ndarray
   chars_per_token: float
+  tokens_per_row: tuple[float, float]
+  faults: Faults
+
+  def batches(self, batch_size: int, seed: int) -> Batches:
+    """The batches of a run."""
+    return Batches(self.train_rows, batch_size, seed, self.weights)
 
 
 def vocab_size_of(config: DataConfig) -> int:
@@ -68,10 +68,12 @@ def vocab_size_of(config: DataConfig) -> int:
   Raises:
     ValueError: the tokenizer depends on a corpus that the config does not name.
   """
-  if config.tokenizer == "bytes":
-    return Bytes.vocab_size
+  if config.tokenizer.startswith("bytes"):
+    return Bytes(eos=config.tokenizer == "bytes:eos").vocab_size
   if config.tokenizer.startswith("gpt2"):
     return GPT2_VOCAB_SIZE
+  if config.tokenizer.startswith("bert"):
+    return wordpiece.VOCAB_SIZE
   if not config.files:
     raise ValueError(
       f"data.tokenizer={config.tokenizer!r} depends on the corpus, and data.files is empty: name "
@@ -86,7 +88,7 @@ def load_dataset(
   expected: Mapping[str, Any] | None = None,
   tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-  """Reads and tokenizes a corpus.
+  """Opens what is prepared; reads and tokenizes what is text.
 
   Args:
     expected: the identity that a run stored; another corpus is refused.
@@ -96,26 +98,165 @@ def load_dataset(
     ValueError: the corpus is another one, or cannot be used; the message says why.
     FileNotFoundError: no such files.
   """
-  corpus = load_corpus(config.files, config.heldout_files, config.split, config.text_field)
-  identity = corpus.identity()
+  faults = Faults(config.on_fault)
+  parts = _parts(config, faults)
+  identity = _joined([part.identity for part in parts])
   if expected is not None:
     check_same(expected, identity)
   if tokenizer is None:
-    tokenizer = from_name(config.tokenizer, (*corpus.train, *corpus.heldout))
-  heldout = encode_documents(corpus.heldout, tokenizer)
-  train = encode_documents(corpus.train, tokenizer)
+    tokenizer = _tokenizer(parts, config)
+  train, heldout = (
+    [part.read(side, tokenizer) for part in parts if side in part.sides] for side in SIDES
+  )
+  train_rows, heldout_rows = (
+    [_rows(text, config, tokenizer, name) for text in texts]
+    for texts, name in ((train, "training"), (heldout, "held-out"))
+  )
   return Dataset(
     identity=identity,
     tokenizer=tokenizer,
-    train=train,
-    heldout=heldout,
-    train_blocks=cut_blocks(train, config.length, "training"),
-    heldout_blocks=cut_blocks(heldout, config.length, "held-out"),
-    chars_per_token=_characters(corpus.heldout, tokenizer) / len(heldout),
+    train_rows=train_rows if config.weights else [Joined(train_rows)],
+    weights=config.weights,
+    heldout_rows=Joined(heldout_rows),
+    train_head=heads([text.stream for text in train], _COUNTED),
+    heldout_head=heads([text.stream for text in heldout], _COUNTED),
+    chars_per_token=sum(t.characters for t in heldout) / sum(len(t.stream) for t in heldout),
+    tokens_per_row=(_tokens_per_row(train_rows, config.weights), _tokens_per_row(heldout_rows)),
+    faults=faults,
   )
 
 
-def _characters(documents: Sequence[str], tokenizer: Tokenizer) -> int:
-  """Characters of some documents as a stream. EOS is a token and no character."""
-  between = 0 if tokenizer.eos_id is not None else len(SEPARATOR) * (len(documents) - 1)
-  return sum(map(len, documents)) + between
+@dataclasses.dataclass(frozen=True)
+class _Side:
+  """One side of a part: its tokens, and the characters that they stand for."""
+
+  stream: Stream
+  characters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+  """A part of the corpus that is text: it is tokenized here, and its tokens are held in memory."""
+
+  corpus: Corpus
+  sides: Sequence[str]
+  faults: Faults
+
+  @functools.cached_property
+  def identity(self) -> Mapping[str, Any]:
+    return identity_of(self.corpus, self.faults)
+
+  def texts(self) -> Iterator[str]:
+    return self.corpus.texts(self.faults)
+
+  def read(self, side: str, tokenizer: Tokenizer) -> _Side:
+    pieces = self.corpus.pieces(side, self.faults)
+    encoded = encode(separated(pieces, tokenizer), tokenizer)
+    return _Side(encoded, encoded.characters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+  """A part of the corpus that is prepared."""
+
+  prepared: Prepared
+  sides: Sequence[str]
+  faults: Faults
+
+  @property
+  def identity(self) -> Mapping[str, Any]:
+    return self.prepared.identity
+
+  def read(self, side: str, tokenizer: Tokenizer) -> _Side:
+    if not same_tokenizer(self.prepared.tokenizer(), tokenizer):
+      raise ValueError(
+        f"{self.prepared.folder} was prepared with another tokenizer than this run has "
+        f"({self.prepared.manifest['settings']['tokenizer']!r}): prepare the text again with that "
+        "of the run"
+      )
+    stream = self.prepared.stream(side, self.faults)
+    return _Side(stream, self.prepared.manifest[side]["characters"])
+
+
+def _parts(config: DataConfig, faults: Faults) -> list[_Text | _Shards]:
+  """The parts of a corpus; held-out text of its own is the last one."""
+  heldout = config.heldout_files
+  one_text = len(config.parts) == 1 and not is_prepared(config.files)
+  if one_text and not (heldout and is_prepared(heldout)):
+    return [_Text(_corpus(config, config.files, heldout, faults), SIDES, faults)]
+  sides = SIDES[:1] if heldout else SIDES
+  parts: list[_Text | _Shards] = []
+  for name in config.parts:
+    if is_prepared(name):
+      parts.append(_Shards(open_prepared(name), sides, faults))
+    elif heldout:
+      parts.append(_Text(_whole(config, name, "train"), sides, faults))
+    else:
+      parts.append(_Text(_corpus(config, name, "", faults), sides, faults))
+  if heldout and is_prepared(heldout):
+    parts.append(_Shards(open_prepared(heldout), SIDES[1:], faults))
+  elif heldout:
+    parts.append(_Text(_whole(config, heldout, "heldout"), SIDES[1:], faults))
+  return parts
+
+
+def _corpus(config: DataConfig, files: str, heldout_files: str, faults: Faults) -> Corpus:
+  return load_corpus(
+    files,
+    heldout_files,
+    config.split,
+    config.text_field,
+    config.detokenizer,
+    faults,
+  )
+
+
+def _whole(config: DataConfig, files: str, side: str) -> Corpus:
+  """All of some text on one side."""
+  if files == "embedded":
+    return dataclasses.replace(embedded(), **{_OTHER[side]: Documents(files, ())})
+  sources = {side: parse_source(files, config.text_field), _OTHER[side]: Documents(files, ())}
+  return Corpus(files, **sources, detokenizer=config.detokenizer)
+
+
+_OTHER = {"train": "heldout", "heldout": "train"}
+
+
+def _joined(identities: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+  """The identity of several parts together."""
+  if len(identities) == 1:
+    return identities[0]
+  digests = "".join(identity["sha256"] for identity in identities)
+  return {
+    "name": "; ".join(identity["name"] for identity in identities),
+    "characters": sum(identity["characters"] for identity in identities),
+    "sha256": hashlib.sha256(digests.encode()).hexdigest(),
+  }
+
+
+def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenizer:
+  """That of the prepared parts, which must be the one that the config names; else a new one."""
+  for part in parts:
+    if isinstance(part, _Shards):
+      made = part.prepared.manifest["settings"]["tokenizer"]
+      # A folder that holds a vocabulary may have moved.
+      if made != config.tokenizer and not made[:4] == config.tokenizer[:4] in ("gpt2", "bert"):
+        raise ValueError(
+          f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
+          f"{made!r}: set --config.data.tokenizer={made}"
+        )
+      return part.prepared.tokenizer()
+  texts = (text for part in parts if isinstance(part, _Text) for text in part.texts())
+  return from_name(config.tokenizer, texts)
+
+
+def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:
+  return make_rows(text.stream, config.length, config.packing, config.fill, tokenizer.eos_id, name)
+
+
+def _tokens_per_row(rows: Sequence[Any], weights: Sequence[float] = ()) -> float:
+  """Tokens of documents in a row, on average over rows or over weighted parts."""
+  if not weights:
+    return sum(part.tokens for part in rows) / sum(len(part) for part in rows)
+  shares = zip(weights, rows, strict=True)
+  return sum(w * part.tokens / len(part) for w, part in shares) / sum(weights)

@@ -1,19 +1,20 @@
-"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, and GPT-2's BPE."""
+"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
 
-import bz2
-import gzip
 import json
-import lzma
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-
+from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.wordpiece import WordPiece
 
 GPT2_VOCAB_SIZE = 50_257
+EOS = "<|endoftext|>"
+TOKENIZERS = "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert' or 'bert:FOLDER'"
+# Of characters that a text has and a model does not.
+_MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
@@ -32,6 +33,10 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> np.ndarray:
     """int32[T]."""
+    ...
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Each text by itself, on all cores where the tokenizer can."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -63,9 +68,11 @@ class Chars:
 
   def __init__(self, characters: str):
     self.characters = characters
-    self._ids = {c: i for i, c in enumerate(characters)}
-    if len(self._ids) != len(characters):
+    if len(set(characters)) != len(characters):
       raise ValueError("Chars: a character is listed twice")
+    points = _code_points(characters)
+    self._ids = np.full(int(points.max(initial=0)) + 1, -1, np.int32)
+    self._ids[points] = np.arange(len(points))
 
   @classmethod
   def of(cls, texts: Iterable[str]) -> "Chars":
@@ -80,13 +87,21 @@ class Chars:
     return len(self.characters)
 
   def encode(self, text: str) -> np.ndarray:
-    try:
-      return np.array([self._ids[c] for c in text], np.int32)
-    except KeyError as error:
+    points = _code_points(text)
+    known = points < len(self._ids)
+    ids = np.where(known, self._ids[np.where(known, points, 0)], -1)
+    if np.any(ids < 0):
+      unknown = sorted(set(text) - set(self.characters))
+      named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
+      named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+      what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
       raise ValueError(
-        f"character {error.args[0]!r} is not one of the {self.vocab_size} that this model knows: "
-        f"{self.characters!r}"
-      ) from None
+        f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
+      )
+    return ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
 
   def decode(self, ids: Iterable[int]) -> str:
     return "".join(self.pieces(ids))
@@ -99,28 +114,34 @@ class Chars:
 
 
 class Bytes:
-  """One token per byte of UTF-8; V = 256."""
+  """One token per byte of UTF-8; V = 256, or 257 with an end-of-text token.
 
-  vocab_size = 256
-  eos_id = None
+  Args:
+    eos: whether there is an end-of-text token. It decodes to <|endoftext|>.
+  """
+
+  def __init__(self, *, eos: bool = False):
+    self.vocab_size = 257 if eos else 256
+    self.eos_id = 256 if eos else None
 
   def encode(self, text: str) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self.encode(text) for text in texts]
+
   def decode(self, ids: Iterable[int]) -> str:
-    return bytes(int(i) for i in ids).decode(errors="replace")
+    return "".join(self.pieces(ids))
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    return _pieces_of_bytes([bytes((int(i),)) for i in ids])
+    return _pieces_of_bytes([EOS.encode() if i == 256 else bytes((int(i),)) for i in ids])
 
   def to_json(self) -> dict[str, Any]:
-    return {"kind": "bytes"}
+    return {"kind": "bytes"} if self.eos_id is None else {"kind": "bytes", "eos": True}
 
 
 class BPE:
   """GPT-2's byte-level BPE, run by the `tokenizers` library. EOS is <|endoftext|>."""
-
-  _EOS = "<|endoftext|>"
 
   def __init__(self, definition: str):
     """Args:
@@ -129,9 +150,9 @@ class BPE:
     from tokenizers import Tokenizer as Library
 
     self._library = Library.from_str(definition)
-    eos_id = self._library.token_to_id(self._EOS)
+    eos_id = self._library.token_to_id(EOS)
     if eos_id is None:
-      raise ValueError(f"BPE: the vocabulary has no {self._EOS}")
+      raise ValueError(f"BPE: the vocabulary has no {EOS}")
     self.eos_id: int = eos_id
 
   @classmethod
@@ -174,7 +195,11 @@ class BPE:
     return self._library.get_vocab_size()
 
   def encode(self, text: str) -> np.ndarray:
-    return np.array(self._library.encode(text).ids, np.int32)
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    found = self._library.encode_batch_fast(list(texts))
+    return [np.array(one.ids, np.int32) for one in found]
 
   def decode(self, ids: Iterable[int]) -> str:
     return self._library.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -195,39 +220,78 @@ class BPE:
       return name.encode()  # A special token outside the alphabet stands for itself.
 
 
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+  """Whether two tokenizers give the same tokens, however they were written down."""
+
+  def meaning(tokenizer: Tokenizer) -> dict[str, Any]:
+    spec = tokenizer.to_json()
+    if spec["kind"] != "bpe":
+      return spec
+    model = json.loads(spec["definition"])["model"]
+    # The library has written a merge as "a b" and as ["a", "b"].
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
+
+  return meaning(one) == meaning(other)
+
+
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:
   """Builds a tokenizer from its `to_json`."""
   match spec["kind"]:
     case "chars":
       return Chars(spec["characters"])
     case "bytes":
-      return Bytes()
+      return Bytes(eos=spec.get("eos", False))
     case "bpe":
       return BPE(spec["definition"])
+    case "wordpiece":
+      return WordPiece(spec["vocabulary"])
     case other:
-      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes' or 'bpe'")
+      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe' or 'wordpiece'")
 
 
 def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
-    name: `chars` (the characters of texts), `bytes`, `gpt2` (from the hub), or `gpt2:FOLDER`.
-    texts: the corpus.
+    name: `chars` (the characters of texts), `bytes`, `bytes:eos`, `gpt2` or `bert` (from the hub),
+      or `gpt2:FOLDER`, `bert:FOLDER`.
+    texts: the corpus; read for `chars` only.
 
   Raises:
     ValueError: the name is none of these.
   """
-  kind, _, folder = name.partition(":")
-  match kind:
-    case "chars":
+  match name.partition(":"):
+    case "chars", "", _:
       return Chars.of(texts)
-    case "bytes":
+    case "bytes", "", _:
       return Bytes()
-    case "gpt2":
-      return BPE.from_folder(Path(folder)) if folder else BPE.from_hub("gpt2")
-    case _:
-      raise ValueError(f"data.tokenizer={name!r} must be 'chars', 'bytes', 'gpt2' or 'gpt2:FOLDER'")
+    case "bytes", _, "eos":
+      return Bytes(eos=True)
+    case "gpt2", "", _:
+      return BPE.from_hub("gpt2")
+    case "gpt2", _, folder if folder:
+      return BPE.from_folder(Path(folder))
+    case "bert", "", _:
+      return WordPiece.from_hub()
+    case "bert", _, folder if folder:
+      return _wordpiece_from_folder(Path(folder))
+  raise ValueError(f"data.tokenizer={name!r} must be {TOKENIZERS}")
+
+
+def _wordpiece_from_folder(folder: Path) -> WordPiece:
+  """Reads vocab.txt, plain or compressed.
+
+  Raises:
+    FileNotFoundError: the folder has none.
+  """
+  if (text := _read(folder, "vocab.txt")) is None:
+    raise FileNotFoundError(f"{folder} has no vocab.txt")
+  return WordPiece.from_text(text)
+
+
+def _code_points(text: str) -> np.ndarray:
+  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -265,9 +329,9 @@ def _read(folder: Path, *names: str) -> str | None:
   for name in names:
     if (folder / name).is_file():
       return (folder / name).read_text(encoding="utf-8")
-    for suffix, opener in OPENERS.items():
+    for suffix in OPENERS:
       if (folder / (name + suffix)).is_file():
-        with opener(folder / (name + suffix), "rt", encoding="utf-8") as file:
+        with open_any(folder / (name + suffix), text=True) as file:
           return file.read()
   return None
 
@@ -281,5 +345,5 @@ def _gpt2_definition(vocab: Mapping[str, int], merges: str) -> str:
   library = Library(models.BPE(vocab=dict(vocab), merges=pairs))
   library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   library.decoder = decoders.ByteLevel()
-  library.add_special_tokens([BPE._EOS])
+  library.add_special_tokens([EOS])
   return library.to_str()

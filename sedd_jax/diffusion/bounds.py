@@ -72,7 +72,7 @@ def bound_terms(
 
   Args:
     stats_fn: the network, as in `losses`.
-    x0: int[B, L], clean tokens.
+    x0: int[B, L], clean tokens; one that is given is its complement ~token.
     keys: PRNG keys [B]; the estimate of a sequence depends on its key alone.
     num_times: draws in the main piece; a multiple of num_groups.
     num_groups: at least 2 where a standard error is wanted.
@@ -123,8 +123,8 @@ def bound_terms(
     estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
     start = stop
   if isinstance(process, Uniform):
-    prior = x0.shape[1] * _prior_divergence(process, last)
-    estimates.append(jnp.full_like(estimates[0], prior))
+    prior_B = jnp.sum(x0 >= 0, axis=1) * _prior_divergence(process, last)
+    estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
   return Terms(*estimates)
 
 

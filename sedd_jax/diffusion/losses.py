@@ -46,12 +46,13 @@ def denoising_score_entropy(
 
   Args:
     stats_fn: the network (see the module docstring).
-    x0: int[B, L], clean tokens.
+    x0: int[B, L], clean tokens. One that is given, so that it stays clean and does not count, is
+      its complement ~token; then the bound is on the law of the others, given these.
     t: float[B], times in [0, 1].
     keys: PRNG keys [B], one per example.
 
   Returns:
-    float[B], nats per sequence.
+    float[B], nats per sequence, of the tokens that count.
   """
   return noise.rate(t) * score_entropy_at(stats_fn, x0, noise.total(t), keys, process=process)
 
@@ -67,9 +68,11 @@ def score_entropy_at(
   Returns:
     float[B], nats per unit of total noise.
   """
-  x = jax.vmap(process.corrupt)(keys, x0, total)
+  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
+  x = jnp.where(counts, jax.vmap(process.corrupt)(keys, x0, total), x0)
   stats = stats_fn(x, x0, total)
-  return jnp.sum(process.score_entropy_from_stats(stats, x, x0, total[:, None]), axis=-1)
+  entropy = process.score_entropy_from_stats(stats, x, x0, total[:, None])
+  return jnp.sum(jnp.where(counts, entropy, 0.0), axis=-1)
 
 
 def example_keys(key: jax.Array, step: jax.typing.ArrayLike, index: jax.Array) -> jax.Array:

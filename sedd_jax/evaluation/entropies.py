@@ -7,8 +7,8 @@ from sedd_jax.data import Dataset
 
 def heldout_entropies(dataset: Dataset) -> dict[str, float]:
   """`unigram` and `bigram`: bits per character of the held-out text under counts of the training
-  text."""
-  arguments = (dataset.train, dataset.heldout, dataset.tokenizer.vocab_size)
+  text, both of their first 20 million tokens at most."""
+  arguments = (dataset.train_head, dataset.heldout_head, dataset.tokenizer.vocab_size)
   return {
     "unigram": unigram_bits(*arguments) / dataset.chars_per_token,
     "bigram": bigram_bits(*arguments) / dataset.chars_per_token,

@@ -18,8 +18,8 @@ from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
 from sedd_jax.training.experiment import Experiment
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CONFIG = "config.json"
-_HUB_FILES = [_CONFIG, SAFETENSORS, PICKLE, TOKENIZER]
+CONFIG = "config.json"
+_HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER]
 
 
 def load(
@@ -56,8 +56,8 @@ def load(
 def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model:
   if is_run_layout(path):
     model = load_run(path, dtype or "float32")
-  elif (path / _CONFIG).is_file():
-    config = Fields.from_json(path / _CONFIG)
+  elif (path / CONFIG).is_file():
+    config = Fields.from_json(path / CONFIG)
     if not has_weights(path) and config.get("train") is not None:
       return _load_run(path, dtype)
     model = _load_published(path, config, dtype)
@@ -65,7 +65,7 @@ def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model:
     raise FileNotFoundError(f"{path} does not exist, and is no hub id such as louaaron/sedd-small")
   else:
     raise FileNotFoundError(
-      f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor {_CONFIG} with "
+      f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor {CONFIG} with "
       f"{SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
     )
   if model.tokenizer is None:
@@ -76,7 +76,7 @@ def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model:
 def _load_published(path: Path, config: Fields, dtype: str | None) -> Model:
   """A folder of config.json and weights; the config tells whose."""
   if not has_weights(path):
-    raise FileNotFoundError(f"{path} has a {_CONFIG} and no {SAFETENSORS} or {PICKLE} beside it")
+    raise FileNotFoundError(f"{path} has a {CONFIG} and no {SAFETENSORS} or {PICKLE} beside it")
   if config.get("format") is not None:
     if config.get("format") != FORMAT:
       raise config.wrong(config.get("format"), repr(FORMAT), "format")

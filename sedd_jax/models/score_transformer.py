@@ -56,7 +56,7 @@ class ScoreTransformerConfig:
     pad_multiple: embedding and output tables are padded in memory to a multiple of this.
 
   Raises:
-    ValueError: a field is out of range; the message names it.
+    ValueError: fields are out of range; the message names them, a line for each.
   """
 
   num_states: int
@@ -73,21 +73,26 @@ class ScoreTransformerConfig:
   pad_multiple: int = 128
 
   def __post_init__(self):
-    for name in ("num_states", "width", "blocks", "heads", "cond_dim", "unroll", "pad_multiple"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-    if self.width % (2 * self.heads):
-      raise ValueError(
+    sizes = ("num_states", "width", "blocks", "heads", "cond_dim", "unroll", "pad_multiple")
+    faults = [
+      f"model.{name}={getattr(self, name)} must be at least 1"
+      for name in sizes
+      if getattr(self, name) < 1
+    ]
+    if self.heads >= 1 and self.width % (2 * self.heads):
+      faults.append(
         f"model.heads={self.heads} must divide model.width={self.width} into heads of even width"
       )
     if not 0.0 <= self.dropout < 1.0:
-      raise ValueError(f"model.dropout={self.dropout} must lie in [0, 1)")
+      faults.append(f"model.dropout={self.dropout} must lie in [0, 1)")
     if self.dtype not in ("float32", "bfloat16", "float64"):
-      raise ValueError(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
+      faults.append(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
     if self.remat != "none" and self.remat not in KEPT:
-      raise ValueError(f"model.remat={self.remat!r} must be 'none', {', '.join(map(repr, KEPT))}")
+      faults.append(f"model.remat={self.remat!r} must be 'none', {', '.join(map(repr, KEPT))}")
     if self.attention not in KERNELS:
-      raise ValueError(f"model.attention={self.attention!r} must be one of {', '.join(KERNELS)}")
+      faults.append(f"model.attention={self.attention!r} must be one of {', '.join(KERNELS)}")
+    if faults:
+      raise ValueError("\n".join(faults))
 
   @property
   def padded_states(self) -> int:

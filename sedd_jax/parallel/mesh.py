@@ -21,11 +21,27 @@ class MeshConfig:
     replica: copies of all parameters, each with its share of the batch.
     fsdp: the batch and every parameter are sharded over this axis.
     tensor: width, heads and vocabulary are sharded over this axis.
+
+  Raises:
+    ValueError: sizes are out of range, or several are -1; a line for each fault.
   """
 
   replica: int = 1
   fsdp: int = -1
   tensor: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    faults = [
+      f"mesh.{name}={size} must be at least 1, or -1 for what is left"
+      for name, size in sizes.items()
+      if size != -1 and size < 1
+    ]
+    if list(sizes.values()).count(-1) > 1:
+      named = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+      faults.append(f"{named}: at most one may be -1")
+    if faults:
+      raise ValueError("\n".join(faults))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -74,11 +90,6 @@ def _slices(devices: Sequence[Any]) -> int:
 def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
   sizes = [config.replica, config.fsdp, config.tensor]
   named = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
-  for name, size in zip(AXES, sizes, strict=True):
-    if size != -1 and size < 1:
-      raise ValueError(f"mesh.{name}={size} must be at least 1, or -1 for what is left")
-  if sizes.count(-1) > 1:
-    raise ValueError(f"{named}: at most one may be -1")
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 not in sizes and fixed != devices:
     raise ValueError(f"{named} make {fixed}, not {devices} devices: -1 takes what is left")
@@ -107,31 +118,24 @@ def distribute(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Ar
   return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
-def check_batch(mesh: jax.sharding.Mesh, batch_size: int, accumulation: int) -> None:
-  """Refuses a batch that the mesh does not divide.
+def check_fits(mesh: jax.sharding.Mesh, *, batch_size: int, accumulation: int, heads: int) -> None:
+  """Refuses a batch that the mesh does not divide, and a mesh that would cut a head.
 
   Raises:
-    ValueError: the message names the batch sizes next to it that would do.
+    ValueError: a line for each, with the sizes that would do.
   """
+  faults, tensor = [], mesh.shape["tensor"]
   multiple = accumulation * batch_multiple(mesh)
   if batch_size % multiple:
     below = batch_size // multiple * multiple
     fitting = " or ".join(str(size) for size in (below, below + multiple) if size)
-    raise ValueError(
+    faults.append(
       f"train.batch_size={batch_size} must be a multiple of {multiple}: train.accumulation="
       f"{accumulation} times mesh.replica={mesh.shape['replica']} times "
       f"mesh.fsdp={mesh.shape['fsdp']}; for example {fitting}"
     )
-
-
-def check_heads(mesh: jax.sharding.Mesh, heads: int) -> None:
-  """Refuses a mesh that would cut a head.
-
-  Raises:
-    ValueError: the message names the sizes that would do.
-  """
-  if heads % mesh.shape["tensor"]:
+  if heads % tensor:
     fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-    raise ValueError(
-      f"mesh.tensor={mesh.shape['tensor']} must divide model.heads={heads}: {fitting}"
-    )
+    faults.append(f"mesh.tensor={tensor} must divide model.heads={heads}: {fitting}")
+  if faults:
+    raise ValueError("\n".join(faults))

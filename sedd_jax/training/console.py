@@ -7,25 +7,34 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 # On a pipe or a file, a line at most this often, in seconds.
 _PLAIN_INTERVAL = 15.0
+# A terminal with fewer columns has no room for the whole live line.
+_NARROW = 72
 
 
 class RunConsole:
-  """Progress of a run from step `first` to `last`; a context manager. Only `lead` speaks."""
+  """Progress of a run from step `first` to `last`; a context manager. Only `lead` speaks.
+
+  On a terminal, what is wider is wrapped between words; a pipe or a file gets lines as they are.
+  """
 
   def __init__(self, first: int, last: int, *, lead: bool = True):
-    self._console = Console(highlight=False, soft_wrap=True, emoji=False, quiet=not lead)
+    self._console = Console(highlight=False, emoji=False, quiet=not lead)
     self._first, self._last = first, last
     self._started = self._printed = time.monotonic()
+    steps = TextColumn("{task.completed}/{task.total}")
+    loss = TextColumn("{task.fields[loss]}")
+    rate = TextColumn("{task.fields[rate]:,.0f} tok/s")
+    narrow = self._console.width < _NARROW
+    middle = (loss,) if narrow else (BarColumn(bar_width=None), loss, rate)
     self._progress = Progress(
-      TextColumn("step {task.completed}/{task.total}"),
-      BarColumn(bar_width=None),
-      TextColumn("{task.fields[loss]:.3f} bits/char  {task.fields[rate]:,.0f} tok/s"),
-      TimeRemainingColumn(),
+      steps,
+      *middle,
+      TimeRemainingColumn(compact=narrow),
       console=self._console,
       disable=not self._console.is_terminal,
     )
     self._task = self._progress.add_task(
-      "train", total=last, completed=first, loss=float("nan"), rate=0.0
+      "train", total=last, completed=first, loss="compiling", rate=0.0
     )
 
   def __enter__(self) -> "RunConsole":
@@ -37,7 +46,11 @@ class RunConsole:
 
   def say(self, text: str = "") -> None:
     """Prints text above the live line."""
-    self._console.print(text, markup=False)
+    self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
+
+  def show(self, text: str) -> None:
+    """Prints text above the live line as it stands: samples, and commands to copy."""
+    self._console.out(text, highlight=False)
 
   def update(self, step: int, loss: float, tokens_per_second: float) -> None:
     """Moves the live line.
@@ -46,7 +59,8 @@ class RunConsole:
       step: updates made.
       loss: bits per character.
     """
-    self._progress.update(self._task, completed=step, loss=loss, rate=tokens_per_second)
+    said = f"{loss:.3f} bits/char"
+    self._progress.update(self._task, completed=step, loss=said, rate=tokens_per_second)
     now = time.monotonic()
     if not self._console.is_terminal and (
       now - self._printed >= _PLAIN_INTERVAL or step == self._last
@@ -55,6 +69,6 @@ class RunConsole:
       done = max(step - self._first, 1)
       left = (now - self._started) / done * (self._last - step)
       self.say(
-        f"step {step}/{self._last}  {loss:.3f} bits/char  {tokens_per_second:,.0f} tok/s  "
+        f"step {step}/{self._last}  {said}  {tokens_per_second:,.0f} tok/s  "
         f"{left / 60:.1f} min left"
       )

@@ -1,11 +1,10 @@
 """A whole run as typed values: what a config file says, checked.
 
-Below this module nothing knows of configs. Every section of a config is a frozen dataclass; this
-is the one place that makes them from nested dicts.
+Below this module nothing knows of configs. Every section of a config is a frozen dataclass, which
+`sections.py` makes from nested dicts; each says all that is wrong with it, a fault a line.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,14 @@ from sedd_jax.models import Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig
 from sedd_jax.training.optimizer import OptimizerConfig
+from sedd_jax.training.sections import below, read_section
+
+_CHOICES = {
+  "process": ("absorbing", "uniform"),
+  "noise": ("loglinear", "geometric"),
+  "parameterization": ("score", "scaled", "conditional"),
+  "time_sampling": ("low_discrepancy", "iid"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,9 @@ class DiffusionConfig:
     sigma_max: of the geometric noise.
     parameterization: `score`, `scaled` or `conditional` (`diffusion/score.py`).
     time_sampling: `low_discrepancy` or `iid`.
+
+  Raises:
+    ValueError: fields are out of range or do not go together; a line for each.
   """
 
   process: str = "absorbing"
@@ -49,10 +59,24 @@ class DiffusionConfig:
   time_sampling: TimeSampling = "low_discrepancy"
 
   def __post_init__(self):
-    if self.time_sampling not in ("low_discrepancy", "iid"):
-      raise ValueError(
-        f"diffusion.time_sampling={self.time_sampling!r} must be 'low_discrepancy' or 'iid'"
+    faults = [
+      f"diffusion.{name}={getattr(self, name)!r} must be {' or '.join(map(repr, known))}"
+      for name, known in _CHOICES.items()
+      if getattr(self, name) not in known
+    ]
+    if self.process == "uniform" and self.parameterization in ("scaled", "conditional"):
+      faults.append(
+        f"diffusion.parameterization={self.parameterization!r} needs the absorbing process: "
+        "diffusion.process='uniform' takes 'score'"
       )
+    # Both, since what is out of range is a slip also where the other noise is used.
+    for make in (lambda: LogLinear(self.eps), lambda: Geometric(self.sigma_min, self.sigma_max)):
+      try:
+        make()
+      except ValueError as error:
+        faults.append(f"diffusion: {error}")
+    if faults:
+      raise ValueError("\n".join(faults))
 
   @classmethod
   def paper(cls, process: str) -> "DiffusionConfig":
@@ -81,25 +105,21 @@ class DiffusionConfig:
     )
 
   def make_process(self, vocab_size: int) -> Process:
-    match self.process:
-      case "absorbing":
-        return Absorbing(vocab_size)
-      case "uniform":
-        return Uniform(vocab_size)
-    raise ValueError(f"diffusion.process={self.process!r} must be 'absorbing' or 'uniform'")
+    return Uniform(vocab_size) if self.process == "uniform" else Absorbing(vocab_size)
 
   def make_noise(self) -> Noise:
-    match self.noise:
-      case "loglinear":
-        return LogLinear(self.eps)
-      case "geometric":
-        return Geometric(self.sigma_min, self.sigma_max)
-    raise ValueError(f"diffusion.noise={self.noise!r} must be 'loglinear' or 'geometric'")
+    if self.noise == "geometric":
+      return Geometric(self.sigma_min, self.sigma_max)
+    return LogLinear(self.eps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """The score transformer without its number of states; see `ScoreTransformerConfig`."""
+  """The score transformer without its number of states; see `ScoreTransformerConfig`.
+
+  Raises:
+    ValueError: fields are out of range or do not go together; a line for each.
+  """
 
   width: int = 768
   blocks: int = 12
@@ -112,6 +132,13 @@ class ModelConfig:
   attention: str = "auto"
   unroll: int = 1
   pad_multiple: int = 128
+
+  def __post_init__(self):
+    self.shape(num_states=2)
+
+  def shape(self, num_states: int) -> ScoreTransformerConfig:
+    """With its number of states."""
+    return ScoreTransformerConfig(num_states=num_states, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,16 +159,15 @@ class TrainConfig:
   skip_nonfinite: int = 0
 
   def __post_init__(self):
-    if self.skip_nonfinite < 0:
-      raise ValueError(f"train.skip_nonfinite={self.skip_nonfinite} must not be negative")
-    for name in ("steps", "batch_size", "accumulation"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-    if self.batch_size % self.accumulation:
-      raise ValueError(
+    faults = below(self, "train", 1, "steps", "batch_size", "accumulation")
+    faults += below(self, "train", 0, "skip_nonfinite")
+    if self.accumulation >= 1 and self.batch_size % self.accumulation:
+      faults.append(
         f"train.batch_size={self.batch_size} must be a multiple of "
         f"train.accumulation={self.accumulation}"
       )
+    if faults:
+      raise ValueError("\n".join(faults))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +178,8 @@ class ReportConfig:
     log_every: a line of metrics.
     evaluate_every: the held-out bound of the moving average.
     evaluate_times: draws per block for it; even. The bound at the end takes four times as many.
-    evaluate_blocks: at most so many held-out blocks; the bound at the end takes all.
+    evaluate_blocks: at most so many held-out rows.
+    final_blocks: the same, for the bound at the end.
     preview_every: a few samples.
     preview_steps: sampling steps for them.
     samples: number of samples at the end.
@@ -162,16 +189,20 @@ class ReportConfig:
   evaluate_every: int = 5000
   evaluate_times: int = 8
   evaluate_blocks: int = 512
+  final_blocks: int = 8192
   preview_every: int = 50_000
   preview_steps: int = 128
   samples: int = 4
 
   def __post_init__(self):
+    faults = [
+      *below(self, "report", 1, "preview_steps", "samples", "evaluate_blocks", "final_blocks"),
+      *below(self, "report", 0, "log_every", "evaluate_every", "preview_every"),
+    ]
     if self.evaluate_times < 2 or self.evaluate_times % 2:
-      raise ValueError(f"report.evaluate_times={self.evaluate_times} must be positive and even")
-    for name in ("preview_steps", "samples", "evaluate_blocks"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"report.{name}={getattr(self, name)} must be at least 1")
+      faults.append(f"report.evaluate_times={self.evaluate_times} must be positive and even")
+    if faults:
+      raise ValueError("\n".join(faults))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,16 +224,33 @@ class CheckpointConfig:
     return self.keep_last + 1 + (steps // self.keep_every if self.keep_every else 0)
 
   def __post_init__(self):
-    for name in ("every", "keep_last"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"checkpoint.{name}={getattr(self, name)} must be at least 1")
+    faults = [
+      *below(self, "checkpoint", 1, "every", "keep_last"),
+      *below(self, "checkpoint", 0, "keep_every"),
+    ]
+    if faults:
+      raise ValueError("\n".join(faults))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """All sections of a config, and the seed of everything random."""
+  """All sections of a config, the seed of everything random, and where the weights start.
+
+  Attributes:
+    seed: of parameters, batches, noise and dropout.
+    init_from: what a new run takes its weights from: a run, an export or published weights,
+      whatever `sedd_jax.load` reads; "" for random ones. A run does not need it to go on.
+    init_tokenizer: whether text becomes the tokens that those weights know: `same` (the run's own
+      tokenizer must be theirs), `source` (theirs is taken), or `new` (the run has its own, and the
+      embedding and output tables start at random).
+
+  Raises:
+    ValueError: fields are out of range or do not go together; a line for each.
+  """
 
   seed: int = 0
+  init_from: str = ""
+  init_tokenizer: str = "same"
   data: DataConfig = DataConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
   model: ModelConfig = ModelConfig()
@@ -213,21 +261,28 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
+    faults = []
     if not 0 <= self.seed < 2**31:
-      raise ValueError(f"seed={self.seed} must lie in [0, 2^31)")
+      faults.append(f"seed={self.seed} must lie in [0, 2^31)")
+    if self.init_tokenizer not in ("same", "source", "new"):
+      faults.append(f"init_tokenizer={self.init_tokenizer!r} must be 'same', 'source' or 'new'")
+    elif self.init_tokenizer != "same" and not self.init_from:
+      faults.append(
+        f"init_tokenizer={self.init_tokenizer!r} needs init_from, which is empty: name a run, an "
+        "export or published weights"
+      )
+    if faults:
+      raise ValueError("\n".join(faults))
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
     """From nested dicts, as `dataclasses.asdict` gives them; what is left out has its default.
 
     Raises:
-      ValueError: a field is unknown, of the wrong type or out of range; the message names it.
+      ValueError: fields are unknown, of the wrong type, out of range or do not go together; the
+        message has a line for each.
     """
-    experiment = _section(cls, config, "config")
-    # Faults that need no data show now.
-    experiment.network(vocab_size=2)
-    experiment.diffusion.make_noise()
-    return experiment
+    return read_section(cls, config, "config")
 
   def network(self, vocab_size: int, placement: Placement = Placement()) -> Network:
     """The network for a vocabulary.
@@ -237,39 +292,9 @@ class Experiment:
       placement: where its arrays live; one device by default.
     """
     process = self.diffusion.make_process(vocab_size)
-    shape = ScoreTransformerConfig(num_states=process.num_states, **dataclasses.asdict(self.model))
     return Network(
-      config=shape,
+      config=self.model.shape(process.num_states),
       process=process,
       parameterization=self.diffusion.parameterization,
       placement=placement,
     )
-
-
-def _section(cls: type[Any], config: Mapping[str, Any], name: str) -> Any:
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  values = {}
-  for key, value in config.items():
-    if key not in fields:
-      near = difflib.get_close_matches(key, fields, n=1)
-      hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}"
-      raise ValueError(f"{name}.{key} is unknown: {hint}")
-    default = fields[key].default
-    path = f"{name}.{key}"
-    values[key] = (
-      _section(type(default), value, path)
-      if dataclasses.is_dataclass(default)
-      else _typed(value, default, path)
-    )
-  return cls(**values)
-
-
-def _typed(value: Any, default: Any, name: str) -> Any:
-  wanted = type(default)
-  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if wanted is tuple and isinstance(value, list):
-    value = tuple(value)
-  if type(value) is not wanted:
-    raise ValueError(f"{name}={value!r} must be of type {wanted.__name__}, like {default!r}")
-  return value

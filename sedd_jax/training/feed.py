@@ -1,6 +1,8 @@
-"""Batches on their way to the devices: the next one is made while a step runs."""
+"""Batches on their way to the devices: the next ones are made while a step runs."""
 
+import collections
 import concurrent.futures
+import itertools
 import time
 from typing import Any
 
@@ -8,6 +10,9 @@ import jax
 import numpy as np
 
 from sedd_jax.data import Batches
+
+# Batches that are made before they are asked for: a slow read need not stop a step.
+_AHEAD = 2
 
 
 class Feed:
@@ -20,10 +25,12 @@ class Feed:
   """
 
   def __init__(self, batches: Batches, sharding: jax.sharding.NamedSharding, first: int):
-    self._batches, self._sharding, self._step = batches, sharding, first
+    self._batches, self._sharding = batches, sharding
+    self._steps = itertools.count(first)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feed")
-    self._next = self._thread.submit(self._make, first)
+    self._ahead = collections.deque(self._submit() for _ in range(_AHEAD))
     self._waited = self._count = 0.0
+    self._since = time.monotonic()
 
   def __enter__(self) -> "Feed":
     return self
@@ -32,20 +39,27 @@ class Feed:
     self._thread.shutdown(cancel_futures=True)
 
   def next(self) -> jax.Array:
-    """The next batch, int32[B, L]; starts on the one after it."""
+    """The next batch, int32[B, L]; starts on one more."""
     began = time.monotonic()
-    batch = self._next.result()
+    batch = self._ahead.popleft().result()
     self._waited += time.monotonic() - began
     self._count += 1
-    self._step += 1
-    self._next = self._thread.submit(self._make, self._step)
+    self._ahead.append(self._submit())
     return batch
 
-  def mean_wait(self) -> float:
-    """Seconds that a step waited for its batch, on average since this was last asked."""
-    mean = self._waited / max(self._count, 1)
-    self._waited = self._count = 0.0
-    return mean
+  def waits(self) -> dict[str, float]:
+    """Since this was last asked: `input_wait_seconds`, how long a step waited for its batch on
+    average, and `input_wait_share`, the share of all time spent so."""
+    now = time.monotonic()
+    found = {
+      "input_wait_seconds": self._waited / max(self._count, 1),
+      "input_wait_share": self._waited / max(now - self._since, 1e-9),
+    }
+    self._waited, self._count, self._since = 0.0, 0.0, now
+    return found
+
+  def _submit(self) -> concurrent.futures.Future[jax.Array]:
+    return self._thread.submit(self._make, next(self._steps))
 
   def _make(self, step: int) -> jax.Array:
     def rows(index: Any) -> np.ndarray:

@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data import Batches, Dataset, from_json, load_dataset
+from sedd_jax.data import Dataset, from_json, load_dataset
+from sedd_jax.data.faults import describe
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
-from sedd_jax.parallel import make_mesh, processes
+from sedd_jax.parallel import processes
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints, check_room, load_meta, room_note
 from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
+from sedd_jax.training.initial import Beginning, Load
 from sedd_jax.training.interrupt import Interrupt
 from sedd_jax.training.lock import RunLock
 from sedd_jax.training.metrics import FILE as METRICS
@@ -33,7 +35,7 @@ from sedd_jax.training.metrics import metrics_writer, read_metrics
 from sedd_jax.training.nonfinite import NonfiniteSteps
 from sedd_jax.training.operations import Clock, Operations, Profile, Watchdog
 from sedd_jax.training.optimizer import learning_rate
-from sedd_jax.training.program import Program
+from sedd_jax.training.program import Program, mesh_of
 from sedd_jax.training.startup import startup_report
 from sedd_jax.training.state import TrainState
 
@@ -43,13 +45,19 @@ _EVALUATION_TOKENS = 8192
 _FINAL_PASSES = 4
 
 
-def train(experiment: Experiment, workdir: Path, operations: Operations = Operations()) -> int:
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  operations: Operations = Operations(),
+  load: Load | None = None,
+) -> int:
   """Runs an experiment, or goes on with it where its last checkpoint is.
 
   Args:
     experiment: what to run.
     workdir: the run directory; made if it is not there. All processes must see the same one.
     operations: how to watch it.
+    load: reads the model that `init_from` names: `sedd_jax.load`.
 
   Returns:
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
@@ -67,14 +75,17 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
   num_steps = experiment.train.steps
   batch_size = experiment.train.batch_size
   lead = processes.is_lead()
-  mesh = make_mesh(experiment.mesh)
+  mesh = mesh_of(experiment)
   before = rundir.find_run(workdir, experiment)
+  beginning = Beginning(experiment, load)
   tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
   dataset = load_dataset(
     experiment.data,
     expected=rundir.read_json(workdir, rundir.CORPUS),
-    tokenizer=None if tokenizer is None else from_json(tokenizer),
+    tokenizer=beginning.tokenizer() if tokenizer is None else from_json(tokenizer),
   )
+  if before is None:
+    beginning.check(dataset.tokenizer)
   program = Program(experiment=experiment, mesh=mesh, vocab_size=dataset.tokenizer.vocab_size)
   meta = {
     "config": dataclasses.asdict(experiment),
@@ -94,10 +105,10 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     rundir.check_shared(workdir, meta)
 
     # ---------------------------------------------------------------------------------------- State
-    batches = Batches(dataset.train_blocks, batch_size, experiment.seed)
+    batches = dataset.batches(batch_size, experiment.seed)
     rates = learning_rate(experiment.optimizer, num_steps)
     reporter = Reporter(program, dataset)
-    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * experiment.data.length)
+    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     checkpoints = stack.enter_context(
       Checkpoints(
@@ -109,9 +120,13 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
     )
     first = checkpoints.resume(_say) or 0
     stored = load_meta(workdir, first) if first else {}
+    state: TrainState
     if first:
       rundir.check_meta(workdir, first, stored, meta)
-    state: TrainState = checkpoints.load_state(first, program.state) if first else program.create()
+      state = checkpoints.load_state(first, program.state)
+      origin = f"going on from the checkpoint of step {first}"
+    else:
+      state, origin = beginning.create(program, dataset.tokenizer)
     console = stack.enter_context(RunConsole(first, num_steps, lead=lead))
     metrics = stack.enter_context(metrics_writer(workdir, first + 1, console.say, lead=lead))
     interrupt = Interrupt()
@@ -156,7 +171,9 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
         }
         if experiment.train.skip_nonfinite:
           line["skipped_steps"] = nonfinite.count
-        metrics.write(done, line | speed | {"input_wait_seconds": feed.mean_wait()})
+        if experiment.data.on_fault == "skip":
+          line["input_faults"] = dataset.faults.count
+        metrics.write(done, line | speed | feed.waits())
 
     def save() -> None:
       checkpoints.save(state, meta | {"skipped_steps": nonfinite.count})
@@ -169,12 +186,14 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
 
     # ----------------------------------------------------------------------------------------- Loop
     console.say(startup_report(program, dataset))
+    if left_out := describe(dataset.faults.count, dataset.faults.first):
+      console.say(left_out)
     if missed := profile.missed(first, num_steps):
       console.say(missed)
     if before and not first:
       console.say("no checkpoint yet: starting from the beginning")
-    if first:
-      console.say(f"going on from the checkpoint of step {first}")
+    if origin:
+      console.say(origin)
     if before and before.train.steps != num_steps and experiment.optimizer.schedule == "cosine":
       console.say(
         f"train.steps was {before.train.steps} and is {num_steps}: the cosine schedule is another, "
@@ -238,7 +257,9 @@ def train(experiment: Experiment, workdir: Path, operations: Operations = Operat
       with _told(console.say):
         _write_report(workdir, int(state.step), line, texts)
         _draw(workdir, int(state.step), reporter)
-    console.say(_closing_text(workdir, line, texts))
+    console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
+    console.say(_closing_text(workdir, line))
+    console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4 --steps=64 --seed=0")
     if lost:  # A report takes a while: there may be room now.
       console.say(lost)
       save()
@@ -260,15 +281,15 @@ class Reporter:
   def __init__(self, program: Program, dataset: Dataset):
     report = program.experiment.report
     self._dataset = dataset
-    self._blocks = dataset.heldout_blocks
+    self._one_document = program.experiment.data.packing == "pad"
+    self._blocks = dataset.heldout_rows[: report.final_blocks]
     self._some_blocks = self._blocks[: report.evaluate_blocks]
-    length = self._blocks.shape[1]
-    self._chars_per_block = dataset.chars_per_token * length
+    self._chars_per_row = dataset.chars_per_token * dataset.tokens_per_row[1]
     self._estimator = BoundEstimator(
       program.network,
       program.noise,
       num_times=report.evaluate_times,
-      batch_size=max(1, _EVALUATION_TOKENS // length),
+      batch_size=max(1, _EVALUATION_TOKENS // self._blocks.shape[1]),
       mesh=program.mesh,
     )
     self._draw = program.sampler(program.tweedie(report.preview_steps))
@@ -280,14 +301,20 @@ class Reporter:
     return self._metrics(params, self._some_blocks, passes=1)
 
   def evaluate_fully(self, params: Params) -> dict[str, float]:
-    """The held-out bound of all blocks, from more draws."""
+    """The held-out bound of more blocks, from more draws."""
     return self._metrics(params, self._blocks, passes=_FINAL_PASSES)
 
   def samples(self, params: Params, count: int) -> list[str]:
     """Texts of one block each."""
     drawn = -(-count // self._multiple) * self._multiple
     tokens = np.asarray(self._draw(params, np.arange(drawn, dtype=np.int32)))
-    return [self._dataset.tokenizer.decode(row) for row in tokens[:count]]
+    return [self._text(row) for row in tokens[:count]]
+
+  def _text(self, row: np.ndarray) -> str:
+    """A document, where a row holds one, or else all of the row."""
+    tokenizer = self._dataset.tokenizer
+    ends = np.flatnonzero(row == tokenizer.eos_id)
+    return tokenizer.decode(row[: ends[0]] if len(ends) and self._one_document else row)
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
@@ -301,7 +328,7 @@ class Reporter:
     bound = self._estimator.bound(
       params,
       blocks,
-      chars_per_block=self._chars_per_block,
+      chars_per_block=self._chars_per_row,
       seed=_REPORT_SEED,
       passes=passes,
     )
@@ -342,23 +369,23 @@ def _draw(workdir: Path, step: int, reporter: Reporter) -> None:
   curve.draw_curve(workdir / curve.FILE, read_metrics(workdir), reporter.entropies, title)
 
 
-def _closing_text(workdir: Path, line: dict[str, float], texts: list[str]) -> str:
-  shown = os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)
-  samples = "\n\n".join(f"[sample {i}]\n{text}" for i, text in enumerate(texts))
+def _closing_text(workdir: Path, line: dict[str, float]) -> str:
   strict, bigram = line["heldout_bits_per_char_strict"], line["heldout_bigram_bits_per_char"]
-  return f"""
-{samples}
-
+  side = "below" if strict < bigram else "above"
+  return f"""\
 Held-out text, bits per character (lower is better):
   bound (strict)   {strict:.3f} ± {line["heldout_bits_per_char_strict_stderr"]:.3f}
   bound (paper)    {line["heldout_bits_per_char_paper"]:.3f} \
 ± {line["heldout_bits_per_char_paper_stderr"]:.3f}
-  bigram entropy   {bigram:.3f}   (the strict bound is {abs(bigram - strict):.3f} \
-{"below" if strict < bigram else "above"} it)
+  bigram entropy   {bigram:.3f}
   unigram entropy  {line["heldout_unigram_bits_per_char"]:.3f}
+The strict bound is {abs(bigram - strict):.3f} {side} the bigram entropy.
 
-{shown}/
+{_shown(workdir)}/
   {curve.FILE}  {METRICS}  tensorboard/  evaluation.json
-  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}
+  {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}"""
 
-Next: sedd sample --checkpoint={shown} --num=4 --steps=64 --seed=0"""
+
+def _shown(workdir: Path) -> str:
+  """The run directory as a user would type it."""
+  return os.path.relpath(workdir) if workdir.is_relative_to(Path.cwd()) else str(workdir)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sedd_jax.training.sections import below
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -25,7 +27,7 @@ class OptimizerConfig:
     ema: decay of the moving average; step i uses min(ema, (1 + i) / (10 + i)).
 
   Raises:
-    ValueError: a field is out of range; the message names it.
+    ValueError: fields are out of range; the message names them, a line for each.
   """
 
   learning_rate: float = 3e-4
@@ -39,18 +41,17 @@ class OptimizerConfig:
   ema: float = 0.9999
 
   def __post_init__(self):
-    if self.learning_rate <= 0:
-      raise ValueError(f"optimizer.learning_rate={self.learning_rate} must be positive")
+    faults = below(self, "optimizer", 0, "warmup", "weight_decay", "clip")
+    for name in ("learning_rate", "eps"):
+      if not getattr(self, name) > 0:
+        faults.append(f"optimizer.{name}={getattr(self, name)} must be positive")
     if self.schedule not in ("constant", "cosine"):
-      raise ValueError(f"optimizer.schedule={self.schedule!r} must be 'constant' or 'cosine'")
-    for name in ("warmup", "weight_decay", "clip"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+      faults.append(f"optimizer.schedule={self.schedule!r} must be 'constant' or 'cosine'")
     for name in ("b1", "b2", "ema"):
       if not 0.0 <= getattr(self, name) < 1.0:
-        raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
-    if self.eps <= 0:
-      raise ValueError(f"optimizer.eps={self.eps} must be positive")
+        faults.append(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
+    if faults:
+      raise ValueError("\n".join(faults))
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -21,8 +21,8 @@ from sedd_jax.diffusion import (
   sample,
 )
 from sedd_jax.models import Network, Params
-from sedd_jax.parallel import OnMesh, batch_sharding, tree_shardings
-from sedd_jax.parallel.mesh import check_batch, check_heads
+from sedd_jax.parallel import OnMesh, batch_sharding, make_mesh, tree_shardings
+from sedd_jax.parallel.mesh import check_fits
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.optimizer import make_optimizer
 from sedd_jax.training.state import TrainState, create_state
@@ -50,9 +50,7 @@ class Program:
   vocab_size: int
 
   def __post_init__(self):
-    train = self.experiment.train
-    check_batch(self.mesh, train.batch_size, train.accumulation)
-    check_heads(self.mesh, self.experiment.model.heads)
+    _check_mesh(self.experiment, self.mesh)
     _ = self.state
 
   @functools.cached_property
@@ -180,6 +178,26 @@ def _num_bytes(shape: tuple[int, ...], dtype) -> int:
   """Of an array; a key's few are not counted."""
   key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
   return 0 if key else math.prod(shape) * dtype.itemsize
+
+
+def mesh_of(experiment: Experiment) -> jax.sharding.Mesh:
+  """The mesh of an experiment over all devices; checked before any text is read.
+
+  Raises:
+    ValueError: it does not fit the devices, the batch or the heads; a line for each fault.
+  """
+  mesh = make_mesh(experiment.mesh)
+  _check_mesh(experiment, mesh)
+  return mesh
+
+
+def _check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+  check_fits(
+    mesh,
+    batch_size=experiment.train.batch_size,
+    accumulation=experiment.train.accumulation,
+    heads=experiment.model.heads,
+  )
 
 
 def _sharded(

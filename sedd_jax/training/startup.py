@@ -14,9 +14,10 @@ def startup_report(program: Program, dataset: Dataset) -> str:
   share = train.batch_size // batch_multiple(mesh) // train.accumulation
   axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
   kind = mesh.devices.flat[0].device_kind
+  rows = sum(map(len, dataset.train_rows))
   return f"""\
-{program.network.num_parameters():,} parameters, {len(dataset.train_blocks):,} training and \
-{len(dataset.heldout_blocks):,} held-out blocks of {length} tokens; \
+{program.network.num_parameters():,} parameters, {rows:,} training and \
+{len(dataset.heldout_rows):,} held-out rows of {length} tokens
 corpus: {dataset.identity["name"]}
 {mesh.size} device(s) ({kind}), {jax.process_count()} process(es); mesh: {axes}
 per device: {program.bytes_per_device() / 2**20:,.1f} MiB of parameters, averages and optimizer \

@@ -1,0 +1,71 @@
+"""Text as the command line shows it: wrapped by words for a terminal, and the help of a verb."""
+
+import shutil
+import sys
+import textwrap
+from typing import Any, TextIO
+
+from absl import flags
+
+_WIDEST = 100
+
+
+def wrap(text: str, stream: TextIO) -> str:
+  """A text for a stream: on a terminal, lines that are too long are wrapped between words.
+
+  Lines that start with a space are left: they are examples and tables.
+  """
+  if not stream.isatty():
+    return text
+  width = shutil.get_terminal_size().columns
+  return "\n".join(line if line[:1] == " " else _filled(line, width) for line in text.split("\n"))
+
+
+def row(name: str, value: str, stream: TextIO) -> str:
+  """A line of a table of names and values; on a terminal, values are wrapped in their column."""
+  width = shutil.get_terminal_size().columns if stream.isatty() else sys.maxsize
+  return _filled(value, width, indent=" " * 16, first=f"  {name:<14}")
+
+
+def help_text(usage: str) -> str:
+  """What --help prints of a verb: its usage and its own flags, no wider than the terminal."""
+  width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
+  blocks = [_reflowed(block, width) for block in usage.strip("\n").split("\n\n")]
+  shown = "\n".join(_flag_lines(flag, width) for flag in _own_flags())
+  return "\n\n".join([*blocks, f"flags:\n{shown}", "--helpfull lists those of libraries too."])
+
+
+def _reflowed(block: str, width: int) -> str:
+  """A paragraph filled anew; a block with indented lines, examples, as it stands."""
+  lines = block.split("\n")
+  if any(line.startswith(" ") for line in lines):
+    return "\n".join(line if line[:1] == " " else _filled(line, width) for line in lines)
+  return _filled(" ".join(lines), width)
+
+
+def _own_flags() -> list[flags.Flag]:
+  """Flags that are defined under sedd_jax.cli, or in the script that runs."""
+  modules = flags.FLAGS.flags_by_module_dict()
+  ours = [name for name in modules if name.startswith("sedd_jax.cli") or name == sys.argv[0]]
+  # The verb's own first: what all verbs share is defined below them.
+  ours.sort(key=lambda name: name in ("sedd_jax.cli.distributed", "sedd_jax.cli.app"))
+  return [flag for name in ours for flag in modules[name] if "." not in flag.name]
+
+
+def _flag_lines(flag: Any, width: int) -> str:
+  head = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}=..."
+  said = [flag.help]
+  if flag.default not in (None, "", False):
+    said.append(f"Default: {flag.default}.")
+  return f"{head}\n{_filled(' '.join(said), width, indent='      ')}"
+
+
+def _filled(text: str, width: int, indent: str = "", first: str | None = None) -> str:
+  return textwrap.fill(
+    text,
+    max(width, 30),
+    initial_indent=indent if first is None else first,
+    subsequent_indent=indent,
+    break_long_words=False,
+    break_on_hyphens=False,
+  )

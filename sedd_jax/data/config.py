@@ -1,0 +1,82 @@
+"""What text a run uses: the `data` section of a config."""
+
+import dataclasses
+import math
+
+from sedd_jax.data.detokenizers import DETOKENIZERS
+from sedd_jax.data.faults import POLICIES
+from sedd_jax.data.rows import FILLS, PACKINGS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Where the text comes from and how it is cut.
+
+  Attributes:
+    files: `embedded`; a folder that `sedd prepare` made; comma-separated globs of text files,
+      `tfds:NAME@SPLIT` or `hf:NAME[:CONFIG]@SPLIT` (`corpus.load_corpus`). Several of these,
+      separated by `;`, are trained on together.
+    heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
+    split: shares of the text at which training ends and held-out text ends.
+    text_field: of .jsonl lines and of records.
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `gpt2:FOLDER`, `bert` or
+      `bert:FOLDER`.
+    detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
+    length: tokens in a row.
+    packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
+      its own row, `pack` puts as many whole ones in a row as fit.
+    fill: what fills up the rows of `pad` and `pack`: end-of-text tokens that are `counted`, so that
+      the model learns where texts end and its bound is one on the text; or `given`, neither noised
+      nor in the loss, so that all is conditional on the length.
+    weights: the share of each part of `files` in every batch; if empty, each row of all parts comes
+      once an epoch.
+    on_fault: `fail` or `skip`: what to do with files, documents and records that cannot be read.
+
+  Raises:
+    ValueError: fields are out of range; the message names them, a line for each.
+  """
+
+  files: str = "embedded"
+  heldout_files: str = ""
+  split: tuple[float, float] = (0.95, 1.0)
+  text_field: str = "text"
+  tokenizer: str = "chars"
+  detokenizer: str = "none"
+  length: int = 1024
+  packing: str = "stream"
+  fill: str = "counted"
+  weights: tuple[float, ...] = ()
+  on_fault: str = "fail"
+
+  @property
+  def parts(self) -> list[str]:
+    """The parts of `files`."""
+    return [part.strip() for part in self.files.split(";")]
+
+  def __post_init__(self):
+    faults = []
+    if self.length < 1:
+      faults.append(f"data.length={self.length} must be at least 1")
+    if len(self.split) != 2 or not 0.0 < self.split[0] < self.split[1] <= 1.0:
+      faults.append(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
+    for name, known in (
+      ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("fill", FILLS),
+      ("on_fault", POLICIES),
+    ):  # fmt: skip
+      if (value := getattr(self, name)) not in known:
+        faults.append(f"data.{name}={value!r} must be one of {', '.join(known)}")
+    if self.weights and (
+      len(self.weights) != len(self.parts)
+      or not all(isinstance(w, int | float) and 0 < w < math.inf for w in self.weights)
+    ):
+      faults.append(
+        f"data.weights={self.weights} must be a positive number for each of the "
+        f"{len(self.parts)} part(s) of data.files={self.files!r}"
+      )
+    if self.packing != "stream" and self.tokenizer in ("chars", "bytes"):
+      faults.append(
+        f"data.packing={self.packing!r} needs a tokenizer with an end-of-text token, and "
+        f"data.tokenizer={self.tokenizer!r} has none: 'gpt2', 'bert' or 'bytes:eos'"
+      )
+    if faults:
+      raise ValueError("\n".join(faults))

@@ -1,0 +1,99 @@
+"""Detokenizers: benchmark text back to plain text, by the rules that GPT-2's evaluations use.
+
+WikiText, PTB and the one-billion-word benchmark were published with spaces around punctuation.
+GPT-2 and those who compare with it (SEDD: section 5.3; MDLM) undo that before their own tokenizer.
+Each detokenizer is a list of replacements, made one after the other on every line of a text.
+
+They are called invertible, since one rule says how the spaces were put in. It is not true to the
+letter: `wikitext` also turns its numbers " N " into " 1 ", and text that had no spaces stays as it
+is, so two texts may become one. Bits are counted per character of the detokenized text.
+"""
+
+import re
+from collections.abc import Callable
+
+Rules = tuple[tuple[str, str], ...]
+
+
+_WIKITEXT: Rules = (
+  # Contractions. The original's rule for "' 90s" has slashes in its pattern and never matches.
+  (r"s '", "s'"),
+  # Separators in numbers and compounds.
+  (r" @-@ ", "-"),
+  (r" @,@ ", ","),
+  (r" @\.@ ", "."),
+  # Punctuation belongs to the word before it.
+  (r" ([:;.!?,]) ", r"\1 "),
+  # Brackets and quotes belong to what they hold.
+  (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+  (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+  (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
+  (r'"\s*([^"]*?)\s*"', r'"\1"'),
+  (r"'\s*([^']*?)\s*'", r"'\1'"),
+  # Headings, degrees, ends of lines, numbers, possessives.
+  (r"= = = =", "===="),
+  (r"= = =", "==="),
+  (r"= =", "=="),
+  (r" ° ", "°"),
+  (r" $", ""),
+  (r"^ ", ""),
+  (r" N ", " 1 "),
+  (r" 's", "'s"),
+)
+
+_PTB: Rules = (
+  (r" 's", "'s"),
+  (r"s ' ", "s' "),
+  (r" n't", "n't"),
+  (r" $", ""),
+  (r"^ ", ""),
+  (r"\\/", "/"),
+  (r"(?<= )N(?= )", "1"),
+  (r"\$ 1", "$1"),
+  (r"# 1", "#1"),
+  (r"<unk>", "?"),
+)
+
+_LM1B: Rules = (
+  (r"(https?) : / / ", r"\1://"),
+  (r" '(\w+)", r"'\1"),
+  (r" (\w+) \. ", r" \1. "),
+  (r" (\w+) \.$", r" \1."),
+  (r" ([?!]) ", r"\1 "),
+  (r" ([?!])$", r"\1"),
+  (r" ([,:;]) ", r"\1 "),
+  (r" / ", "/"),
+  (r'" ([^"]+) "', r'"\1"'),
+  (r"' ([^']+) '", r"'\1'"),
+  (r"\( ([^()]+) \)", r"(\1)"),
+  (r"\[ ([^\[\]]+) \]", r"[\1]"),
+  (r"([$£]) ", r"\1"),
+)
+
+
+def _line_by_line(rules: Rules) -> Callable[[str], str]:
+  compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+  def detokenize(text: str) -> str:
+    lines = text.split("\n")
+    for pattern, replacement in compiled:
+      lines = [pattern.sub(replacement, line) for line in lines]
+    return "\n".join(lines)
+
+  return detokenize
+
+
+def _lambada(text: str) -> str:
+  """OpenAI's: straight quotes, and a passage begins on a new line."""
+  return "\n" + text.translate(_STRAIGHT).strip()
+
+
+_STRAIGHT = {0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'"}
+
+DETOKENIZERS: dict[str, Callable[[str], str]] = {
+  "none": str,
+  "wikitext": _line_by_line(_WIKITEXT),
+  "ptb": _line_by_line(_PTB),
+  "lm1b": _line_by_line(_LM1B),
+  "lambada": _lambada,
+}

@@ -1,0 +1,231 @@
+"""Text to token shards, once, so that runs of any size start at once and hold nothing in memory.
+
+The text is read in order by one process, cut in groups of `SHARD` characters, and every group is
+tokenized and written as a shard by one of several. So the shards are the same for any number of
+workers, and no more than a few groups are ever held. A shard that has its own .json is whole; what
+began and was stopped goes on from there.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sedd_jax.data.config import DataConfig
+from sedd_jax.data.corpus import Corpus, Identity, load_corpus
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.prepared import FORMAT, MANIFEST, PREPARATION, SIDES, TOKENIZER
+from sedd_jax.data.shards import DOCUMENTS, TOKENS, write_shard
+from sedd_jax.data.sources import Piece
+from sedd_jax.data.streams import encode, groups, separated, token_dtype
+from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
+
+# Characters in a shard.
+SHARD = 2**24
+_PARTIAL = ".partial"
+
+OnProgress = Callable[[int, int], None]  # Characters and tokens since the last call.
+
+
+# What of a `DataConfig` the shards depend on.
+_SETTINGS = (
+  "files", "heldout_files", "split", "text_field", "tokenizer", "detokenizer", "on_fault",
+)  # fmt: skip
+
+
+def prepare(
+  config: DataConfig,
+  folder: Path,
+  *,
+  workers: int = 1,
+  shard: int = SHARD,
+  on_progress: OnProgress = lambda characters, tokens: None,
+) -> Mapping[str, Any]:
+  """Makes a folder of shards, or goes on with one.
+
+  Args:
+    config: the text and its tokenizer; its length and packing do not matter.
+    folder: new, empty, or begun with the same settings.
+    workers: processes that tokenize.
+    shard: characters in a shard.
+    on_progress: told of every shard.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    FileExistsError: the folder holds something else.
+    ValueError: it was begun with other settings, or from other text; or the text can't be read.
+    FileNotFoundError: there is no such text.
+  """
+  if workers < 1 or shard < 1:
+    raise ValueError(f"workers={workers} and shard={shard} must be at least 1")
+  if (folder / MANIFEST).is_file():
+    raise FileExistsError(
+      f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
+      "something else choose a new folder"
+    )
+  settings = {name: getattr(config, name) for name in _SETTINGS}
+  settings |= {"shard": shard, "format": FORMAT}
+  faults = Faults(config.on_fault)
+  corpus = load_corpus(
+    config.files,
+    config.heldout_files,
+    config.split,
+    config.text_field,
+    config.detokenizer,
+    faults,
+  )
+  _claim(folder, settings)
+  tokenizer = _tokenizer(corpus, config, folder, faults)
+  spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
+  _write(folder / TOKENIZER, spec)
+  identity = Identity(corpus.name)
+  sides: dict[str, Any] = {}
+  with _pool(workers, spec) as submit:
+    for side in SIDES:
+      pieces = identity.watch(corpus.pieces(side, faults))
+      made = _make(groups(separated(pieces, tokenizer), shard), side, folder, submit, workers)
+      shards = []
+      for one in made:
+        on_progress(one["characters"], one["tokens"])
+        shards.append(one)
+      sides[side] = {
+        **{name: sum(s[name] for s in shards) for name in ("tokens", "characters", "documents")},
+        "shards": shards,
+      }
+  manifest = {
+    "format": FORMAT,
+    "settings": settings,
+    "corpus": identity.to_json(),
+    "tokenizer_sha256": hashlib.sha256(spec.encode()).hexdigest(),
+    "dtype": token_dtype(tokenizer.vocab_size).name,
+    **sides,
+    "left_out": {"count": faults.count, "first": faults.first},
+  }
+  text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+  _write(folder / MANIFEST, text)
+  return json.loads(text)
+
+
+def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+  """Marks a folder as the one of these settings, or finds that it is."""
+  file = folder / PREPARATION
+  if file.is_file():
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(settings))
+    if differing := [key for key in now if stored.get(key) != now[key]]:
+      lines = [f"  {key}: {stored.get(key)!r} -> {now[key]!r}" for key in differing]
+      raise ValueError(
+        "\n".join([f"{folder} was begun with other settings:", *lines])
+        + "\nGo on with those, or choose a new folder."
+      )
+    return
+  if folder.is_dir() and any(path.suffix != _PARTIAL for path in folder.iterdir()):
+    raise FileExistsError(f"{folder} is not empty and holds nothing of ours: choose a new folder")
+  folder.mkdir(parents=True, exist_ok=True)
+  _write(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
+  """The one that an earlier part used, or that the settings name."""
+  if (folder / TOKENIZER).is_file():
+    return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
+  return from_name(config.tokenizer, corpus.texts(faults))
+
+
+def _make(
+  grouped: Iterable[list[Piece]], side: str, folder: Path, submit: Any, workers: int
+) -> Iterator[dict[str, Any]]:
+  """What is known of each shard, in order; those that are there already are not made again."""
+  waiting: list[concurrent.futures.Future[dict[str, Any]]] = []
+  for number, group in enumerate(grouped):
+    waiting.append(submit(_shard, folder / f"{side}-{number:05d}", group))
+    while len(waiting) > workers:
+      yield waiting.pop(0).result()
+  for future in waiting:
+    yield future.result()
+
+
+def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
+  """Tokenizes and writes one shard, unless it is there."""
+  text = hashlib.sha256()
+  for piece in group:
+    text.update(f"{piece.begins:d}{piece.ends:d}{len(piece.text)}|".encode())
+    text.update(piece.text.encode("utf-8", "surrogatepass"))
+  file = path.with_name(path.name + ".json")
+  if file.is_file():
+    known = json.loads(file.read_text(encoding="utf-8"))
+    if known["text_sha256"] != text.hexdigest():
+      raise ValueError(f"{path}: the text is not the one that this shard was made of")
+    return known
+  partial = path.with_name(path.name + _PARTIAL)
+  try:
+    made = write_shard(partial, encode(group, _TOKENIZER[0]))
+  except RuntimeError as error:  # All that the array_record writer raises.
+    raise OSError(f"{path} cannot be written: {str(error).split(';')[0]}") from error
+  files = {}
+  for suffix in (TOKENS, DOCUMENTS):
+    here, there = (p.with_name(p.name + suffix) for p in (partial, path))
+    _sync(here)
+    os.replace(here, there)
+    files[there.name] = made["files"][here.name]
+  made |= {"name": path.name, "files": files, "text_sha256": text.hexdigest()}
+  _write(file, json.dumps(made) + "\n")
+  return made
+
+
+# The tokenizer of a worker: made once, when it starts.
+_TOKENIZER: list[Tokenizer] = []
+
+
+def _start_worker(spec: str) -> None:
+  _TOKENIZER[:] = [from_json(json.loads(spec))]
+  if (parent := multiprocessing.parent_process()) is not None:
+    # A reader that is killed cannot end its workers.
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _pool(workers: int, spec: str):
+  """Yields a `submit`: it runs a function in one of several processes, or here if there is one."""
+  if workers == 1:
+    _start_worker(spec)
+    yield _here
+    return
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # One core each; workers inherit it.
+  executor = concurrent.futures.ProcessPoolExecutor(
+    workers,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=_start_worker,
+    initargs=(spec,),
+  )
+  try:
+    yield executor.submit
+  finally:
+    executor.shutdown(cancel_futures=True)
+
+
+def _here(function, *arguments) -> concurrent.futures.Future:
+  future = concurrent.futures.Future()
+  future.set_result(function(*arguments))
+  return future
+
+
+def _write(path: Path, text: str) -> None:
+  """Writes a file at once: a kill leaves the old file or the new one."""
+  partial = path.with_name(path.name + _PARTIAL)
+  partial.write_text(text, encoding="utf-8")
+  _sync(partial)
+  os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+  with path.open("rb") as file:
+    os.fsync(file.fileno())

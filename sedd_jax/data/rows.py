@@ -1,0 +1,189 @@
+"""Rows: a stream of tokens in rows of one length, and which tokens of a row count.
+
+A token that is given, stays clean and does not count in any loss, is written as its complement
+~token, which is negative (`score_entropy_at`). So a row is one array, whatever it holds.
+
+N: rows, L: tokens in a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from sedd_jax.data.streams import Stream
+
+PACKINGS = ("stream", "pad", "pack")
+FILLS = ("counted", "given")
+
+
+class Rows(Protocol):
+  """Rows that can be read in any order; an array int32[N, L] is one.
+
+  Indexed with a slice or an array of numbers, int32[n, L].
+  """
+
+  def __len__(self) -> int: ...
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """(N, L)."""
+    ...
+
+  def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
+class Blocks:
+  """A stream cut every L tokens; the remainder is dropped.
+
+  Raises:
+    ValueError: the stream is shorter than one row.
+  """
+
+  def __init__(self, stream: Stream, length: int, name: str):
+    """Args:
+    stream: the tokens.
+    length: L.
+    name: of the stream, for messages.
+    """
+    if len(stream) < length:
+      raise ValueError(
+        f"data.length={length} is longer than the whole {name} text ({len(stream)} tokens)"
+      )
+    self._stream, self._length = stream, length
+
+  def __len__(self) -> int:
+    return len(self._stream) // self._length
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return len(self), self._length
+
+  @property
+  def tokens(self) -> int:
+    """Of documents, in all rows."""
+    return len(self) * self._length
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return self._stream.windows(_numbers(index, len(self)) * self._length, self._length)
+
+
+class Padded:
+  """Whole documents, each in a row of its own, filled up with end-of-text tokens.
+
+  A document longer than a row goes on in the next one.
+
+  Attributes:
+    tokens: of documents, in all rows; the end of each document is one of them.
+  """
+
+  def __init__(self, stream: Stream, length: int, name: str, fill: int):
+    """Args:
+    stream: the tokens.
+    length: L.
+    name: of the stream, for messages.
+    fill: the end-of-text token, or its complement.
+
+    Raises:
+      ValueError: the stream has no documents.
+    """
+    if not len(stream.starts):
+      raise ValueError(f"the {name} text has no documents")
+    self._stream, self._length, self._fill = stream, length, fill
+    self._first, self._stop = self._cut(stream.starts, np.append(stream.starts[1:], len(stream)))
+    self.tokens = int(np.sum(self._stop - self._first))
+
+  def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Documents int64[D] to rows int64[N]: their first tokens and where they end."""
+    count = -(-(stop - first) // self._length)
+    place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    row_first = np.repeat(first, count) + place * self._length
+    return row_first, np.minimum(row_first + self._length, np.repeat(stop, count))
+
+  def __len__(self) -> int:
+    return len(self._first)
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return len(self), self._length
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    numbers = _numbers(index, len(self))
+    first, stop = self._first[numbers], self._stop[numbers]
+    rows = self._stream.windows(first, self._length)
+    return np.where(np.arange(self._length) < (stop - first)[:, None], rows, self._fill)
+
+
+class Packed(Padded):
+  """As many whole documents in a row as there is room for, then filled up like `Padded`.
+
+  Documents keep their order. Attention sees all of a row.
+  """
+
+  def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, stop = super()._cut(first, stop)
+    packed, i = [], 0
+    while i < len(first):
+      packed.append(i)
+      i = int(np.searchsorted(stop, first[i] + self._length, side="right"))
+    return first[packed], np.append(stop[np.array(packed[1:], np.int64) - 1], stop[-1])
+
+
+class Joined:
+  """Rows of several kinds one after the other, as one."""
+
+  def __init__(self, parts: Sequence[Any]):
+    self._parts = parts
+    self._stops = np.cumsum([len(part) for part in parts])
+    self.tokens = sum(part.tokens for part in parts)
+
+  def __len__(self) -> int:
+    return int(self._stops[-1])
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return len(self), self._parts[0].shape[1]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    numbers = _numbers(index, len(self))
+    rows = np.empty((len(numbers), self.shape[1]), np.int32)
+    of_part = np.searchsorted(self._stops, numbers, side="right")
+    for i in np.unique(of_part):
+      mine = of_part == i
+      rows[mine] = self._parts[i][numbers[mine] - (self._stops[i] - len(self._parts[i]))]
+    return rows
+
+
+def make_rows(
+  stream: Stream, length: int, packing: str, fill: str, eos_id: int | None, name: str
+) -> Any:
+  """The rows that a config asks for.
+
+  Args:
+    stream: the tokens.
+    length: L.
+    packing: `stream`, `pad` or `pack`.
+    fill: `counted` or `given`: what the tokens are that fill up a row.
+    eos_id: of the tokenizer.
+    name: of the stream, for messages.
+
+  Raises:
+    ValueError: the stream is too short, or documents shall be told apart and have no end.
+  """
+  if packing == "stream":
+    return Blocks(stream, length, name)
+  if eos_id is None:
+    raise ValueError(
+      f"data.packing={packing!r} needs a tokenizer with an end-of-text token: "
+      "data.tokenizer='gpt2' or 'bytes:eos'"
+    )
+  return {"pad": Padded, "pack": Packed}[packing](
+    stream, length, name, eos_id if fill == "counted" else ~eos_id
+  )
+
+
+def _numbers(index: Any, count: int) -> np.ndarray:
+  """Row numbers, int64[n], of a slice or an array of them."""
+  if isinstance(index, slice):
+    return np.arange(*index.indices(count), dtype=np.int64)
+  return np.asarray(index, np.int64)

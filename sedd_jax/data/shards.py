@@ -1,0 +1,171 @@
+"""Shards: a stream of tokens in array_record files.
+
+A shard is a file of records of `RECORD` tokens, the last one shorter; beside it lie the places at
+which documents begin. Every record has its own hash, kept by the format and checked as it is read.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.streams import Encoded
+
+# Tokens in a record: a row of 1024 lies in one or two of them.
+RECORD = 2048
+TOKENS, DOCUMENTS = ".array_record", ".documents.npy"
+
+
+def write_shard(path: Path, encoded: Encoded) -> dict[str, Any]:
+  """Writes a shard.
+
+  Args:
+    path: of its files, without their suffixes.
+    encoded: its tokens.
+
+  Returns:
+    What a manifest says of it.
+  """
+  tokens, documents = (path.with_name(path.name + suffix) for suffix in (TOKENS, DOCUMENTS))
+  # A record a chunk: then no record but the wanted one is read.
+  writer = ArrayRecordWriter(str(tokens), "group_size:1")
+  for first in range(0, len(encoded), RECORD):
+    writer.write(encoded.tokens[first : first + RECORD].tobytes())
+  writer.close()
+  with documents.open("wb") as file:
+    np.save(file, encoded.starts)
+  return {
+    "name": path.name,
+    "tokens": len(encoded),
+    "documents": len(encoded.starts),
+    "characters": encoded.characters,
+    "files": {file.name: describe_file(file) for file in (tokens, documents)},
+  }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+  """Size and hash of a file."""
+  with path.open("rb") as file:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+  return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shards:
+  """The stream that some shards hold together, read at any place.
+
+  Attributes:
+    folder: where they lie.
+    shards: what the manifest says of them, in order.
+    dtype: of the tokens.
+    faults: told of records that cannot be read.
+
+  Raises:
+    ValueError: a file is missing or has another size; all such files are named.
+  """
+
+  folder: Path
+  shards: Sequence[Mapping[str, Any]]
+  dtype: np.dtype
+  faults: Faults
+
+  def __post_init__(self):
+    if wrong := [fault for shard in self.shards for fault in wrong_sizes(self.folder, shard)]:
+      raise ValueError("\n".join(wrong))
+
+  def __len__(self) -> int:
+    return int(self._stops[-1]) if self.shards else 0
+
+  @property
+  def starts(self) -> np.ndarray:
+    begins = self._stops - [shard["tokens"] for shard in self.shards]
+    parts = [
+      np.load(self.folder / (shard["name"] + DOCUMENTS)) + begin
+      for shard, begin in zip(self.shards, begins, strict=True)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
+    # Per window: the records it touches, and where its tokens lie in them.
+    found = np.full((len(first), length), -1, np.int32)
+    touched = [self._touched(int(start), length) for start in first]
+    records = self._read(sorted({record for parts in touched for record, *_ in parts}))
+    for row, parts in zip(found, touched, strict=True):
+      for record, skip, place, count in parts:
+        tokens = records[record]
+        if tokens is not None:
+          row[place : place + count] = tokens[skip : skip + count]
+    return found
+
+  def _touched(self, start: int, length: int) -> list[tuple[int, int, int, int]]:
+    """(record, tokens of it to skip, place in the window, tokens to take) for each one touched."""
+    parts, place = [], 0
+    length = min(length, len(self) - start)
+    while place < length:
+      position = start + place
+      shard = int(np.searchsorted(self._stops, position, side="right"))
+      size = self.shards[shard]["tokens"]
+      inside = position - (int(self._stops[shard]) - size)
+      record, skip = divmod(inside, RECORD)
+      count = min(RECORD - skip, size - inside, length - place)
+      parts.append((int(self._first_records[shard]) + record, skip, place, count))
+      place += count
+    return parts
+
+  def _read(self, records: list[int]) -> dict[int, np.ndarray | None]:
+    try:
+      found = self._source.__getitems__(records)
+    except RuntimeError:  # One of them; now which?
+      found = [self._read_one(record) for record in records]
+    return {
+      record: None if data is None else np.frombuffer(data, self.dtype)
+      for record, data in zip(records, found, strict=True)
+    }
+
+  def _read_one(self, record: int) -> bytes | None:
+    try:
+      return self._source[record]
+    except RuntimeError as error:
+      shard = int(np.searchsorted(self._first_records, record, side="right")) - 1
+      file = self.folder / (self.shards[shard]["name"] + TOKENS)
+      number = record - int(self._first_records[shard])
+      self.faults.report(
+        str(file),
+        f"record {number} cannot be read ({str(error).splitlines()[0][:120]}). "
+        f"sedd prepare --check={self.folder} reads all of it",
+      )
+      return None
+
+  @functools.cached_property
+  def _stops(self) -> np.ndarray:
+    return np.cumsum([shard["tokens"] for shard in self.shards], dtype=np.int64)
+
+  @functools.cached_property
+  def _first_records(self) -> np.ndarray:
+    counts = [-(-shard["tokens"] // RECORD) for shard in self.shards]
+    return np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+  @functools.cached_property
+  def _source(self) -> Any:
+    return grain.sources.ArrayRecordDataSource(
+      [str(self.folder / (shard["name"] + TOKENS)) for shard in self.shards]
+    )
+
+
+def wrong_sizes(folder: Path, shard: Mapping[str, Any]) -> list[str]:
+  """What is missing or has another size than a manifest says, a line each."""
+  wrong = []
+  for name, known in shard["files"].items():
+    file = folder / name
+    if not file.is_file():
+      wrong.append(f"{file} is missing")
+    elif file.stat().st_size != known["bytes"]:
+      wrong.append(f"{file} has {file.stat().st_size:,} bytes, and {known['bytes']:,} were written")
+  return wrong

@@ -1,0 +1,337 @@
+"""Sources: where documents come from. All of them are read piece by piece, as often as is needed.
+
+A piece is a whole document or, where a document is long, a part of it, so that no more than a piece
+is ever held. Pieces are cut in front of white space that follows something else: there GPT-2's
+pre-tokenizer cuts too, so that pieces give the tokens of the whole.
+"""
+
+import dataclasses
+import glob
+import json
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sedd_jax.data.compression import OPENERS, ZstdError, open_any
+from sedd_jax.data.faults import Faults, InputFault
+
+# Characters of a long document that are read at a time.
+PIECE = 2**16
+
+_CUTS = (re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S)[ \n]"))
+_UNREADABLE = (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error, ZstdError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A part of a document.
+
+  Attributes:
+    text: its characters.
+    begins: whether the document begins with it.
+    ends: whether the document ends with it.
+  """
+
+  text: str
+  begins: bool = True
+  ends: bool = True
+
+
+class Source(Protocol):
+  """Documents in a fixed order.
+
+  Attributes:
+    name: what to call it in messages.
+  """
+
+  @property
+  def name(self) -> str: ...
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    """All documents from the first on.
+
+    Args:
+      faults: told of what cannot be read.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """Documents in memory."""
+
+  name: str
+  texts: tuple[str, ...]
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    for text in self.texts:
+      yield from cut_document(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Local text files.
+
+  A .txt file, or one without a suffix, is one document; a line of a .jsonl file is one.
+
+  Attributes:
+    name: comma-separated globs.
+    text_field: of a .jsonl line.
+
+  Raises (pieces):
+    FileNotFoundError: a glob matches nothing.
+    ValueError: a file is of another kind.
+  """
+
+  name: str
+  text_field: str = "text"
+
+  def paths(self) -> list[Path]:
+    """The files, sorted within each glob."""
+    found = []
+    for pattern in self.name.split(","):
+      paths = sorted(glob.glob(os.path.expanduser(pattern.strip()), recursive=True))
+      if not paths:
+        raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
+      found += [Path(path) for path in paths]
+    for path in found:
+      if _kind(path) not in (".txt", ".jsonl", ""):
+        raise ValueError(
+          f"{path}: config.data reads .txt and .jsonl files, plain or compressed "
+          f"({', '.join(OPENERS)}), not {_kind(path)!r}"
+        )
+    return found
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    for path in self.paths():
+      read = self._lines if _kind(path) == ".jsonl" else _text
+      if read is _text and faults.policy == "skip" and not _whole(path, faults):
+        continue
+      empty = True
+      try:
+        for piece in read(path, faults):
+          empty = False
+          yield piece
+      except InputFault:
+        raise
+      except _UNREADABLE as error:
+        faults.report(str(path), error)
+      else:
+        if empty:
+          faults.report(str(path), "the file has no text")
+
+  def _lines(self, path: Path, faults: Faults) -> Iterator[Piece]:
+    with open_any(path) as file:
+      for number, line in enumerate(file, 1):
+        if not line.strip():
+          continue
+        try:
+          text = _field(json.loads(line), self.text_field)
+        except json.JSONDecodeError as error:
+          faults.report(
+            str(path), f"line {number} is not JSON: {error.msg} at column {error.colno}"
+          )
+        except ValueError as error:
+          faults.report(str(path), f"line {number} {error}")
+        else:
+          yield from cut_document(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """A dataset of tensorflow-datasets, without TensorFlow.
+
+  Attributes:
+    name: `tfds:NAME@SPLIT`; the split is `train` if it is not named.
+    text_field: of its records.
+
+  Raises (pieces):
+    ImportError: the dataset has to be prepared first, and that needs TensorFlow.
+    FileNotFoundError: it cannot be found or prepared; the message says why.
+    ValueError: it has no such field.
+  """
+
+  name: str
+  text_field: str = "text"
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    records = self._records()
+    for number in range(len(records)):
+      try:
+        text = _field(records[number], self.text_field)
+      except (RuntimeError, ValueError) as error:
+        faults.report(f"{self.name}: record {number}", error)
+      else:
+        yield from cut_document(text)
+
+  def _records(self) -> Sequence[Any]:
+    import tensorflow_datasets as tfds
+
+    dataset, _, split = self.name.removeprefix("tfds:").partition("@")
+    try:
+      records: Any = tfds.data_source(dataset, split=split or "train")
+    except ImportError as error:
+      raise ImportError(
+        f"{self.name} has to be prepared once, and its builder needs a package that is not here "
+        f"({error}). On any machine: pip install tensorflow 'tensorflow-datasets[{dataset}]', then "
+        f"tfds build {dataset} --file_format=array_record, and copy the folder "
+        "~/tensorflow_datasets here (or name it in TFDS_DATA_DIR). Reading it needs no TensorFlow"
+      ) from error
+    except Exception as error:  # It raises all kinds: no network, unknown names, other formats.
+      raise FileNotFoundError(
+        f"{self.name} cannot be read: {type(error).__name__}: {_first_line(error)}. It must have "
+        "been prepared as array_record (tfds build NAME --file_format=array_record) in "
+        "~/tensorflow_datasets or TFDS_DATA_DIR"
+      ) from error
+    return records
+
+
+@dataclasses.dataclass(frozen=True)
+class Hub:
+  """A dataset of the Hugging Face hub, or a folder in its layout, streamed.
+
+  Attributes:
+    name: `hf:NAME[:CONFIG][@SPLIT]`; the split is `train` if it is not named.
+    text_field: of its records.
+
+  Raises (pieces):
+    ImportError: the `datasets` package is missing.
+    FileNotFoundError: the dataset cannot be read; the message says why.
+    ValueError: it has no such field.
+  """
+
+  name: str
+  text_field: str = "text"
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    for number, record in enumerate(self._records()):
+      try:
+        text = _field(record, self.text_field)
+      except ValueError as error:
+        faults.report(f"{self.name}: record {number}", error)
+      else:
+        yield from cut_document(text)
+
+  def _records(self) -> Iterator[Any]:
+    try:
+      import datasets  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+      raise ImportError(
+        f"{self.name} needs the package `datasets`: pip install 'sedd-jax[hf]'"
+      ) from error
+    where, _, split = self.name.removeprefix("hf:").partition("@")
+    dataset, _, config = where.partition(":")
+    try:
+      yield from datasets.load_dataset(
+        dataset, config or None, split=split or "train", streaming=True
+      )
+    except Exception as error:  # Anything from a missing network to a broken parquet file.
+      raise FileNotFoundError(
+        f"{self.name} cannot be read: {type(error).__name__}: {_first_line(error)}"
+      ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """The characters [first, last) of a source. A document across an end is divided; documents that
+  have no character in the range are left out."""
+
+  source: Source
+  first: int
+  last: int
+
+  @property
+  def name(self) -> str:
+    return self.source.name
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    position, inside = 0, False
+    for piece in self.source.pieces(faults):
+      stop = position + len(piece.text)
+      text = piece.text[max(0, self.first - position) : max(0, self.last - position)]
+      ends = piece.ends or stop >= self.last
+      if text or (inside and ends):
+        yield Piece(text, not inside, ends)
+        inside = not ends
+      position = stop
+      if position >= self.last:
+        return
+
+
+def parse_source(spec: str, text_field: str) -> Source:
+  """The source that a part of `data.files` names (but for `embedded` and prepared folders)."""
+  if spec.startswith("tfds:"):
+    return Tfds(spec, text_field)
+  if spec.startswith("hf:"):
+    return Hub(spec, text_field)
+  return Files(spec, text_field)
+
+
+def cut_document(text: str) -> Iterator[Piece]:
+  """A document in pieces of about `PIECE` characters; joined they are the text."""
+  begins = True
+  while len(text) > 2 * PIECE and (cut := _last_cut(text[: 2 * PIECE])):
+    yield Piece(text[:cut], begins, False)
+    text, begins = text[cut:], False
+  yield Piece(text, begins, True)
+
+
+def _text(path: Path, faults: Faults) -> Iterator[Piece]:
+  del faults
+  held, begins = "", True
+  with open_any(path, text=True) as file:
+    while read := file.read(PIECE):
+      held += read
+      if len(held) > PIECE and (cut := _last_cut(held)):
+        yield Piece(held[:cut], begins, False)
+        held, begins = held[cut:], False
+  if held or not begins:
+    yield Piece(held, begins, True)
+
+
+def _last_cut(text: str) -> int | None:
+  """Where a text can be cut in two, as late as may be: at the end of a line, else of a word."""
+  for cut in _CUTS:
+    # The end first: a place is nearly always there, and a search from the start takes long.
+    for start in (max(0, len(text) - PIECE // 4), 0):
+      if found := [match.start() for match in cut.finditer(text, start)]:
+        return found[-1]
+  return None
+
+
+def _whole(path: Path, faults: Faults) -> bool:
+  """Reads a file to its end: no part of a document is used before all of it is known to be good."""
+  try:
+    with open_any(path, text=True) as file:
+      while file.read(PIECE):
+        pass
+  except _UNREADABLE as error:
+    faults.report(str(path), error)
+    return False
+  return True
+
+
+def _kind(path: Path) -> str:
+  return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+
+
+def _field(record: Any, name: str) -> str:
+  value = record.get(name) if isinstance(record, dict) else None
+  if isinstance(value, bytes):
+    return value.decode()
+  if not isinstance(value, str):
+    has = f"; it has {', '.join(record)}" if isinstance(record, dict) and record else ""
+    raise ValueError(f"has no text in the field {name!r} (config.data.text_field){has}")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair.
+    raise ValueError(f"has text that is not Unicode: {error.reason}") from error
+  return value
+
+
+def _first_line(error: Exception) -> str:
+  return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

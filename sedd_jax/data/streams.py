@@ -1,0 +1,117 @@
+"""Documents as one stream of tokens.
+
+T: tokens of a stream, D: its documents, L: tokens in a window.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sedd_jax.data.sources import Piece
+from sedd_jax.data.tokenizers import Tokenizer
+
+# Stands between documents where the tokenizer has no end-of-text token.
+SEPARATOR = "\n\n"
+# Characters that are tokenized together: enough for all cores, little to hold.
+_GROUP = 2**22
+
+
+class Stream(Protocol):
+  """A stream of tokens, read at any place."""
+
+  def __len__(self) -> int:
+    """T."""
+    ...
+
+  @property
+  def starts(self) -> np.ndarray:
+    """int64[D], ascending: where each document begins."""
+    ...
+
+  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
+    """int32[n, L]: the tokens from each of first int64[n] on.
+
+    A token that cannot be read, or lies behind the end, is -1.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """A stream in memory.
+
+  Attributes:
+    tokens: int[T], of the smallest type that holds the vocabulary.
+    starts: int64[D].
+    characters: of the text, with what stands between documents and without EOS.
+  """
+
+  tokens: np.ndarray
+  starts: np.ndarray
+  characters: int
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
+    index = first[:, None] + np.arange(length)
+    inside = index < len(self.tokens)
+    tokens = self.tokens[np.where(inside, index, 0)].astype(np.int32)
+    return np.where(inside, tokens, -1)
+
+
+def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
+  """Tokenizes pieces as they stand; EOS follows every document if the tokenizer has one."""
+  parts, starts, position, characters = [], [], 0, 0
+  dtype = token_dtype(tokenizer.vocab_size)
+  for group in groups(pieces, _GROUP):
+    for piece, tokens in zip(group, tokenizer.encode_batch([p.text for p in group]), strict=True):
+      if piece.begins:
+        starts.append(position)
+      if piece.ends and tokenizer.eos_id is not None:
+        tokens = np.append(tokens, tokenizer.eos_id)
+      parts.append(tokens.astype(dtype))
+      position += len(tokens)
+      characters += len(piece.text)
+  tokens = np.concatenate([np.zeros(0, dtype), *parts])
+  return Encoded(tokens, np.array(starts, np.int64), characters)
+
+
+def separated(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+  """Puts a blank line in front of every document but the first, unless the tokenizer has EOS."""
+  first = True
+  for piece in pieces:
+    if piece.begins and not first and tokenizer.eos_id is None:
+      piece = dataclasses.replace(piece, text=SEPARATOR + piece.text)
+    first = False
+    yield piece
+
+
+def groups(pieces: Iterable[Piece], characters: int) -> Iterator[list[Piece]]:
+  """Pieces in lists of at least so many characters, but for the last."""
+  group, size = [], 0
+  for piece in pieces:
+    group.append(piece)
+    size += len(piece.text)
+    if size >= characters:
+      yield group
+      group, size = [], 0
+  if group:
+    yield group
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """The smallest unsigned type that holds ids in [0, vocab_size)."""
+  return np.dtype(np.min_scalar_type(vocab_size - 1))
+
+
+def heads(streams: Sequence[Stream], most: int) -> np.ndarray:
+  """int32[<= most]: the first tokens of some streams, as many of each."""
+  parts = []
+  for stream in streams:
+    count = min(len(stream), most // len(streams))
+    parts.append(stream.windows(np.zeros(1, np.int64), count)[0])
+  tokens = np.concatenate(parts)
+  return tokens[tokens >= 0]

@@ -1,0 +1,189 @@
+"""What a folder is: a run, one of its checkpoints, an export, or weights of PyTorch code.
+
+Only small files are read, no weights; nothing is written.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+from sedd_jax.data import from_json
+from sedd_jax.interop.exported import FORMAT, read_tokenizer
+from sedd_jax.interop.fields import Fields
+from sedd_jax.interop.load import CONFIG
+from sedd_jax.interop.mdlm import MODEL_TYPE
+from sedd_jax.interop.original import ROTARY, is_run_layout
+from sedd_jax.interop.radd import is_radd
+from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
+from sedd_jax.training import rundir
+from sedd_jax.training.checkpoints import FOLDER
+from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.metrics import FILE as METRICS
+from sedd_jax.training.metrics import read_metrics
+
+_STRICT = "heldout_bits_per_char_strict"
+
+
+def describe(path: Path) -> dict[str, Any]:
+  """All that is known of a folder, as JSON could hold it; what is not known is None.
+
+  Args:
+    path: a run directory, its `checkpoints` or one of them, an export, or weights in a layout that
+      `sedd_jax.load` reads. A hub id is none of these: nothing is downloaded.
+
+  Returns:
+    `kind` (`run`, `checkpoint`, `export`, or the layout's name), `path`, `parameters`, `config`,
+    `bytes`, and what else such a folder has.
+
+  Raises:
+    FileNotFoundError: it is none of these.
+    ValueError: a file is damaged; the message names it.
+  """
+  if not path.is_dir():
+    raise FileNotFoundError(f"{path} is no folder: give a run, a checkpoint, an export or weights")
+  if path.name.isdigit() and path.parent.name == FOLDER and _is_run(path.parent.parent):
+    run = _run(path.parent.parent)
+    found = run | {"kind": "checkpoint", "step": int(path.name), "bytes": _size(path)}
+  elif path.name == FOLDER and _is_run(path.parent):
+    found = _run(path.parent)
+  elif is_run_layout(path):
+    config = Fields.from_yaml(path / ".hydra" / "config.yaml")
+    found = {"kind": "run of the original code", "parameters": None, "config": dict(config.values)}
+  elif _is_run(path):
+    found = _run(path)
+  elif (path / CONFIG).is_file() and has_weights(path):
+    found = _weights(path)
+  else:
+    raise FileNotFoundError(
+      f"{path} is nothing that is known here: neither a run ({rundir.CONFIG} and {FOLDER}/), nor "
+      f"{CONFIG} with {SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
+    )
+  return {"kind": "", "path": str(path), "bytes": _size(path)} | found
+
+
+def kept_steps(workdir: Path) -> list[int]:
+  """Steps of a run's checkpoints, in order. What is being written has another name until it is
+  whole."""
+  folder = workdir / FOLDER
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted(int(step.name) for step in found if step.name.isdigit())
+
+
+def _is_run(path: Path) -> bool:
+  file = path / rundir.CONFIG
+  return (
+    file.is_file() and not has_weights(path) and Fields.from_json(file).get("train") is not None
+  )
+
+
+def _run(workdir: Path) -> dict[str, Any]:
+  config = Fields.from_json(workdir / rundir.CONFIG)
+  steps, total = kept_steps(workdir), config.integer("train", "steps")
+  lines = read_metrics(workdir) if (workdir / METRICS).is_file() else []
+  tokenizer = _json(workdir, rundir.TOKENIZER)
+  vocab_size = None if tokenizer is None else from_json(tokenizer).vocab_size
+  parameters, faults = _parameters(config, vocab_size)
+  return {
+    "kind": "run",
+    "step": steps[-1] if steps else None,
+    "steps": total,
+    "finished": bool(steps) and steps[-1] >= total,
+    "checkpoints": steps,
+    "parameters": parameters,
+    "config": dict(config.values),
+    "config_faults": faults,
+    "corpus": _json(workdir, rundir.CORPUS),
+    "tokenizer": None if tokenizer is None else tokenizer["kind"],
+    "vocab_size": vocab_size,
+    "length": config.integer("data", "length"),
+    "bound": _bound(workdir, lines),
+    "last": _last(lines),
+    "versions": _json(workdir, rundir.VERSIONS),
+  }
+
+
+def _json(workdir: Path, name: str) -> dict[str, Any] | None:
+  file = workdir / name
+  return dict(Fields.from_json(file).values) if file.is_file() else None
+
+
+def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, list[str]]:
+  """Their number, and what this version does not understand of a config that another one wrote."""
+  try:
+    experiment = Experiment.from_config(config.values)
+  except ValueError as error:
+    return None, str(error).split("\n")
+  return (None if vocab_size is None else experiment.network(vocab_size).num_parameters()), []
+
+
+def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+  """The newest held-out bound: that of the end where there is one, else one on the way."""
+  final = _json(workdir, rundir.EVALUATION)
+  made = [line for line in lines if _STRICT in line] + ([] if final is None else [final])
+  if not made:
+    return None
+  newest = max(made, key=lambda line: line["step"])
+  whole = final is not None and final["step"] == newest["step"]
+  return {
+    "step": newest["step"],
+    "bits_per_char_strict": newest[_STRICT],
+    "bits_per_char_strict_stderr": newest[f"{_STRICT}_stderr"],
+    "bits_per_char_paper": newest["heldout_bits_per_char_paper"],
+    "all_blocks": whole,
+  }
+
+
+def _last(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+  """What the last lines of the metrics say of the training."""
+  names = ("train_bits_per_char", "tokens_per_second", "step_seconds", "mfu")
+  said = {name: line[name] for line in lines for name in names if name in line}
+  return {"step": lines[-1]["step"], "time": lines[-1]["time"], **said} if lines else None
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+  config = Fields.from_json(folder / CONFIG)
+  found = {"parameters": _counted(folder / SAFETENSORS), "config": dict(config.values)}
+  if config.get("format") == FORMAT:
+    tokenizer = read_tokenizer(folder)
+    info = config.get("info") or {}
+    return found | {
+      "kind": "export",
+      "step": info.get("step"),
+      "corpus": info.get("corpus"),
+      "origin": info.get("origin"),
+      "tokenizer": None if tokenizer is None else tokenizer.to_json()["kind"],
+      "vocab_size": config.integer("vocab_size"),
+      "length": config.integer("length"),
+    }
+  if config.get("model_type") is not None and config.get("model_type") != MODEL_TYPE:
+    raise config.wrong(config.get("model_type"), f"{MODEL_TYPE!r} or of SEDD or RADD", "model_type")
+  if config.get("model_type") == MODEL_TYPE:
+    return found | {"kind": "weights of MDLM"}
+  return found | {"kind": "weights of RADD" if is_radd(config) else "weights of the original code"}
+
+
+def _counted(file: Path) -> int | None:
+  """Numbers in a safetensors file, from its header alone; None where there is no such file.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  if not file.is_file():
+    return None
+  try:
+    with file.open("rb") as opened:
+      (size,) = struct.unpack("<Q", opened.read(8))
+      if size > file.stat().st_size:
+        raise ValueError("its header is cut short")
+      header = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    shapes = {name: tensor["shape"] for name, tensor in header.items() if ROTARY not in name}
+  except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{file} is not a whole safetensors file ({error})") from error
+  return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _size(folder: Path) -> int:
+  return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,206 @@
+"""Where a new run's weights come from: random ones, or another model's (fine-tuning)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from sedd_jax.data import Tokenizer
+from sedd_jax.diffusion import Noise
+from sedd_jax.models import Network, Params
+from sedd_jax.parallel.mesh import distribute
+from sedd_jax.training.experiment import DiffusionConfig, Experiment
+from sedd_jax.training.program import Program
+from sedd_jax.training.state import TrainState
+
+# Of the model's config, what another model's weights must share. The others are chosen anew.
+_SHAPE = ("width", "blocks", "heads", "cond_dim", "time_input")
+# Tables with an entry for each state.
+_TABLES = ("ends/embedding/embedding", "ends/output/kernel", "ends/output/bias")
+
+
+class Pretrained(Protocol):
+  """What is asked of the model that a run starts from; `sedd_jax.Model` is one."""
+
+  @property
+  def network(self) -> Network: ...
+
+  @property
+  def params(self) -> Params: ...
+
+  @property
+  def noise(self) -> Noise: ...
+
+  @property
+  def length(self) -> int: ...
+
+  @property
+  def tokenizer(self) -> Tokenizer | None: ...
+
+  @property
+  def info(self) -> dict[str, Any]: ...
+
+
+Load = Callable[[str], Pretrained]
+
+
+class Beginning:
+  """What a run starts from. The source is read when it is first asked for; a resume never asks.
+
+  Args:
+    experiment: says which source, if any, and how its tokens are taken over.
+    load: reads a source.
+  """
+
+  def __init__(self, experiment: Experiment, load: Load | None):
+    self._experiment, self._load = experiment, load
+    self._source: Pretrained | None = None
+
+  def tokenizer(self) -> Tokenizer | None:
+    """The source's tokenizer if the run takes it, else None.
+
+    Raises:
+      ValueError: the source has none, or is another kind of model.
+      FileNotFoundError: there is no such source.
+    """
+    if self._experiment.init_tokenizer != "source":
+      return None
+    if (tokenizer := self._read().tokenizer) is None:
+      raise ValueError(
+        f"init_tokenizer='source': init_from={self._experiment.init_from!r} came without a "
+        "tokenizer. Name it with --config.data.tokenizer (gpt2 for the published SEDD weights) and "
+        "leave init_tokenizer as it is by default"
+      )
+    return tokenizer
+
+  def check(self, tokenizer: Tokenizer) -> None:
+    """Refuses a source that does not fit the run.
+
+    Args:
+      tokenizer: the run's.
+
+    Raises:
+      ValueError: the source is another kind of model, with a line for each difference, or its
+        tokens mean something else.
+      FileNotFoundError: there is no such source.
+    """
+    if not self._experiment.init_from:
+      return
+    source = self._read()
+    if self._experiment.init_tokenizer != "new":
+      _check_tokens(self._experiment, source, tokenizer)
+
+  def create(self, program: Program, tokenizer: Tokenizer) -> tuple[TrainState, str | None]:
+    """The state before the first step, and what to say of it; lets go of the source.
+
+    Parameters and moving average are the source's; the optimizer starts afresh, at step 0.
+
+    Raises:
+      What `check` raises.
+    """
+    state = program.create()
+    if not self._experiment.init_from:
+      return state, None
+    self.check(tokenizer)
+    source, self._source = self._read(), None
+    new_tables = self._experiment.init_tokenizer == "new"
+    params, ema = (_placed(program, source, x, new_tables) for x in (state.params, state.ema))
+    state = dataclasses.replace(state, params=params, ema=ema)  # pyright: ignore[reportArgumentType]
+    return state, _said(self._experiment, source)
+
+  def _read(self) -> Pretrained:
+    if self._source is None:
+      if self._load is None:
+        raise ValueError("init_from needs a loader: train(..., load=sedd_jax.load)")
+      source = self._load(self._experiment.init_from)
+      _check_kind(self._experiment, source)
+      self._source = source
+    return self._source
+
+
+def _placed(program: Program, source: Pretrained, fresh: Params, new_tables: bool) -> Params:
+  """The source's parameters where the program wants them; tables of new tokens are fresh."""
+  # Through this process's memory: each hands over what its own devices hold.
+  unpadded = jax.device_get(source.network.unpad(source.params))
+  padded = jax.device_get(program.network.pad(unpadded))
+
+  def leaf(path, own, theirs):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return own if new_tables and name in _TABLES else distribute(np.asarray(theirs), own.sharding)
+
+  return jax.tree.map_with_path(leaf, fresh, padded)
+
+
+def _said(experiment: Experiment, source: Pretrained) -> str:
+  step = f", step {source.info['step']}" if "step" in source.info else ""
+  tokens = {
+    "same": "its tokenizer is this run's",
+    "source": "with its tokenizer",
+    "new": "with new tables for this run's tokens",
+  }[experiment.init_tokenizer]
+  here, there = experiment.data.length, source.length
+  other = "" if here == there else f"; it knows sequences of {there} tokens, this run has {here}"
+  return f"weights from {experiment.init_from}{step}, {tokens}{other}"
+
+
+def _check_kind(experiment: Experiment, source: Pretrained) -> None:
+  """Refuses a source that is another kind of model.
+
+  Raises:
+    ValueError: a line for each difference, with the flag that would undo it.
+  """
+  theirs = DiffusionConfig.of(source.network.process, source.noise, source.network.parameterization)
+  noise = dataclasses.asdict(source.noise)
+  wanted: Mapping[str, Mapping[str, Any]] = {
+    "diffusion": {
+      name: getattr(theirs, name) for name in ("process", "noise", "parameterization", *noise)
+    },
+    "model": {name: getattr(source.network.config, name) for name in _SHAPE},
+  }
+  faults = [
+    f"{section}.{name}={own!r} is {value!r} there: --config.{section}.{name}={value}"
+    for section, values in wanted.items()
+    for name, value in values.items()
+    if (own := getattr(getattr(experiment, section), name)) != value
+  ]
+  if faults:
+    raise ValueError(
+      "\n".join([f"init_from={experiment.init_from!r} is another kind of model:", *faults])
+    )
+
+
+def _check_tokens(experiment: Experiment, source: Pretrained, tokenizer: Tokenizer) -> None:
+  """Refuses a tokenizer under which the source's tables would mean something else.
+
+  Raises:
+    ValueError: the message names both, and what can be done.
+  """
+  size = source.network.process.vocab_size
+  if source.tokenizer is None and tokenizer.vocab_size == size:
+    return  # Weights without a tokenizer: their size is all that is known of it.
+  if source.tokenizer is not None and _same(source.tokenizer, tokenizer):
+    return
+  theirs = "a vocabulary" if source.tokenizer is None else _kind(source.tokenizer)
+  hints = ["--config.init_tokenizer=new keeps all but the tables of tokens, which start at random"]
+  if source.tokenizer is not None:
+    hints.insert(0, "--config.init_tokenizer=source takes its tokenizer for this run's text")
+  raise ValueError(
+    f"init_from={experiment.init_from!r} knows {theirs} of {size:,} tokens, and this run has "
+    f"{_kind(tokenizer)} of {tokenizer.vocab_size:,}. {'; '.join(hints)}"
+  )
+
+
+def _kind(tokenizer: Tokenizer) -> str:
+  return f"the tokenizer {tokenizer.to_json()['kind']!r}"
+
+
+def _same(a: Tokenizer, b: Tokenizer) -> bool:
+  """Whether two tokenizers give the same meaning to every id. Their definitions may be written
+  differently and mean the same."""
+  if a.to_json() == b.to_json():
+    return True
+  return (a.vocab_size, a.eos_id) == (b.vocab_size, b.eos_id) and all(
+    a.pieces([i]) == b.pieces([i]) for i in range(a.vocab_size)
+  )

@@ -1,0 +1,114 @@
+"""Frozen dataclasses from nested dicts, with every fault in one error.
+
+A section is a dataclass whose fields have defaults; some of them are sections. What a section says
+of itself (its `__post_init__` raises) and what nobody can make a section of are gathered alike, a
+fault a line.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+Section = TypeVar("Section")
+
+
+def read_section(cls: type[Section], config: Mapping[str, Any], name: str) -> Section:
+  """Makes a section, its own sections included; what is left out has its default.
+
+  Args:
+    cls: its class.
+    config: nested dicts.
+    name: what to call it in messages.
+
+  Raises:
+    ValueError: fields are unknown, of the wrong type, out of range or do not go together; the
+      message has a line for each.
+  """
+  section, faults = _read(cls, config, name)
+  if faults:
+    raise ValueError("\n".join(faults))
+  return section
+
+
+def below(section: Any, name: str, least: int, *fields: str) -> list[str]:
+  """A line for each of some fields that lies below its least value."""
+  wanted = f"be at least {least}" if least else "not be negative"
+  return [
+    f"{name}.{field}={getattr(section, field)} must {wanted}"
+    for field in fields
+    if not getattr(section, field) >= least  # So that NaN lies below too.
+  ]
+
+
+def _read(cls: type[Any], config: Any, name: str) -> tuple[Any, list[str]]:
+  """The section, of little worth where there are faults, and the faults."""
+  if not isinstance(config, Mapping):
+    return cls(), [f"{name}={config!r} must be a section, with fields {', '.join(_names(cls))}"]
+  defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+  values, faults, faulty = {}, [], []
+  for key, value in config.items():
+    path = f"{name}.{key}"
+    if key not in defaults:
+      faults.append(f"{path} is unknown: {_hint(cls, key)}")
+      continue
+    default = defaults[key]
+    if dataclasses.is_dataclass(default):
+      values[key], found = _read(type(default), value, path)
+    else:
+      values[key], found = _typed(value, default, path)
+    if found:
+      faults += found
+      faulty.append(path)
+      del values[key]
+  try:
+    section = cls(**values)
+  except ValueError as error:
+    section = cls()
+    # The default that stands for a faulty field may be what others do not go with.
+    faults += [line for line in str(error).split("\n") if not _names_one_of(faulty, line)]
+  return section, faults
+
+
+def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
+  """The value as its field holds it."""
+  wanted = type(default)
+  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value), []
+  if wanted is tuple and isinstance(value, list | tuple):
+    # Entries are like the default's first, where it has one.
+    value = (
+      tuple(_typed(entry, default[0], path)[0] for entry in value) if default else tuple(value)
+    )
+    fits = all(type(entry) is type(default[0]) for entry in value) if default else True
+  else:
+    fits = type(value) is wanted
+  if not fits:
+    return value, [f"{path}={value!r} must be of type {wanted.__name__}, like {default!r}"]
+  return value, []
+
+
+def _hint(cls: type[Any], key: str) -> str:
+  """What an unknown field may have been meant for: one of this section, or of one below it."""
+  names = [field.name for field in dataclasses.fields(cls)]
+  deeper = [name for name in _names(cls) if name not in names]
+  if near := difflib.get_close_matches(key, names, n=1):
+    return f"did you mean {near[0]!r}?"
+  last = {name.rsplit(".", 1)[-1]: name for name in deeper}
+  if near := difflib.get_close_matches(key, last, n=1):
+    return f"did you mean {last[near[0]]!r}?"
+  return f"there are {', '.join(names)}"
+
+
+def _names(cls: type[Any], prefix: str = "") -> Iterator[str]:
+  """Names of all fields, those of sections with dots."""
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(field.default):
+      yield from _names(type(field.default), f"{prefix}{field.name}.")
+    else:
+      yield prefix + field.name
+
+
+def _names_one_of(paths: list[str], line: str) -> bool:
+  """Whether a message of a section is about one of some fields, `config.` left out there."""
+  return any(f"{path.split('.', 1)[1]}=" in line for path in paths)
