@@ -176,6 +176,9 @@ def train(
         metrics.write(done, line | speed | feed.waits())
 
     def save() -> None:
+      checkpoints.wait()
+      if lost := checkpoints.failure():  # Of the save before.
+        console.say(lost)
       checkpoints.save(state, meta | {"skipped_steps": nonfinite.count})
 
     def unsaved() -> str | None:
