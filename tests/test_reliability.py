@@ -423,6 +423,7 @@ def test_disks_that_cannot_do_are_refused_before_training(disk, fault):
     file.write(bytes(int(3.2 * 2**20)))
   with pytest.raises(OSError, match="MiB are free, and a checkpoint needs"):
     train(QUICK, disk / "run")
+  assert not (disk / "run" / rundir.CONFIG).exists(), "it had begun"
   (disk / "filler").unlink()
   assert "the run will keep 40 more checkpoints of 1 MiB" in room_note(disk, 2**20, 40)
   assert room_note(disk, 2**20, 1) is None
