@@ -260,7 +260,7 @@ def test_a_second_process_is_refused_and_a_second_interrupt_leaves_at_once(tmp_p
   size = _size(workdir / "metrics.jsonl")
   process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   wait_for(lambda: _size(workdir / "metrics.jsonl") > size, process, "a step")
-  second = subprocess.run(endless, capture_output=True, text=True)
+  second = subprocess.run(endless, capture_output=True, text=True, timeout=120)
   assert second.returncode == 2
   assert f"is in use: process {process.pid} on" in second.stderr
   assert "Traceback" not in second.stderr
