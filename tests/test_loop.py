@@ -207,9 +207,13 @@ def test_changed_corpus_is_refused_by_name(tmp_path):
   experiment = dataclasses.replace(with_steps(4), data=DataConfig(files=str(text), length=16))
   workdir = tmp_path / "run"
   assert train(experiment, workdir) == 0
-  text.write_text("the quick brown dog " * 200)
+  moved = text.rename(tmp_path / "moved.txt")
+  data = dataclasses.replace(experiment.data, files=str(moved))
+  experiment = dataclasses.replace(experiment, data=data)
+  assert train(with_steps(5, experiment), workdir) == 0, "the same text in another place"
+  moved.write_text("the quick brown dog " * 200)
   before = (workdir / "config.json").read_bytes()
-  with pytest.raises(ValueError, match=r"trained on the corpus .*text\.txt"):
+  with pytest.raises(ValueError, match=r"trained on the corpus .*moved\.txt"):
     train(with_steps(6, experiment), workdir)
   assert (workdir / "config.json").read_bytes() == before, "a refused run was written to"
 

@@ -171,7 +171,7 @@ def test_other_settings_or_text_do_not_go_on_in_a_folder(config, tmp_path):
   assert [path.name for path in (tmp_path / "else").iterdir()] == ["thesis.tex"]
 
 
-def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path):
+def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault):
   path = write_texts(tmp_path, count=3000)
   arguments = [
     sys.executable, "-m", "sedd_jax.cli.prepare", f"--files={path}", "--workers=2",
@@ -195,12 +195,13 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path):
   straight = prepare(config, tmp_path / "straight", shard=20000)
   assert open_prepared(str(tmp_path / "out")).manifest == straight
   assert check(str(tmp_path / "out")) == []
+  fault("`kill -9` of `sedd prepare`", injected=2, result="goes on; equal to one without a kill")
 
 
 # Faults.
 
 
-def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path):
+def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path, fault):
   folder = tmp_path / "out"
   prepare(config, folder, shard=5000)
   flip(folder / "train-00000.array_record", 1000)
@@ -213,6 +214,7 @@ def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path):
   for name in ("train-00000.array", "train-00001.doc", "train-00002", "tokenizer", "train-00099"):
     assert sum(name in line for line in found) == 1
   assert len(found) == 5
+  fault("damaged files of a prepared corpus", injected=5, result="each named by `--check`")
 
 
 def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
@@ -227,7 +229,7 @@ def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
   assert "heldout-00000.array_record is not what was written" in capsys.readouterr().out
 
 
-def test_a_shard_of_another_size_is_named_before_training(config, tmp_path):
+def test_a_shard_of_another_size_is_named_before_training(config, tmp_path, fault):
   folder = tmp_path / "out"
   prepare(config, folder, shard=5000)
   for name in ("train-00001", "train-00003"):
@@ -235,9 +237,10 @@ def test_a_shard_of_another_size_is_named_before_training(config, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
   with pytest.raises(ValueError, match=r"train-00001\.array(.|\n)*train-00003\.array"):
     load_dataset(of_folder(config, folder))
+  fault("shards cut short", injected=2, result="both named before training")
 
 
-def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path):
+def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path, fault):
   folder = tmp_path / "out"
   prepare(config, folder, shard=30000)
   good = load_dataset(of_folder(config, folder)).train_rows[0][:]
@@ -253,9 +256,30 @@ def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path):
   np.testing.assert_array_equal(rows[~bad], good[~bad])
   assert dataset.faults.count >= 1
   assert "train-00000.array_record" in dataset.faults.first[0]
+  result = "shard and record named; with `on_fault=skip` its tokens do not count, the others do"
+  fault("one flipped bit in a shard", injected=1, result=result)
 
 
-def test_faulty_documents_are_named_or_left_out_and_counted(tmp_path):
+def test_a_full_disk_stops_a_preparation_which_then_goes_on(config, tmp_path, fault):
+  folder = tmp_path / "out"
+  folder.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+  if (done := subprocess.run(mount, capture_output=True, text=True)).returncode:
+    pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+  try:
+    with pytest.raises(OSError, match=r"train-0000\d cannot be written: .*No space left|No space"):
+      prepare(config, folder, shard=5000)
+    with pytest.raises(ValueError, match="not prepared to its end"):
+      open_prepared(str(folder))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
+    made = prepare(config, folder, shard=5000)
+    assert made == prepare(config, tmp_path / "straight", shard=5000)
+  finally:
+    subprocess.run(["umount", str(folder)], check=True)
+  fault("full disk in `sedd prepare`", injected=1, result="named; with room it goes on")
+
+
+def test_faulty_documents_are_named_or_left_out_and_counted(tmp_path, fault):
   (tmp_path / "a.txt").write_text("good text " * 30)
   (tmp_path / "b.txt").write_text("")
   (tmp_path / "c.txt").write_bytes(b"begins well " * 10 + b"\xff\xfe")
@@ -273,6 +297,9 @@ def test_faulty_documents_are_named_or_left_out_and_counted(tmp_path):
   manifest = prepare(dataclasses.replace(config, on_fault="skip"), tmp_path / "out")
   assert manifest["train"]["characters"] + manifest["heldout"]["characters"] == 304
   assert manifest["left_out"] == {"count": 5, "first": dataset.faults.first}
+  result = "file and line named; with `on_fault=skip` left out and counted"
+  fault("an empty file, text that is not UTF-8 (2), half a surrogate, a missing field", injected=5,
+        result=result)  # fmt: skip
 
 
 def test_shards_of_no_text_are_empty():

@@ -24,7 +24,7 @@ from sedd_jax.training import program as program_module
 from sedd_jax.training import step as step_module
 from sedd_jax.training.checkpoints import Checkpoints, load_meta, newest_whole, room_note
 from sedd_jax.training.experiment import CheckpointConfig
-from sedd_jax.training.lock import RunLock, take
+from sedd_jax.training.lock import FolderLock, take
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import MetricsWriter, read_metrics
 from sedd_jax.training.optimizer import OptimizerConfig
@@ -286,7 +286,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
 
   monkeypatch.setattr("fcntl.flock", unsupported)
   said = []
-  with RunLock(tmp_path, said.append), (tmp_path / "other").open("w") as file:
+  with FolderLock(tmp_path, said.append), (tmp_path / "other").open("w") as file:
     assert not take(file)
   assert "without locks" in said[0]
 

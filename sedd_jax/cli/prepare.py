@@ -17,6 +17,7 @@ from sedd_jax.data.faults import POLICIES, describe
 from sedd_jax.data.prepare import SHARD, prepare
 from sedd_jax.data.prepared import SIDES, check, open_prepared
 from sedd_jax.data.tokenizers import TOKENIZERS
+from sedd_jax.training.lock import FolderLock
 
 USAGE = """Tokenizes text once, into shards that runs of any size read at once.
 
@@ -64,7 +65,12 @@ def main() -> int:
   folder, began = Path(out).expanduser(), time.monotonic()
   with _Bar() as bar:
     manifest = prepare(
-      config, folder, workers=_WORKERS.value, shard=_SHARD.value, on_progress=bar.advance
+      config,
+      folder,
+      workers=_WORKERS.value,
+      shard=_SHARD.value,
+      lock=lambda folder: FolderLock(folder, print, "--out"),
+      on_progress=bar.advance,
     )
   print(_summary(folder, time.monotonic() - began, manifest))
   return 0

@@ -45,6 +45,7 @@ def prepare(
   *,
   workers: int = 1,
   shard: int = SHARD,
+  lock: Callable[[Path], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
   on_progress: OnProgress = lambda characters, tokens: None,
 ) -> Mapping[str, Any]:
   """Makes a folder of shards, or goes on with one.
@@ -54,6 +55,7 @@ def prepare(
     folder: new, empty, or begun with the same settings.
     workers: processes that tokenize.
     shard: characters in a shard.
+    lock: keeps others out of the folder; it may leave a file `lock` there.
     on_progress: told of every shard.
 
   Returns:
@@ -82,7 +84,21 @@ def prepare(
     config.detokenizer,
     faults,
   )
-  _claim(folder, settings)
+  with lock(folder):
+    _claim(folder, settings)
+    return _fill(config, folder, corpus, settings, workers, faults, on_progress)
+
+
+def _fill(
+  config: DataConfig,
+  folder: Path,
+  corpus: Corpus,
+  settings: Mapping[str, Any],
+  workers: int,
+  faults: Faults,
+  on_progress: OnProgress,
+) -> Mapping[str, Any]:
+  """Writes all shards that are not there, and then the manifest."""
   tokenizer = _tokenizer(corpus, config, folder, faults)
   spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
   _write(folder / TOKENIZER, spec)
@@ -91,7 +107,9 @@ def prepare(
   with _pool(workers, spec) as submit:
     for side in SIDES:
       pieces = identity.watch(corpus.pieces(side, faults))
-      made = _make(groups(separated(pieces, tokenizer), shard), side, folder, submit, workers)
+      made = _make(
+        groups(separated(pieces, tokenizer), settings["shard"]), side, folder, submit, workers
+      )
       shards = []
       for one in made:
         on_progress(one["characters"], one["tokens"])
@@ -127,7 +145,9 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         + "\nGo on with those, or choose a new folder."
       )
     return
-  if folder.is_dir() and any(path.suffix != _PARTIAL for path in folder.iterdir()):
+  if folder.is_dir() and any(
+    path.suffix != _PARTIAL and path.name != "lock" for path in folder.iterdir()
+  ):
     raise FileExistsError(f"{folder} is not empty and holds nothing of ours: choose a new folder")
   folder.mkdir(parents=True, exist_ok=True)
   _write(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

@@ -263,12 +263,19 @@ class Cut:
 
 
 def parse_source(spec: str, text_field: str) -> Source:
-  """The source that a part of `data.files` names (but for `embedded` and prepared folders)."""
+  """The source that a part of `data.files` names (but for `embedded` and prepared folders).
+
+  Raises:
+    FileNotFoundError: there are no such files.
+    ValueError: they are of another kind.
+  """
   if spec.startswith("tfds:"):
     return Tfds(spec, text_field)
   if spec.startswith("hf:"):
     return Hub(spec, text_field)
-  return Files(spec, text_field)
+  files = Files(spec, text_field)
+  files.paths()  # Better now than after an hour.
+  return files
 
 
 def cut_document(text: str) -> Iterator[Piece]:

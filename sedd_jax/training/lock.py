@@ -32,24 +32,25 @@ def take(file: IO[Any]) -> bool:
   return True
 
 
-class RunLock:
-  """A run directory for this process alone; a context manager. It is made if it is not there.
+class FolderLock:
+  """A folder for this process alone; a context manager. It is made if it is not there.
 
   Args:
-    workdir: the run directory.
+    folder: a run directory, or what is being prepared.
     say: told where the file system has no locks.
+    flag: that named the folder, for messages.
 
   Raises:
-    BlockingIOError: another process trains there; the message names it.
+    BlockingIOError: another process works there; the message names it.
     OSError: the directory cannot be made or written to.
   """
 
-  def __init__(self, workdir: Path, say: Callable[[str], None]):
+  def __init__(self, folder: Path, say: Callable[[str], None], flag: str = "--workdir"):
     try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      self._file = (workdir / FILE).open("a+b", buffering=0)
+      folder.mkdir(parents=True, exist_ok=True)
+      self._file = (folder / FILE).open("a+b", buffering=0)
       if not take(self._file):
-        say(f"{workdir} is on a file system without locks: start no second run there")
+        say(f"{folder} is on a file system without locks: start no second process there")
       since = time.strftime("%Y-%m-%d %H:%M:%S")
       self._file.truncate(0)
       self._file.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})".encode())
@@ -58,13 +59,12 @@ class RunLock:
       holder = self._file.read().decode() or "another process"
       self._file.close()
       raise BlockingIOError(
-        f"--workdir={workdir} is in use: {holder} trains there. Stop it first, or choose another "
-        "--workdir"
+        f"{flag}={folder} is in use: {holder} works there. Stop it first, or choose another {flag}"
       ) from None
     except OSError as error:
-      raise OSError(f"--workdir={workdir} cannot be written to: {error.strerror}") from error
+      raise OSError(f"{flag}={folder} cannot be written to: {error.strerror}") from error
 
-  def __enter__(self) -> "RunLock":
+  def __enter__(self) -> "FolderLock":
     return self
 
   def __exit__(self, *exception) -> None:

@@ -29,7 +29,7 @@ from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
 from sedd_jax.training.initial import Beginning, Load
 from sedd_jax.training.interrupt import Interrupt
-from sedd_jax.training.lock import RunLock
+from sedd_jax.training.lock import FolderLock
 from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import metrics_writer, read_metrics
 from sedd_jax.training.nonfinite import NonfiniteSteps
@@ -95,7 +95,7 @@ def train(
   processes.barrier("all have looked at the run directory")
   with contextlib.ExitStack() as stack:
     if lead:
-      stack.enter_context(RunLock(workdir, _say))
+      stack.enter_context(FolderLock(workdir, _say))
       rundir.find_run(workdir, experiment)  # Nobody can change it any more.
       check_room(workdir, program.bytes())
       if note := room_note(workdir, program.bytes(), experiment.checkpoint.at_once(num_steps)):
