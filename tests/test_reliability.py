@@ -217,6 +217,8 @@ def test_killed_again_and_again_a_run_ends_equal_to_the_bit(tmp_path, kills, fau
     wait_for(lambda size=size: _size(killed / "metrics.jsonl") > size, process, "a step")
     # One in four before the first save of this process.
     time.sleep(0.0 if i % 4 == 3 else generator.uniform(0.0, 2.0))
+    if i % 2 == 0:  # The others hit whatever they hit.
+      wait_for(lambda: any((killed / "checkpoints").glob("*.partial*")), process, "a save")
     process.send_signal(signal.SIGKILL)
     process.wait()
     names = [path.name for path in (killed / "checkpoints").glob("*")]
@@ -224,7 +226,7 @@ def test_killed_again_and_again_a_run_ends_equal_to_the_bit(tmp_path, kills, fau
     step = newest_whole(killed, pytest.fail)
     assert (step or 0) >= kept, "a whole checkpoint was lost"
     kept = step or 0
-  assert in_flight > kills // 4
+  assert in_flight >= kills // 3
   last = kept + 5
   for workdir, *often in ((killed, always), (straight,)):
     done = subprocess.run(

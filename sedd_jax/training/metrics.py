@@ -1,15 +1,17 @@
 """Metrics of a run: one JSON object a line, and TensorBoard events."""
 
+import contextlib
 import errno
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 FILE = "metrics.jsonl"
@@ -46,6 +48,12 @@ class MetricsWriter:
 
   def __exit__(self, *exception) -> None:
     self._file.close()
+    self._close_events()
+
+  def _close_events(self) -> None:
+    if self._events is not None:
+      self._events.close()
+      self._events = None
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """One line: step, unix time, and the values."""
@@ -62,7 +70,7 @@ class MetricsWriter:
         self._events.write(step, values)
     except OSError as error:
       # What its file holds now is not known; the lines above are all that is needed to go on.
-      self._events = None
+      self._close_events()
       self._say(f"step {step}: TensorBoard events end here until a restart: {error.strerror}")
 
   def _append(self, data: bytes) -> None:
@@ -82,16 +90,26 @@ class _Events:
 
   def __init__(self, folder: Path, first_step: int):
     folder.mkdir(parents=True, exist_ok=True)
-    self._writer = EventsWriter(str(folder / "events"))
+    now = time.time()
+    self._file = RecordWriter(str(folder / f"events.out.tfevents.{now:.0f}.{gethostname()}"))
     start = _proto.SessionLog(status=_proto.SessionLog.START)
-    self._writer.write_event(_proto.Event(step=first_step, session_log=start))
-    self._writer.flush()
+    for event in (
+      _proto.Event(wall_time=now, file_version="brain.Event:2"),
+      _proto.Event(wall_time=now, step=first_step, session_log=start),
+    ):
+      self._file.write(event.SerializeToString())
+    self._file.flush()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     now = time.time()
     for name, value in values.items():
-      self._writer.write_event(_proto.Event(wall_time=now, step=step, summary=scalar(name, value)))
-    self._writer.flush()
+      event = _proto.Event(wall_time=now, step=step, summary=scalar(name, value))
+      self._file.write(event.SerializeToString())
+    self._file.flush()
+
+  def close(self) -> None:
+    with contextlib.suppress(OSError):  # What could not be written is not written now.
+      self._file.close()
 
 
 class _NoMetrics:
