@@ -36,7 +36,7 @@ def test_a_run(run):
   assert found["vocab_size"] == model.tokenizer.vocab_size
   evaluation = model.info["evaluation"]
   assert found["bound"]["bits_per_char_strict"] == evaluation["heldout_bits_per_char_strict"]
-  assert (found["bound"]["step"], found["bound"]["all_blocks"]) == (8, True)
+  assert (found["bound"]["step"], found["bound"]["at_end"]) == (8, True)
   assert found["last"]["tokens_per_second"] > 0
   assert found["versions"]["jax"]
   assert found["bytes"] == sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
@@ -60,7 +60,7 @@ def test_a_run_that_is_not_finished(run, tmp_path):
   found = describe(workdir)
   assert (found["step"], found["steps"], found["finished"]) == (4, 12, False)
   assert found["checkpoints"] == [4]
-  assert (found["bound"]["step"], found["bound"]["all_blocks"]) == (4, False)
+  assert (found["bound"]["step"], found["bound"]["at_end"]) == (4, False)
   assert found["last"]["step"] == 4
 
 
@@ -136,4 +136,4 @@ def test_the_bound_that_counts_is_the_newest(run, tmp_path):
   with (workdir / "metrics.jsonl").open("a") as file:
     file.write(json.dumps(evaluation | {"step": 10, "time": 1.0}) + "\n")
   bound = describe(workdir)["bound"]
-  assert (bound["step"], bound["all_blocks"]) == (10, False)
+  assert (bound["step"], bound["at_end"]) == (10, False)

@@ -79,7 +79,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   if config.get("init_from"):
     yield "began from", config["init_from"]
   if bound := found.get("bound"):
-    text = "all held-out text" if bound["all_blocks"] else "some of the held-out text"
+    text = "in the report at the end" if bound["at_end"] else "on the way"
     yield (
       "bound",
       f"{bound['bits_per_char_strict']:.3f} ± {bound['bits_per_char_strict_stderr']:.3f} bits/char "
