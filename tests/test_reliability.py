@@ -269,7 +269,8 @@ def test_a_second_process_is_refused_and_a_second_interrupt_leaves_at_once(tmp_p
   fault("second process on a run directory", injected=1, result="refused, with the first's number")
 
   process.send_signal(signal.SIGINT)
-  wait_for(lambda: any((workdir / "checkpoints").glob("*.partial*")), process, "a save")
+  writing = "checkpoints/*.partial*/opt_state/ocdbt.process_0/d/*"  # In the background.
+  wait_for(lambda: any(workdir.glob(writing)), process, "a save")
   process.send_signal(signal.SIGINT)
   out, error = process.communicate(timeout=60)
   assert process.returncode == 130
