@@ -113,6 +113,7 @@ def test_a_training_step_counted_by_hand():
   assert result["tokens_per_second"] == pytest.approx(B * L / result["median_seconds"])
 
 
+@pytest.mark.slow
 def test_sampling_counted_by_hand():
   result = line("sample", *TINY, "--steps=4")
   check_jax(result, "sample")
@@ -160,6 +161,7 @@ def test_draws_beside_those_of_jax():
     assert result[f"jax_{mode}_over_ours"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_lengths_and_their_plot(tmp_path):
   flags = ("--shortest=32", "--longest=64", f"--plot={tmp_path}/lengths.png")
   result = line("length", *TINY, *flags, "--batch=1", "--process=uniform")

@@ -1,21 +1,15 @@
-"""What a user sees of a run: on a narrow terminal, on a pipe, and in the metrics that are kept."""
+"""What a user sees of a run: on a narrow terminal and on a pipe."""
 
 import io
-import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_loop import TINY
 
 import sedd_jax.cli.app  # noqa: F401  (its flag is in every help)
 from sedd_jax.cli.text import help_text, row, wrap
 from sedd_jax.training import console as module
 from sedd_jax.training.console import RunConsole
-from sedd_jax.training.loop import train
-from sedd_jax.training.metrics import read_metrics
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 LONG = "step 5000 held-out bound 1.234 ± 0.005 bits/char (bigram 3.655), on a terminal of a phone"
 SAMPLE = "a sample of text that is longer than the terminal is wide  with  its  own  spaces"
 
@@ -102,12 +96,3 @@ def test_help_is_no_wider_than_the_terminal(monkeypatch):
   assert all(len(line) <= 45 for line in lines), lines
   assert "  an example" in lines
   assert "--[no]debug" in "\n".join(lines)
-
-
-def test_every_metric_is_documented(tmp_path):
-  assert train(TINY, tmp_path / "run") == 0
-  documented = set(re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), re.MULTILINE))
-  written = {key for line in read_metrics(tmp_path / "run") for key in line}
-  assert written <= documented
-  # What a CPU has no measure of, and keys that other settings give.
-  assert {"mfu", "step_seconds", "seconds_to_first_step"} <= documented

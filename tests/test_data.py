@@ -21,6 +21,7 @@ from sedd_jax.data import (
   load_dataset,
 )
 from sedd_jax.data.compression import OPENERS
+from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.sources import Piece
 from sedd_jax.data.streams import encode
 
@@ -226,3 +227,39 @@ def test_end_of_text_is_a_token_and_no_character(shared_path, tmp_path):
   )
   assert dataset.heldout_head.tolist() == [15496, 50256] * 6
   assert dataset.chars_per_token == 5 * 6 / 12
+
+
+def test_chars_know_what_stands_between_documents(tmp_path):
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "abc" * 9}) + "\n" for _ in "abc"))
+  (tmp_path / "b.txt").write_text("abc" * 9)
+  several, one = (DataConfig(files=f"{tmp_path}/{name}", length=1) for name in ("a.jsonl", "b.txt"))
+  assert load_dataset(several).tokenizer.characters == "\nabc"
+  assert load_dataset(one).tokenizer.characters == "abc"
+
+
+def test_embedded_text_with_other_heldout_text(tmp_path):
+  (tmp_path / "b.txt").write_text("held out " * 40)
+  dataset = load_dataset(DataConfig(heldout_files=f"{tmp_path}/b.txt", length=16))
+  assert dataset.tokenizer.decode(dataset.heldout_head).startswith("held out")
+  assert len(dataset.train_head) > len(load_dataset(DataConfig(length=16)).train_head)
+  swapped = DataConfig(files=f"{tmp_path}/b.txt", heldout_files="embedded", length=16)
+  assert len(load_dataset(swapped).heldout_head) == len(dataset.train_head)
+
+
+@pytest.mark.parametrize("name", ["wikitext", "lambada"])
+def test_detokenizers_see_whole_lines(tmp_path, name):
+  text = ("some words , and more \n" + "word " * 30_000 + "\n") * 3
+  (tmp_path / "a.txt").write_text(text)
+  corpus = load_corpus(f"{tmp_path}/a.txt", f"{tmp_path}/a.txt", detokenizer=name)
+  assert documents(corpus, "train") == (DETOKENIZERS[name](text),)
+
+
+def test_folders_are_no_files(tmp_path):
+  (tmp_path / "a.txt").write_text("text " * 40)
+  (tmp_path / "folder").mkdir()
+  assert read(f"{tmp_path}/*")["characters"] == 200
+  with pytest.raises(ValueError, match=r"is a folder that sedd prepare did not make; name files"):
+    read(str(tmp_path / "folder"))
+  (tmp_path / "b.jsonl").write_text("[" * 100_000)
+  with pytest.raises(ValueError, match=r"b\.jsonl: line 1 is nested too deeply"):
+    read(f"{tmp_path}/b.jsonl")

@@ -250,7 +250,7 @@ def test_prefix_and_suffix_are_text(prefix, suffix):
     ("ab[[9]]cd", None, "13 tokens exceed the 12"),
     ("ab[[4]]cd", 6, "takes 8 tokens and does not fit length=6"),
     ("ab[[4]]", 20, "20 tokens exceed the 12"),
-    ("xyz[[2]]", None, "character 'x'"),
+    ("xyz[[2]]", None, "characters 'x', 'y', 'z'"),
   ],
 )
 def test_templates_that_do_not_fit_are_refused(text, length, message):

@@ -126,6 +126,15 @@ def test_run_directory_holds_all_that_it_should(run):
   assert not list(run.rglob("*.partial"))
 
 
+def test_every_metric_is_documented(run):
+  document = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+  documented = set(re.findall(r"^\| `(\w+)` \|", document.read_text(), re.MULTILINE))
+  written = {key for line in read_metrics(run) for key in line}
+  assert written <= documented
+  # What a CPU has no measure of, and keys that other settings give.
+  assert {"mfu", "step_seconds", "skipped_steps", "input_faults"} <= documented
+
+
 def test_metrics_report_the_loss_before_each_update(run):
   """At its zero start the scaled network is the uniform law: about log2 V bits per character."""
   first = next(x for x in read_metrics(run) if "train_bits_per_char" in x)
@@ -225,7 +234,9 @@ def test_directory_of_something_else_is_refused(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signal_saves_and_says_how_to_go_on(tmp_path, number):
   workdir = tmp_path / "run"
   process = subprocess.Popen(

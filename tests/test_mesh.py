@@ -62,13 +62,13 @@ def one_device(experiment):
 
 MESHES = [
   (1, dict(replica=1), 4),
-  (2, dict(fsdp=2), 1),
   (2, dict(replica=1, tensor=2), 4),
   (4, dict(replica=1, fsdp=4), 4),
   (4, dict(replica=1, fsdp=2, tensor=2), 1),
-  (4, dict(replica=2, tensor=2), 4),
 ]
 MORE_MESHES = [
+  (2, dict(fsdp=2), 1),
+  (4, dict(replica=2, tensor=2), 4),
   (1, dict(replica=1), 16),
   (2, dict(replica=2), 1),
   (4, dict(replica=4), 1),
@@ -90,7 +90,11 @@ def test_every_loss_is_the_same_on_any_mesh_and_accumulation(devices, mesh, accu
   assert len(set(found)) == STEPS
 
 
-@pytest.mark.parametrize("kind", [UNIFORM, CONDITIONAL], ids=["uniform", "conditional"])
+@pytest.mark.parametrize(
+  "kind",
+  [UNIFORM, pytest.param(CONDITIONAL, marks=pytest.mark.slow)],
+  ids=["uniform", "conditional"],
+)
 def test_every_loss_is_the_same_for_other_objectives(kind):
   found = losses(kind, dict(replica=1, fsdp=2, tensor=2), 4)
   np.testing.assert_allclose(found, one_device(kind), rtol=1e-6)
@@ -135,7 +139,7 @@ def full_vocabulary(process, mesh, parameterization):
   ("process", "parameterization"),
   [
     (Absorbing(50_257), "scaled"),
-    (Absorbing(50_257), "conditional"),
+    pytest.param(Absorbing(50_257), "conditional", marks=pytest.mark.slow),
     (Uniform(50_257), "score"),
   ],
   ids=str,
@@ -157,6 +161,7 @@ def test_gpt2_vocabulary_on_four_devices_equals_one(process, parameterization):
 # --- checkpoints
 
 
+@pytest.mark.slow
 def test_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
   """fsdp, then a mixed mesh: the curve and the last state of a run without a stop on replicas."""
   text = tmp_path / "corpus.txt"

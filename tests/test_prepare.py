@@ -72,6 +72,7 @@ def test_prepared_text_is_the_same_dataset(config, tmp_path, tokenizer, packing)
   assert shards.tokenizer.to_json() == text.tokenizer.to_json()
   assert shards.chars_per_token == text.chars_per_token
   assert shards.tokens_per_row == text.tokens_per_row
+  assert shards.heldout_rows.characters() == text.heldout_rows.characters()
   np.testing.assert_array_equal(shards.train_head, text.train_head)
   np.testing.assert_array_equal(shards.train_rows[0][:], text.train_rows[0][:])
   np.testing.assert_array_equal(shards.heldout_rows[:], text.heldout_rows[:])
@@ -121,6 +122,18 @@ def test_another_tokenizer_than_the_prepared_one_is_refused(config, tmp_path):
     load_dataset(wrong)
   with pytest.raises(ValueError, match="prepared with another tokenizer than this run has"):
     load_dataset(of_folder(config, tmp_path / "out"), tokenizer=Bytes())
+  wrong = dataclasses.replace(of_folder(config, tmp_path / "out"), detokenizer="ptb")
+  with pytest.raises(ValueError, match=r"data\.detokenizer='ptb', but .*prepared with 'none'"):
+    load_dataset(wrong)
+
+
+def test_heldout_text_that_is_prepared_too_is_found_there(config, tmp_path):
+  (tmp_path / "held.txt").write_text("held out " * 40)
+  config = dataclasses.replace(config, heldout_files=f"{tmp_path}/held.txt")
+  prepare(config, tmp_path / "out")
+  text, shards = load_dataset(config), load_dataset(of_folder(config, tmp_path / "out"))
+  assert shards.identity == text.identity
+  np.testing.assert_array_equal(shards.heldout_rows[:], text.heldout_rows[:])
 
 
 def test_a_run_on_shards_of_padded_documents(tmp_path):
@@ -169,6 +182,9 @@ def test_other_settings_or_text_do_not_go_on_in_a_folder(config, tmp_path):
   with pytest.raises(FileExistsError, match="holds nothing of ours"):
     prepare(config, tmp_path / "else")
   assert [path.name for path in (tmp_path / "else").iterdir()] == ["thesis.tex"]
+  (tmp_path / "else" / "thesis.tex").rename(tmp_path / "else" / "lock")
+  with pytest.raises(FileExistsError, match="holds nothing of ours"):
+    prepare(config, tmp_path / "else")
 
 
 def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault):
@@ -214,7 +230,24 @@ def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path, f
   for name in ("train-00000.array", "train-00001.doc", "train-00002", "tokenizer", "train-00099"):
     assert sum(name in line for line in found) == 1
   assert len(found) == 5
+  for name in ("train-00099.array_record", "manifest.json", "tokenizer.json"):
+    (folder / name).unlink()
+  prepare(config, folder, shard=5000)
+  assert check(str(folder)) == [], "what is damaged is made again"
   fault("damaged files of a prepared corpus", injected=5, result="each named by `--check`")
+
+
+def test_a_changed_manifest_is_refused(config, tmp_path):
+  folder = tmp_path / "out"
+  prepare(config, folder)
+  file = folder / "manifest.json"
+  text = file.read_text()
+  for changed in (text.replace('"characters": ', '"characters": 1', 1), text[:-40], "[]", "{}"):
+    file.write_text(changed)
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged .*makes it again"):
+      open_prepared(str(folder))
+  with pytest.raises(FileNotFoundError, match="no folder that sedd prepare made"):
+    check(str(tmp_path))
 
 
 def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
@@ -245,9 +278,8 @@ def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path, f
   prepare(config, folder, shard=30000)
   good = load_dataset(of_folder(config, folder)).train_rows[0][:]
   flip(folder / "train-00000.array_record", 9000)
-  stream = the_tokens(folder)
   with pytest.raises(ValueError, match=r"train-00000\.array_record: record \d cannot be read"):
-    stream.windows(np.arange(0, len(stream), 64), 64)
+    read_all(the_tokens(folder))
   skipping = dataclasses.replace(of_folder(config, folder), on_fault="skip")
   dataset = load_dataset(skipping)
   rows = dataset.train_rows[0][:]
@@ -258,6 +290,49 @@ def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path, f
   assert "train-00000.array_record" in dataset.faults.first[0]
   result = "shard and record named; with `on_fault=skip` its tokens do not count, the others do"
   fault("one flipped bit in a shard", injected=1, result=result)
+
+
+def read_all(stream):
+  return stream.windows(np.arange(0, len(stream), 64), 64)
+
+
+def test_damage_to_the_end_of_a_shard_costs_that_shard_alone(config, tmp_path, fault):
+  """Where the index of its records lies: the file cannot be opened."""
+  folder = tmp_path / "out"
+  prepare(config, folder, shard=30000)
+  good = read_all(the_tokens(folder))
+  shard = folder / "train-00001.array_record"
+  shard.write_bytes(shard.read_bytes()[: -(2**16)] + bytes(2**16))
+  with pytest.raises(ValueError, match=r"train-00001\.array_record: record 0 cannot be read"):
+    read_all(the_tokens(folder))
+  faults = Faults("skip")
+  found = read_all(open_prepared(str(folder)).stream("train", faults))
+  np.testing.assert_array_equal(found[found >= 0], good[found >= 0])
+  lost = open_prepared(str(folder)).manifest["train"]["shards"][1]["tokens"]
+  assert np.sum((found < 0) & (good >= 0)) == lost
+  fault("the index of a shard overwritten", injected=1, result="its shard named; others are read")
+
+
+def test_more_shards_than_files_may_be_open(config, tmp_path):
+  folder = tmp_path / "out"
+  write_texts(tmp_path, count=200)
+  prepare(config, folder, shard=500)
+  shards = len(open_prepared(str(folder)).manifest["train"]["shards"])
+  assert shards > 30
+  code = f"""
+import resource, sys
+import numpy as np
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.prepared import open_prepared
+stream = open_prepared({str(folder)!r}).stream("train", Faults())
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[1])))
+stream.windows(np.arange(0, len(stream), 64), 64)
+"""
+  subprocess.run([sys.executable, "-c", code, "2000"], check=True, cwd=ROOT)
+  done = subprocess.run(
+    [sys.executable, "-c", code, "100"], capture_output=True, text=True, cwd=ROOT
+  )
+  assert f"{shards} shards need {shards + 256} open files, and the system allows 100" in done.stderr
 
 
 def test_a_full_disk_stops_a_preparation_which_then_goes_on(config, tmp_path, fault):

@@ -223,6 +223,7 @@ def told_of_a_loss(text):
   return ours in text or jaxs in text
 
 
+@pytest.mark.slow  # .ci/run runs it too.
 @pytest.mark.multiprocess
 def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_lost(
   tmp_path, pair, fault

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sedd_jax.data import BPE, Batches, Bytes, Chars, DataConfig, load_dataset
-from sedd_jax.data.rows import Joined, make_rows
-from sedd_jax.data.sources import PIECE, Cut, Documents, Piece, cut_document
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.rows import Joined, make_rows, spread
+from sedd_jax.data.sources import LONGEST, PIECE, Cut, Documents, Files, Piece, cut_document
 from sedd_jax.data.streams import encode, groups, heads, separated
 from sedd_jax.diffusion import (
   Absorbing,
@@ -108,6 +109,17 @@ def test_pieces_give_the_tokens_of_the_whole(bpe, words):
   assert encode(pieces, bpe).tokens.tolist() == [*bpe.encode(text), bpe.eos_id]
 
 
+def test_text_without_white_space_comes_in_pieces(tmp_path):
+  """Not read to its end, nor again from its start, before the first piece."""
+  text = "ACGT" * (LONGEST // 2)
+  (tmp_path / "a.txt").write_text(text)
+  for pieces in (list(cut_document(text)), list(Files(f"{tmp_path}/a.txt").pieces(Faults()))):
+    assert max(len(piece.text) for piece in pieces) <= 2 * LONGEST
+    assert len(pieces) >= 2
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
 def test_long_documents_come_in_pieces():
   text = "some words in a line of text\n" * (PIECE // 5)
   pieces = list(cut_document(text))
@@ -134,7 +146,7 @@ def test_tokenizers_give_any_text_back(bpe, text):
 def test_blocks_drop_the_remainder():
   rows = make_rows(stream_of(["abcdefghij"], Bytes()), 4, "stream", "counted", None, "some")
   assert [Bytes().decode(row) for row in rows[:]] == ["abcd", "efgh"]
-  assert rows.tokens == 8
+  assert rows.tokens() == 8
 
 
 def test_padded_rows_hold_a_document_each_and_its_end():
@@ -145,10 +157,10 @@ def test_padded_rows_hold_a_document_each_and_its_end():
     [101, 102, EOS, ~EOS],
     [EOS, ~EOS, ~EOS, ~EOS],
   ]
-  assert rows.tokens == 3 + 7 + 1
+  assert rows.tokens() == 3 + 7 + 1
   counted = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", "counted", EOS, "some")
   np.testing.assert_array_equal(counted[:], np.where(rows[:] < 0, ~rows[:], rows[:]))
-  assert counted.tokens == rows.tokens
+  assert counted.tokens() == rows.tokens()
 
 
 def test_packed_rows_hold_whole_documents():
@@ -168,7 +180,7 @@ def test_no_text_is_lost_or_counted_twice(texts, length, packing):
   rows = make_rows(stream, length, packing, "given", EOS, "some")
   whole = rows[:]
   assert texts_of(whole) == "".join(f"{text}|" for text in texts)
-  assert rows.tokens == np.sum(whole >= 0) == len(stream)
+  assert rows.tokens() == np.sum(whole >= 0) == len(stream)
   for row in whole:
     counted = row >= 0
     assert counted[0]
@@ -186,11 +198,21 @@ def test_packing_needs_an_end_of_text():
 def test_joined_rows_are_one_after_the_other():
   streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
   parts = [make_rows(stream, 2, "stream", "counted", None, "x") for stream in streams]
-  joined = Joined(parts)
+  joined = Joined(parts, [1.0, 3.0])
   assert joined.shape == (3, 2)
   assert [Bytes().decode(row) for row in joined[:]] == ["ab", "cd", "ef"]
   assert [Bytes().decode(row) for row in joined[np.array([2, 0])]] == ["ef", "ab"]
   assert [Bytes().decode(row) for row in joined[1:]] == ["cd", "ef"]
+  assert joined.tokens() == 6
+  assert joined.characters() == 2 * 2 + 3 * 2
+  assert joined.characters(np.array([1, 2])) == 2 + 3 * 2
+
+
+def test_rows_that_are_judged_are_spread_and_have_their_own_characters():
+  assert spread(10, 3).tolist() == [0, 4, 9]
+  assert spread(3, 10).tolist() == [0, 1, 2]
+  rows = make_rows(stream_of(["a", "abcdef", "ab"]), 8, "pad", "given", EOS, "some")
+  assert [rows.tokens(np.array([i])) for i in range(3)] == [2, 7, 3]
 
 
 # Batches.

@@ -317,7 +317,9 @@ def test_a_long_run_stays_small():
   )
 
   class Words(Bytes):
-    vocab_size = len(known)
+    def __init__(self):
+      super().__init__()
+      self.vocab_size = len(known)
 
     def pieces(self, ids):
       return [known[i] for i in ids]

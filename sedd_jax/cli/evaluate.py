@@ -43,7 +43,7 @@ def main() -> None:
   bound = estimator.bound(
     model.params,
     blocks,
-    chars_per_block=dataset.chars_per_token * dataset.tokens_per_row[1],
+    chars_per_block=dataset.heldout_rows.characters() / len(blocks),
     seed=_SEED.value,
   )
   report = evaluation_report(
@@ -52,7 +52,7 @@ def main() -> None:
     step=model.info["step"],
     num_times=_NUM_TIMES.value,
     blocks=len(blocks),
-    tokens=round(len(blocks) * dataset.tokens_per_row[1]),
+    tokens=dataset.heldout_rows.tokens(),
     chars_per_token=dataset.chars_per_token,
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
     corpus=dict(dataset.identity),

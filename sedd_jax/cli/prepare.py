@@ -15,14 +15,14 @@ from sedd_jax.data.config import DataConfig
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES, describe
 from sedd_jax.data.prepare import SHARD, prepare
-from sedd_jax.data.prepared import SIDES, check, open_prepared
+from sedd_jax.data.prepared import MANIFEST, SIDES, check, open_prepared
 from sedd_jax.data.tokenizers import TOKENIZERS
 from sedd_jax.training.lock import FolderLock
 
 USAGE = """Tokenizes text once, into shards that runs of any size read at once.
 
   sedd prepare --files='texts/*.jsonl.zst' --tokenizer=gpt2 --out=prepared/texts
-  sedd prepare --files=hf:Skylion007/openwebtext --out=prepared/owt --workers=16
+  sedd prepare --files=hf:Skylion007/openwebtext --heldout_files=held/*.txt --out=prepared/owt
   sedd prepare --files='tfds:lm1b@train' --heldout_files='tfds:lm1b@test' --out=DIR
   sedd prepare --check=prepared/texts
 
@@ -101,7 +101,10 @@ def _summary(folder: Path, seconds: float, manifest: Any) -> str:
 def _verify(folder: str) -> int:
   if wrong := check(folder):
     print("\n".join(wrong))
-    print(f"{len(wrong)} fault(s): delete what is named and prepare it again")
+    print(
+      f"{len(wrong)} fault(s). Delete {Path(folder) / MANIFEST}, and give the command that made "
+      "the folder again: what is whole stays"
+    )
     return 2
   manifest = open_prepared(folder).manifest
   tokens = " and ".join(f"{manifest[side]['tokens']:,} {side}" for side in SIDES)

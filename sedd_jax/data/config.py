@@ -73,6 +73,8 @@ class DataConfig:
         f"data.weights={self.weights} must be a positive number for each of the "
         f"{len(self.parts)} part(s) of data.files={self.files!r}"
       )
+    if ";" in self.heldout_files:
+      faults.append(f"data.heldout_files={self.heldout_files!r} must be one source, without ';'")
     if self.packing != "stream" and self.tokenizer in ("chars", "bytes"):
       faults.append(
         f"data.packing={self.packing!r} needs a tokenizer with an end-of-text token, and "

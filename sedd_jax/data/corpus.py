@@ -13,7 +13,7 @@ from typing import Any
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.sources import Cut, Documents, Piece, Source, parse_source
+from sedd_jax.data.sources import SEPARATOR, Cut, Documents, Files, Hub, Piece, Source, Tfds
 
 # Paragraphs longer than this that occurred before are dropped: topics repeat each other.
 _REPEATED_PARAGRAPH = 80
@@ -42,16 +42,37 @@ class Corpus:
     Args:
       faults: told of what cannot be read; by default the first fault is an error.
     """
-    detokenize = DETOKENIZERS[self.detokenizer]
     source: Source = getattr(self, side)
-    for piece in source.pieces(faults or Faults()):
-      yield dataclasses.replace(piece, text=detokenize(piece.text))
+    pieces = source.pieces(faults or Faults())
+    if self.detokenizer == "none":
+      return pieces
+    detokenize = DETOKENIZERS[self.detokenizer]
+    # Rules look at lines, one of them at all of a document.
+    whole = _regrouped(pieces, by_line=self.detokenizer != "lambada")
+    return (dataclasses.replace(piece, text=detokenize(piece.text)) for piece in whole)
 
   def texts(self, faults: Faults | None = None) -> Iterator[str]:
-    """The text of all pieces of both sides."""
+    """The text of all pieces of both sides, and what stands between documents if there are some."""
     for side in ("train", "heldout"):
+      documents = 0
       for piece in self.pieces(side, faults):
+        documents += piece.begins
+        yield SEPARATOR if documents == 2 and piece.begins else ""
         yield piece.text
+
+
+def _regrouped(pieces: Iterator[Piece], *, by_line: bool) -> Iterator[Piece]:
+  """The same documents in pieces of whole lines, or each in one."""
+  held, begins = "", True
+  for piece in pieces:
+    held, begins = held + piece.text, begins or piece.begins
+    cut = held.rfind("\n") if by_line else -1
+    if piece.ends:
+      yield Piece(held, begins, True)
+      held, begins = "", True
+    elif cut > 0:
+      yield Piece(held[:cut], begins, False)
+      held, begins = held[cut:], False
 
 
 class Identity:
@@ -119,8 +140,8 @@ def load_corpus(
       missing.
     ValueError: a file or field cannot be used; the message names it.
   """
-  if files == "embedded":
-    return embedded()
+  if files == "embedded" and not heldout_files:
+    return dataclasses.replace(embedded(), detokenizer=detokenizer)
   if not files:
     raise ValueError(
       "data.files is empty: give text files, for example --config.data.files='texts/*.txt', or "
@@ -132,6 +153,26 @@ def load_corpus(
   size = sum(len(piece.text) for piece in source.pieces(faults or Faults()))
   low, high = round(split[0] * size), round(split[1] * size)
   return Corpus(files, Cut(source, 0, low), Cut(source, low, high), detokenizer)
+
+
+def parse_source(spec: str, text_field: str) -> Source:
+  """The source that a part of `data.files` names, but for prepared folders.
+
+  Raises:
+    FileNotFoundError: there are no such files.
+    ValueError: they are of another kind.
+  """
+  if spec == "embedded":
+    corpus = embedded()
+    texts = [source.texts for source in (corpus.train, corpus.heldout)]  # pyright: ignore[reportAttributeAccessIssue]
+    return Documents(corpus.name, (*texts[0], *texts[1]))
+  if spec.startswith("tfds:"):
+    return Tfds(spec, text_field)
+  if spec.startswith("hf:"):
+    return Hub(spec, text_field)
+  files = Files(spec, text_field)
+  files.paths()  # Better now than after an hour.
+  return files
 
 
 def embedded() -> Corpus:

@@ -11,11 +11,11 @@ import numpy as np
 from sedd_jax.data import wordpiece
 from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
-from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
+from sedd_jax.data.corpus import Corpus, check_same, identity_of, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
-from sedd_jax.data.sources import Documents, parse_source
+from sedd_jax.data.sources import Documents
 from sedd_jax.data.streams import Stream, encode, heads, separated
 from sedd_jax.data.tokenizers import (
   GPT2_VOCAB_SIZE,
@@ -42,7 +42,7 @@ class Dataset:
     train_head: int32[T], the first tokens of the training text.
     heldout_head: int32[U], the first tokens of the held-out text.
     chars_per_token: characters per token of the held-out text.
-    tokens_per_row: tokens of documents in a row to train on, and in a held-out one, on average.
+    tokens_per_row: tokens of documents in a row to train on, on average.
     faults: what was left out, so far.
   """
 
@@ -50,11 +50,11 @@ class Dataset:
   tokenizer: Tokenizer
   train_rows: Sequence[Rows]
   weights: tuple[float, ...]
-  heldout_rows: Rows
+  heldout_rows: Joined
   train_head: np.ndarray
   heldout_head: np.ndarray
   chars_per_token: float
-  tokens_per_row: tuple[float, float]
+  tokens_per_row: float
   faults: Faults
 
   def batches(self, batch_size: int, seed: int) -> Batches:
@@ -108,6 +108,8 @@ def load_dataset(
   train, heldout = (
     [part.read(side, tokenizer) for part in parts if side in part.sides] for side in SIDES
   )
+  if not sum(text.characters for text in heldout):
+    raise ValueError("the held-out text has no characters: see data.split and data.heldout_files")
   train_rows, heldout_rows = (
     [_rows(text, config, tokenizer, name) for text in texts]
     for texts, name in ((train, "training"), (heldout, "held-out"))
@@ -115,13 +117,13 @@ def load_dataset(
   return Dataset(
     identity=identity,
     tokenizer=tokenizer,
-    train_rows=train_rows if config.weights else [Joined(train_rows)],
+    train_rows=train_rows if config.weights else [Joined(train_rows, _chars_per_token(train))],
     weights=config.weights,
-    heldout_rows=Joined(heldout_rows),
+    heldout_rows=Joined(heldout_rows, _chars_per_token(heldout)),
     train_head=heads([text.stream for text in train], _COUNTED),
     heldout_head=heads([text.stream for text in heldout], _COUNTED),
     chars_per_token=sum(t.characters for t in heldout) / sum(len(t.stream) for t in heldout),
-    tokens_per_row=(_tokens_per_row(train_rows, config.weights), _tokens_per_row(heldout_rows)),
+    tokens_per_row=_tokens_per_row(train_rows, config.weights),
     faults=faults,
   )
 
@@ -174,16 +176,21 @@ class _Shards:
         f"({self.prepared.manifest['settings']['tokenizer']!r}): prepare the text again with that "
         "of the run"
       )
-    stream = self.prepared.stream(side, self.faults)
+    # A bound on part of the held-out text would be no bound on it.
+    stream = self.prepared.stream(side, self.faults if side == "train" else Faults())
     return _Side(stream, self.prepared.manifest[side]["characters"])
 
 
 def _parts(config: DataConfig, faults: Faults) -> list[_Text | _Shards]:
   """The parts of a corpus; held-out text of its own is the last one."""
   heldout = config.heldout_files
-  one_text = len(config.parts) == 1 and not is_prepared(config.files)
-  if one_text and not (heldout and is_prepared(heldout)):
+  one = len(config.parts) == 1
+  if one and not is_prepared(config.files) and not (heldout and is_prepared(heldout)):
     return [_Text(_corpus(config, config.files, heldout, faults), SIDES, faults)]
+  if one and heldout and is_prepared(config.files):
+    prepared = open_prepared(config.files)
+    if prepared.manifest["settings"]["heldout_files"] == heldout:  # It holds that already.
+      return [_Shards(prepared, SIDES, faults)]
   sides = SIDES[:1] if heldout else SIDES
   parts: list[_Text | _Shards] = []
   for name in config.parts:
@@ -213,8 +220,6 @@ def _corpus(config: DataConfig, files: str, heldout_files: str, faults: Faults) 
 
 def _whole(config: DataConfig, files: str, side: str) -> Corpus:
   """All of some text on one side."""
-  if files == "embedded":
-    return dataclasses.replace(embedded(), **{_OTHER[side]: Documents(files, ())})
   sources = {side: parse_source(files, config.text_field), _OTHER[side]: Documents(files, ())}
   return Corpus(files, **sources, detokenizer=config.detokenizer)
 
@@ -235,7 +240,7 @@ def _joined(identities: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenizer:
-  """That of the prepared parts, which must be the one that the config names; else a new one."""
+  """That of the prepared parts, which must be made as the config says; else a new one."""
   for part in parts:
     if isinstance(part, _Shards):
       made = part.prepared.manifest["settings"]["tokenizer"]
@@ -244,6 +249,12 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
         raise ValueError(
           f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
           f"{made!r}: set --config.data.tokenizer={made}"
+        )
+      undone = part.prepared.manifest["settings"]["detokenizer"]
+      if undone != config.detokenizer:
+        raise ValueError(
+          f"data.detokenizer={config.detokenizer!r}, but {part.prepared.folder} was prepared with "
+          f"{undone!r}: set --config.data.detokenizer={undone}, or prepare the text again"
         )
       return part.prepared.tokenizer()
   texts = (text for part in parts if isinstance(part, _Text) for text in part.texts())
@@ -257,6 +268,10 @@ def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> A
 def _tokens_per_row(rows: Sequence[Any], weights: Sequence[float] = ()) -> float:
   """Tokens of documents in a row, on average over rows or over weighted parts."""
   if not weights:
-    return sum(part.tokens for part in rows) / sum(len(part) for part in rows)
+    return sum(part.tokens() for part in rows) / sum(len(part) for part in rows)
   shares = zip(weights, rows, strict=True)
-  return sum(w * part.tokens / len(part) for w, part in shares) / sum(weights)
+  return sum(w * part.tokens() / len(part) for w, part in shares) / sum(weights)
+
+
+def _chars_per_token(texts: Sequence[_Side]) -> list[float]:
+  return [text.characters / max(len(text.stream), 1) for text in texts]

@@ -37,7 +37,7 @@ class Faults:
       InputFault: the policy is `fail`.
     """
     if self.policy == "fail":
-      raise InputFault(f"{where}: {what} (--config.data.on_fault=skip goes on without it)")
+      raise InputFault(f"{where}: {what} (on_fault=skip goes on without it)")
     self._known.add(hash((where, str(what))))
     if len(self.first) < min(self.count, _REMEMBERED):
       self.first.append(f"{where}: {what}")

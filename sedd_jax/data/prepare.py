@@ -7,11 +7,13 @@ began and was stopped goes on from there.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,9 +21,9 @@ from typing import Any
 
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
-from sedd_jax.data.faults import Faults
-from sedd_jax.data.prepared import FORMAT, MANIFEST, PREPARATION, SIDES, TOKENIZER
-from sedd_jax.data.shards import DOCUMENTS, TOKENS, write_shard
+from sedd_jax.data.faults import Faults, describe
+from sedd_jax.data.prepared import FORMAT, MANIFEST, PREPARATION, SIDES, TOKENIZER, digest
+from sedd_jax.data.shards import DOCUMENTS, TOKENS, write_shard, wrong_files
 from sedd_jax.data.sources import Piece
 from sedd_jax.data.streams import encode, groups, separated, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
@@ -68,11 +70,8 @@ def prepare(
   """
   if workers < 1 or shard < 1:
     raise ValueError(f"workers={workers} and shard={shard} must be at least 1")
-  if (folder / MANIFEST).is_file():
-    raise FileExistsError(
-      f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
-      "something else choose a new folder"
-    )
+  if len(config.parts) > 1:
+    raise ValueError(f"files={config.files!r}: prepare each part by itself; a run may mix them")
   settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
   faults = Faults(config.on_fault)
@@ -84,8 +83,11 @@ def prepare(
     config.detokenizer,
     faults,
   )
+  _check_folder(folder, settings)
+  folder.mkdir(parents=True, exist_ok=True)
   with lock(folder):
-    _claim(folder, settings)
+    _check_folder(folder, settings)  # Nobody can change it any more.
+    _write(folder / PREPARATION, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     return _fill(config, folder, corpus, settings, workers, faults, on_progress)
 
 
@@ -127,14 +129,22 @@ def _fill(
     **sides,
     "left_out": {"count": faults.count, "first": faults.first},
   }
+  if not sides["train"]["tokens"]:
+    raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
+  manifest["sha256"] = digest(manifest)
   text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
   _write(folder / MANIFEST, text)
   return json.loads(text)
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-  """Marks a folder as the one of these settings, or finds that it is."""
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+  """Refuses a folder that is not new, empty, or begun with these settings."""
   file = folder / PREPARATION
+  if (folder / MANIFEST).is_file():
+    raise FileExistsError(
+      f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
+      "something else choose a new folder"
+    )
   if file.is_file():
     stored = json.loads(file.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
@@ -144,13 +154,15 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
         "\n".join([f"{folder} was begun with other settings:", *lines])
         + "\nGo on with those, or choose a new folder."
       )
-    return
-  if folder.is_dir() and any(
-    path.suffix != _PARTIAL and path.name != "lock" for path in folder.iterdir()
-  ):
+  elif folder.is_dir() and any(not _may_stay(path) for path in folder.iterdir()):
     raise FileExistsError(f"{folder} is not empty and holds nothing of ours: choose a new folder")
-  folder.mkdir(parents=True, exist_ok=True)
-  _write(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _may_stay(path: Path) -> bool:
+  """Whether a file is what an attempt that ended at once has left."""
+  return path.suffix == _PARTIAL or (
+    path.name == "lock" and path.read_bytes()[:7] in (b"", b"process")
+  )
 
 
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
@@ -184,7 +196,8 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
     known = json.loads(file.read_text(encoding="utf-8"))
     if known["text_sha256"] != text.hexdigest():
       raise ValueError(f"{path}: the text is not the one that this shard was made of")
-    return known
+    if not wrong_files(path.parent, known):
+      return known
   partial = path.with_name(path.name + _PARTIAL)
   try:
     made = write_shard(partial, encode(group, _TOKENIZER[0]))
@@ -208,7 +221,8 @@ _TOKENIZER: list[Tokenizer] = []
 def _start_worker(spec: str) -> None:
   _TOKENIZER[:] = [from_json(json.loads(spec))]
   if (parent := multiprocessing.parent_process()) is not None:
-    # A reader that is killed cannot end its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the reader.
+    # One that is killed cannot end its workers.
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
@@ -228,6 +242,11 @@ def _pool(workers: int, spec: str):
   )
   try:
     yield executor.submit
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise OSError(
+      "a worker was ended, perhaps for want of memory: the same command goes on; fewer --workers "
+      "take less"
+    ) from error
   finally:
     executor.shutdown(cancel_futures=True)
 

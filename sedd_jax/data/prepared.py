@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.shards import TOKENS, Shards, describe_file, wrong_sizes
+from sedd_jax.data.shards import TOKENS, Shards, wrong_files
 from sedd_jax.data.tokenizers import Tokenizer, from_json
 
 MANIFEST, PREPARATION, TOKENIZER = "manifest.json", "preparation.json", "tokenizer.json"
@@ -74,6 +74,8 @@ def open_prepared(path: str) -> Prepared:
   """
   folder = Path(path).expanduser()
   file = folder / MANIFEST
+  if not is_prepared(path):
+    raise FileNotFoundError(f"{folder} is no folder that sedd prepare made")
   if not file.is_file():
     made = len(list(folder.glob("*.json"))) - 2
     raise ValueError(
@@ -82,14 +84,24 @@ def open_prepared(path: str) -> Prepared:
     )
   try:
     manifest = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is damaged: {error}") from error
+    if manifest["sha256"] != digest(manifest):
+      raise ValueError("its hash differs")
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{file} is damaged ({error}): delete it, and the command that made the folder makes it again"
+    ) from error
   if manifest.get("format") != FORMAT:
     raise ValueError(
       f"{file} is of format {manifest.get('format')!r}; this version reads {FORMAT}: prepare it "
       "again"
     )
   return Prepared(folder, manifest)
+
+
+def digest(manifest: Mapping[str, Any]) -> str:
+  """Hash of all that a manifest says but for this hash."""
+  content = {name: value for name, value in manifest.items() if name != "sha256"}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check(path: str) -> list[str]:
@@ -106,13 +118,7 @@ def check(path: str) -> list[str]:
     wrong.append(str(error))
   for side in SIDES:
     shards = manifest[side]["shards"]
-    for shard in shards:
-      if sizes := wrong_sizes(folder, shard):
-        wrong += sizes
-        continue
-      for name, known in shard["files"].items():
-        if describe_file(folder / name)["sha256"] != known["sha256"]:
-          wrong.append(f"{folder / name} is not what was written: its hash differs")
+    wrong += [fault for shard in shards for fault in wrong_files(folder, shard)]
     if manifest[side]["tokens"] != sum(shard["tokens"] for shard in shards):
       wrong.append(f"{folder / MANIFEST}: {side} does not add up to its shards")
   known = {shard["name"] + TOKENS for side in SIDES for shard in manifest[side]["shards"]}

@@ -6,7 +6,7 @@ A token that is given, stays clean and does not count in any loss, is written as
 N: rows, L: tokens in a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,10 +59,9 @@ class Blocks:
   def shape(self) -> tuple[int, int]:
     return len(self), self._length
 
-  @property
-  def tokens(self) -> int:
-    """Of documents, in all rows."""
-    return len(self) * self._length
+  def tokens(self, index: Any = slice(None)) -> int:
+    """Of documents, in some rows."""
+    return len(_numbers(index, len(self))) * self._length
 
   def __getitem__(self, index: Any) -> np.ndarray:
     return self._stream.windows(_numbers(index, len(self)) * self._length, self._length)
@@ -72,9 +71,6 @@ class Padded:
   """Whole documents, each in a row of its own, filled up with end-of-text tokens.
 
   A document longer than a row goes on in the next one.
-
-  Attributes:
-    tokens: of documents, in all rows; the end of each document is one of them.
   """
 
   def __init__(self, stream: Stream, length: int, name: str, fill: int):
@@ -91,7 +87,6 @@ class Padded:
       raise ValueError(f"the {name} text has no documents")
     self._stream, self._length, self._fill = stream, length, fill
     self._first, self._stop = self._cut(stream.starts, np.append(stream.starts[1:], len(stream)))
-    self.tokens = int(np.sum(self._stop - self._first))
 
   def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents int64[D] to rows int64[N]: their first tokens and where they end."""
@@ -99,6 +94,10 @@ class Padded:
     place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     row_first = np.repeat(first, count) + place * self._length
     return row_first, np.minimum(row_first + self._length, np.repeat(stop, count))
+
+  def tokens(self, index: Any = slice(None)) -> int:
+    """Of documents, in some rows; the end of each document is one of them."""
+    return int(np.sum((self._stop - self._first)[index]))
 
   def __len__(self) -> int:
     return len(self._first)
@@ -132,10 +131,13 @@ class Packed(Padded):
 class Joined:
   """Rows of several kinds one after the other, as one."""
 
-  def __init__(self, parts: Sequence[Any]):
-    self._parts = parts
+  def __init__(self, parts: Sequence[Any], chars_per_token: Sequence[float]):
+    """Args:
+    parts: the rows.
+    chars_per_token: of each part.
+    """
+    self._parts, self._chars_per_token = parts, chars_per_token
     self._stops = np.cumsum([len(part) for part in parts])
-    self.tokens = sum(part.tokens for part in parts)
 
   def __len__(self) -> int:
     return int(self._stops[-1])
@@ -147,11 +149,31 @@ class Joined:
   def __getitem__(self, index: Any) -> np.ndarray:
     numbers = _numbers(index, len(self))
     rows = np.empty((len(numbers), self.shape[1]), np.int32)
+    for i, mine, theirs in self._of_parts(numbers):
+      rows[mine] = self._parts[i][theirs]
+    return rows
+
+  def tokens(self, index: Any = slice(None)) -> int:
+    """Of documents, in some rows."""
+    found = self._of_parts(_numbers(index, len(self)))
+    return sum(self._parts[i].tokens(theirs) for i, _, theirs in found)
+
+  def characters(self, index: Any = slice(None)) -> float:
+    """That the documents in some rows have, by the mean of each part."""
+    found = self._of_parts(_numbers(index, len(self)))
+    return sum(self._chars_per_token[i] * self._parts[i].tokens(theirs) for i, _, theirs in found)
+
+  def _of_parts(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(part, which of the numbers are its, its own numbers of them) for each part that has some."""
     of_part = np.searchsorted(self._stops, numbers, side="right")
     for i in np.unique(of_part):
       mine = of_part == i
-      rows[mine] = self._parts[i][numbers[mine] - (self._stops[i] - len(self._parts[i]))]
-    return rows
+      yield i, mine, numbers[mine] - (self._stops[i] - len(self._parts[i]))
+
+
+def spread(count: int, most: int) -> np.ndarray:
+  """Numbers of at most so many rows, evenly spread: the first ones may be of one kind."""
+  return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def make_rows(

@@ -5,8 +5,11 @@ which documents begin. Every record has its own hash, kept by the format and che
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
+import os
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from sedd_jax.data.streams import Encoded
 
 # Tokens in a record: a row of 1024 lies in one or two of them.
 RECORD = 2048
+# What grain raises over a file that is not what was written.
+_UNREADABLE = (RuntimeError, IndexError, ValueError)
+_OTHER_FILES = 256
 TOKENS, DOCUMENTS = ".array_record", ".documents.npy"
 
 
@@ -122,7 +128,7 @@ class Shards:
   def _read(self, records: list[int]) -> dict[int, np.ndarray | None]:
     try:
       found = self._source.__getitems__(records)
-    except RuntimeError:  # One of them; now which?
+    except _UNREADABLE:  # One of them; now which?
       found = [self._read_one(record) for record in records]
     return {
       record: None if data is None else np.frombuffer(data, self.dtype)
@@ -132,13 +138,15 @@ class Shards:
   def _read_one(self, record: int) -> bytes | None:
     try:
       return self._source[record]
-    except RuntimeError as error:
+    except _UNREADABLE as error:
+      if os.strerror(errno.EMFILE) in str(error):
+        raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)} (ulimit -n)") from error
       shard = int(np.searchsorted(self._first_records, record, side="right")) - 1
       file = self.folder / (self.shards[shard]["name"] + TOKENS)
       number = record - int(self._first_records[shard])
       self.faults.report(
         str(file),
-        f"record {number} cannot be read ({str(error).splitlines()[0][:120]}). "
+        f"record {number} cannot be read ({str(error).split(';')[0][:120]}). "
         f"sedd prepare --check={self.folder} reads all of it",
       )
       return None
@@ -149,14 +157,36 @@ class Shards:
 
   @functools.cached_property
   def _first_records(self) -> np.ndarray:
-    counts = [-(-shard["tokens"] // RECORD) for shard in self.shards]
+    counts = [_records(shard) for shard in self.shards]
     return np.cumsum([0, *counts[:-1]], dtype=np.int64)
 
   @functools.cached_property
   def _source(self) -> Any:
-    return grain.sources.ArrayRecordDataSource(
-      [str(self.folder / (shard["name"] + TOKENS)) for shard in self.shards]
-    )
+    _allow_files(len(self.shards))
+    # Told how many records there are, grain opens a file when it is first read.
+    names = [f"{shard['name']}{TOKENS}[0:{_records(shard)}]" for shard in self.shards]
+    return grain.sources.ArrayRecordDataSource([str(self.folder / name) for name in names])
+
+
+def _records(shard: Mapping[str, Any]) -> int:
+  return -(-shard["tokens"] // RECORD)
+
+
+def _allow_files(count: int) -> None:
+  """Lets this process have so many files open: grain keeps all that it has read from.
+
+  Raises:
+    OSError: the system allows fewer.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = count + _OTHER_FILES
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+      raise OSError(
+        f"{count} shards need {wanted} open files, and the system allows {hard} (ulimit -Hn): "
+        "prepare the text with a larger --shard_characters"
+      )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def wrong_sizes(folder: Path, shard: Mapping[str, Any]) -> list[str]:
@@ -169,3 +199,12 @@ def wrong_sizes(folder: Path, shard: Mapping[str, Any]) -> list[str]:
     elif file.stat().st_size != known["bytes"]:
       wrong.append(f"{file} has {file.stat().st_size:,} bytes, and {known['bytes']:,} were written")
   return wrong
+
+
+def wrong_files(folder: Path, shard: Mapping[str, Any]) -> list[str]:
+  """What is missing or is not what a manifest says, a line each; reads every byte."""
+  return wrong_sizes(folder, shard) or [
+    f"{folder / name} is not what was written: its hash differs"
+    for name, known in shard["files"].items()
+    if describe_file(folder / name)["sha256"] != known["sha256"]
+  ]

@@ -2,7 +2,8 @@
 
 A piece is a whole document or, where a document is long, a part of it, so that no more than a piece
 is ever held. Pieces are cut in front of white space that follows something else: there GPT-2's
-pre-tokenizer cuts too, so that pieces give the tokens of the whole.
+pre-tokenizer cuts too, so that pieces give the tokens of the whole. (A million characters without
+any are cut where they end.)
 """
 
 import dataclasses
@@ -19,8 +20,11 @@ from typing import Any, Protocol
 from sedd_jax.data.compression import OPENERS, ZstdError, open_any
 from sedd_jax.data.faults import Faults, InputFault
 
-# Characters of a long document that are read at a time.
-PIECE = 2**16
+# Stands between documents where the tokenizer has no end-of-text token.
+SEPARATOR = "\n\n"
+# Characters of a long document that are read at a time, and the most that are held where there is
+# no white space to cut at.
+PIECE, LONGEST = 2**16, 2**20
 
 _CUTS = (re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S)[ \n]"))
 _UNREADABLE = (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error, ZstdError)
@@ -94,7 +98,14 @@ class Files:
     """The files, sorted within each glob."""
     found = []
     for pattern in self.name.split(","):
-      paths = sorted(glob.glob(os.path.expanduser(pattern.strip()), recursive=True))
+      expanded = os.path.expanduser(pattern.strip())
+      if os.path.isdir(expanded):
+        raise ValueError(
+          f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
+          f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
+        )
+      found_here = glob.glob(expanded, recursive=True)
+      paths = sorted(path for path in found_here if not os.path.isdir(path))
       if not paths:
         raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
       found += [Path(path) for path in paths]
@@ -111,7 +122,7 @@ class Files:
       read = self._lines if _kind(path) == ".jsonl" else _text
       if read is _text and faults.policy == "skip" and not _whole(path, faults):
         continue
-      empty = True
+      empty, before = True, faults.count
       try:
         for piece in read(path, faults):
           empty = False
@@ -121,7 +132,7 @@ class Files:
       except _UNREADABLE as error:
         faults.report(str(path), error)
       else:
-        if empty:
+        if empty and faults.count == before:
           faults.report(str(path), "the file has no text")
 
   def _lines(self, path: Path, faults: Faults) -> Iterator[Piece]:
@@ -131,6 +142,8 @@ class Files:
           continue
         try:
           text = _field(json.loads(line), self.text_field)
+        except RecursionError:
+          faults.report(str(path), f"line {number} is nested too deeply")
         except json.JSONDecodeError as error:
           faults.report(
             str(path), f"line {number} is not JSON: {error.msg} at column {error.colno}"
@@ -262,26 +275,13 @@ class Cut:
         return
 
 
-def parse_source(spec: str, text_field: str) -> Source:
-  """The source that a part of `data.files` names (but for `embedded` and prepared folders).
-
-  Raises:
-    FileNotFoundError: there are no such files.
-    ValueError: they are of another kind.
-  """
-  if spec.startswith("tfds:"):
-    return Tfds(spec, text_field)
-  if spec.startswith("hf:"):
-    return Hub(spec, text_field)
-  files = Files(spec, text_field)
-  files.paths()  # Better now than after an hour.
-  return files
-
-
 def cut_document(text: str) -> Iterator[Piece]:
   """A document in pieces of about `PIECE` characters; joined they are the text."""
   begins = True
-  while len(text) > 2 * PIECE and (cut := _last_cut(text[: 2 * PIECE])):
+  while len(text) > 2 * PIECE:
+    cut = _last_cut(text[: 2 * PIECE]) or _last_cut(text[:LONGEST]) or LONGEST
+    if cut >= len(text):
+      break
     yield Piece(text[:cut], begins, False)
     text, begins = text[cut:], False
   yield Piece(text, begins, True)
@@ -293,7 +293,9 @@ def _text(path: Path, faults: Faults) -> Iterator[Piece]:
   with open_any(path, text=True) as file:
     while read := file.read(PIECE):
       held += read
-      if len(held) > PIECE and (cut := _last_cut(held)):
+      cut = _last_cut(held) if len(held) > PIECE else None
+      if cut or len(held) >= LONGEST:
+        cut = cut or len(held)
         yield Piece(held[:cut], begins, False)
         held, begins = held[cut:], False
   if held or not begins:

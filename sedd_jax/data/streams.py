@@ -9,11 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from sedd_jax.data.sources import Piece
+from sedd_jax.data.sources import SEPARATOR, Piece
 from sedd_jax.data.tokenizers import Tokenizer
 
-# Stands between documents where the tokenizer has no end-of-text token.
-SEPARATOR = "\n\n"
 # Characters that are tokenized together: enough for all cores, little to hold.
 _GROUP = 2**22
 

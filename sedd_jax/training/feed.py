@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import time
 from typing import Any
@@ -62,7 +63,11 @@ class Feed:
     return self._thread.submit(self._make, next(self._steps))
 
   def _make(self, step: int) -> jax.Array:
+    @functools.cache  # Devices that share rows would each read them.
+    def read(start: int | None, stop: int | None) -> np.ndarray:
+      return self._batches.rows(step, slice(start, stop))
+
     def rows(index: Any) -> np.ndarray:
-      return self._batches.rows(step, index[0])
+      return read(index[0].start, index[0].stop)
 
     return jax.make_array_from_callback(self._batches.shape, self._sharding, rows)

@@ -17,6 +17,7 @@ import numpy as np
 
 from sedd_jax.data import Dataset, from_json, load_dataset
 from sedd_jax.data.faults import describe
+from sedd_jax.data.rows import spread
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
@@ -108,7 +109,7 @@ def train(
     batches = dataset.batches(batch_size, experiment.seed)
     rates = learning_rate(experiment.optimizer, num_steps)
     reporter = Reporter(program, dataset)
-    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row[0])
+    to_bits = 1.0 / (math.log(2.0) * dataset.chars_per_token * dataset.tokens_per_row)
     watchdog = stack.enter_context(Watchdog(operations.hang_seconds))
     checkpoints = stack.enter_context(
       Checkpoints(
@@ -285,14 +286,15 @@ class Reporter:
     report = program.experiment.report
     self._dataset = dataset
     self._one_document = program.experiment.data.packing == "pad"
-    self._blocks = dataset.heldout_rows[: report.final_blocks]
-    self._some_blocks = self._blocks[: report.evaluate_blocks]
-    self._chars_per_row = dataset.chars_per_token * dataset.tokens_per_row[1]
+    count = len(dataset.heldout_rows)
+    self._rows = dataset.heldout_rows
+    self._few = spread(count, report.evaluate_blocks)
+    self._many = spread(count, report.final_blocks)
     self._estimator = BoundEstimator(
       program.network,
       program.noise,
       num_times=report.evaluate_times,
-      batch_size=max(1, _EVALUATION_TOKENS // self._blocks.shape[1]),
+      batch_size=max(1, _EVALUATION_TOKENS // self._rows.shape[1]),
       mesh=program.mesh,
     )
     self._draw = program.sampler(program.tweedie(report.preview_steps))
@@ -301,11 +303,11 @@ class Reporter:
 
   def evaluate(self, params: Params) -> dict[str, float]:
     """The held-out bound from few draws, as metrics."""
-    return self._metrics(params, self._some_blocks, passes=1)
+    return self._metrics(params, self._few, passes=1)
 
   def evaluate_fully(self, params: Params) -> dict[str, float]:
     """The held-out bound of more blocks, from more draws."""
-    return self._metrics(params, self._blocks, passes=_FINAL_PASSES)
+    return self._metrics(params, self._many, passes=_FINAL_PASSES)
 
   def samples(self, params: Params, count: int) -> list[str]:
     """Texts of one block each."""
@@ -327,11 +329,11 @@ class Reporter:
       f"(bigram {self.entropies['bigram']:.3f})"
     )
 
-  def _metrics(self, params: Params, blocks: np.ndarray, passes: int) -> dict[str, float]:
+  def _metrics(self, params: Params, numbers: np.ndarray, passes: int) -> dict[str, float]:
     bound = self._estimator.bound(
       params,
-      blocks,
-      chars_per_block=self._chars_per_row,
+      self._rows[numbers],
+      chars_per_block=self._rows.characters(numbers) / len(numbers),
       seed=_REPORT_SEED,
       passes=passes,
     )
