@@ -1,6 +1,7 @@
 """What a user sees of a run: on a narrow terminal and on a pipe."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
