@@ -1,8 +1,9 @@
 """SEDD small and medium on OpenWebText, as published (arXiv:2310.16834, section 5.3).
 
-  sedd prepare --files='owt/*.jsonl.xz' --tokenizer=gpt2 --out=prepared/owt --workers=16
+  sedd prepare --files='owt/*.jsonl.xz' --heldout_files=wikitext103.txt --tokenizer=gpt2 \\
+    --out=prepared/owt --workers=16
   sedd train --config=configs/openwebtext.py:small,absorb --workdir=runs/owt \\
-    --config.data.files=prepared/owt --config.data.heldout_files=wikitext103.txt
+    --config.data.files=prepared/owt
 
 Arguments: small, medium or xl, then absorb or uniform. The text may also come from the hub,
 --files=hf:NAME (docs/data.md). Tokens are GPT-2's, downloaded once unless
