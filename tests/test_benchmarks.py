@@ -127,6 +127,7 @@ def test_sampling_counted_by_hand():
   )
 
 
+@pytest.mark.slow
 def test_the_output_layer_counted_by_hand():
   result = line("loss", *TINY)
   check_jax(result, "loss")
@@ -151,6 +152,7 @@ def test_the_uniform_process_needs_every_row(monkeypatch):
   assert found.flops_dense == found.flops_needed == 3 * (FORWARD - HEAD + head)
 
 
+@pytest.mark.slow
 def test_draws_beside_those_of_jax():
   result = line("categorical", *TINY)
   check_jax(result, "categorical")

@@ -61,12 +61,12 @@ def one_device(experiment):
 
 
 MESHES = [
-  (1, dict(replica=1), 4),
   (2, dict(replica=1, tensor=2), 4),
   (4, dict(replica=1, fsdp=4), 4),
   (4, dict(replica=1, fsdp=2, tensor=2), 1),
 ]
 MORE_MESHES = [
+  (1, dict(replica=1), 4),
   (2, dict(fsdp=2), 1),
   (4, dict(replica=2, tensor=2), 4),
   (1, dict(replica=1), 16),
@@ -140,7 +140,7 @@ def full_vocabulary(process, mesh, parameterization):
   [
     (Absorbing(50_257), "scaled"),
     pytest.param(Absorbing(50_257), "conditional", marks=pytest.mark.slow),
-    (Uniform(50_257), "score"),
+    pytest.param(Uniform(50_257), "score", marks=pytest.mark.slow),
   ],
   ids=str,
 )

@@ -94,7 +94,11 @@ def test_weight_decay_spares_biases_norms_and_embeddings():
     np.testing.assert_allclose(update, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("process", [Absorbing(10), Uniform(10)], ids=["absorbing", "uniform"])
+@pytest.mark.parametrize(
+  "process",
+  [pytest.param(Absorbing(10), marks=pytest.mark.slow), Uniform(10)],
+  ids=["absorbing", "uniform"],
+)
 def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
   network = small_network(process, dropout=0.3)
   objective = Objective(network=network, noise=LogLinear())
