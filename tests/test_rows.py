@@ -80,7 +80,7 @@ def test_cutting_a_source_divides_its_characters_and_nothing_else(texts, data):
 
 
 @pytest.fixture(scope="module")
-def bpe(request):
+def bpe():
   from conftest import SHARED
 
   if not (SHARED / "data").is_dir():
@@ -255,10 +255,10 @@ def test_mixtures_have_their_shares_and_each_part_its_epochs():
     assert sorted(of_two[epoch * 20 : epoch * 20 + 20]) == list(range(100, 120))
 
 
-@pytest.mark.parametrize("weights", ["(1.0,)", "(0.0, 1.0)", "(1.0, float('nan'))"])
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (1.0, float("nan")), ("a", 1.0)], ids=str)
 def test_weights_that_do_not_fit_are_refused(weights):
   with pytest.raises(ValueError, match=r"data\.weights=.* positive number for each of the 2"):
-    DataConfig(files="a.txt; b.txt", weights=eval(weights))
+    DataConfig(files="a.txt; b.txt", weights=weights)
 
 
 def test_a_mixture_of_texts_is_a_dataset(tmp_path):
