@@ -1,5 +1,7 @@
 """Streams of tokens in rows, and rows in batches."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ from sedd_jax.diffusion import (
   bound_terms,
   denoising_score_entropy,
 )
+from sedd_jax.evaluation.bounds import Bound
+from sedd_jax.training.loop import Reporter
 
 EOS = 256
 
@@ -213,6 +217,22 @@ def test_rows_that_are_judged_are_spread_and_have_their_own_characters():
   assert spread(3, 10).tolist() == [0, 1, 2]
   rows = make_rows(stream_of(["a", "abcdef", "ab"]), 8, "pad", "given", EOS, "some")
   assert [rows.tokens(np.array([i])) for i in range(3)] == [2, 7, 3]
+
+
+def test_a_bound_is_over_the_characters_of_the_rows_that_are_judged():
+  """Rows of a part with few characters a token must not be divided by the mean of all."""
+  streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
+  parts = [make_rows(stream, 2, "stream", "counted", None, "x") for stream in streams]
+  reporter = object.__new__(Reporter)
+  reporter._rows, reporter.entropies = Joined(parts, [1.0, 3.0]), {}
+
+  def bound(params, blocks, *, chars_per_block, **options):
+    return Bound(paper=chars_per_block, paper_stderr=0, strict=chars_per_block, strict_stderr=0)
+
+  reporter._estimator = types.SimpleNamespace(bound=bound)
+  for numbers, characters in (([0, 1], 2.0), ([2], 6.0), ([1, 2], 4.0)):
+    line = reporter._metrics(None, np.array(numbers), passes=1)
+    assert line["heldout_bits_per_char_strict"] == characters
 
 
 # Batches.

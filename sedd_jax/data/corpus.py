@@ -57,7 +57,8 @@ class Corpus:
       documents = 0
       for piece in self.pieces(side, faults):
         documents += piece.begins
-        yield SEPARATOR if documents == 2 and piece.begins else ""
+        if documents == 2 and piece.begins:
+          yield SEPARATOR
         yield piece.text
 
 

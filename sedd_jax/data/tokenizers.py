@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.hub import read_from_hub
 from sedd_jax.data.wordpiece import WordPiece
 
 GPT2_VOCAB_SIZE = 50_257
@@ -180,15 +181,7 @@ class BPE:
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    from huggingface_hub import hf_hub_download
-
-    try:
-      return cls(Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8"))
-    except Exception as error:
-      raise ConnectionError(
-        f"cannot get the tokenizer {name!r} from the hub ({error}). Without a network, give a "
-        "folder that holds it: --config.data.tokenizer=gpt2:/path/to/folder"
-      ) from error
+    return cls(read_from_hub(name, "tokenizer.json", "gpt2"))
 
   @property
   def vocab_size(self) -> int:

@@ -1,10 +1,11 @@
 """BERT's uncased WordPiece, for comparison with what was published on One Billion Words."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sedd_jax.data.hub import read_from_hub
 
 UNKNOWN = "[UNK]"
 SEPARATOR = "[SEP]"
@@ -50,15 +51,7 @@ class WordPiece:
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    from huggingface_hub import hf_hub_download
-
-    try:
-      return cls.from_text(Path(hf_hub_download(name, "vocab.txt")).read_text(encoding="utf-8"))
-    except Exception as error:
-      raise ConnectionError(
-        f"cannot get the vocabulary {name!r} from the hub ({error}). Without a network, give a "
-        "folder that holds vocab.txt: --config.data.tokenizer=bert:/path/to/folder"
-      ) from error
+    return cls.from_text(read_from_hub(name, "vocab.txt", "bert"))
 
   @classmethod
   def from_text(cls, text: str) -> "WordPiece":
