@@ -8,7 +8,7 @@ import pytest
 from test_models import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
-from sedd_jax.evaluation.bounds import BoundEstimator
+from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
 from sedd_jax.evaluation.entropies import bigram_bits, unigram_bits
 from sedd_jax.models import Network
 
@@ -45,7 +45,7 @@ def test_fresh_scaled_network_is_bounded_by_the_uniform_law(noise):
   )
   params = jax.jit(network.init)(jax.random.key(0))
   blocks = np.random.default_rng(0).integers(0, 10, (64, 8)).astype(np.int32)
-  estimator = BoundEstimator(network, noise, num_times=128, batch_size=64)
+  estimator = BoundEstimator(diffusion_estimate(network, noise, num_times=128), batch_size=64)
   bound = estimator.bound(params, blocks, chars_per_block=8.0)
   assert abs(bound.strict - math.log2(10)) < 4 * bound.strict_stderr
   assert bound.strict_stderr < 0.05
@@ -57,9 +57,9 @@ def test_bound_does_not_depend_on_the_batch_size(process):
   network = small_network(process)
   params = random_params(network)
   blocks = np.random.default_rng(0).integers(0, 10, (7, 6)).astype(np.int32)
+  estimate = diffusion_estimate(network, LogLinear(), num_times=4)
   whole, parts = (
-    BoundEstimator(network, LogLinear(), num_times=4, batch_size=size).terms(params, blocks)
-    for size in (7, 3)
+    BoundEstimator(estimate, batch_size=size).terms(params, blocks) for size in (7, 3)
   )
   assert whole.strict.shape == (2, 7)
   np.testing.assert_allclose(parts.strict, whole.strict, rtol=1e-4)

@@ -4,6 +4,7 @@ from sedd_jax.diffusion.bounds import Terms, bound_terms, mean_and_stderr
 from sedd_jax.diffusion.categorical import Truncation, sample_categorical
 from sedd_jax.diffusion.losses import (
   MIN_TIME,
+  TIME_SAMPLINGS,
   LogScoreFn,
   StatsFn,
   TimeSampling,
@@ -59,6 +60,7 @@ __all__ = [
   "MIN_TIME",
   "NO_LIMIT",
   "SAMPLERS",
+  "TIME_SAMPLINGS",
   "Absorbing",
   "Adaptive",
   "Ancestral",

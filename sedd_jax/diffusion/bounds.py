@@ -23,7 +23,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, score_entropy_at
+from sedd_jax.diffusion.losses import (
+  MIN_TIME,
+  TIME_SAMPLINGS,
+  StatsFn,
+  TimeSampling,
+  score_entropy_at,
+)
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
 from sedd_jax.diffusion.process import Process, Uniform
@@ -64,11 +70,12 @@ def bound_terms(
   noise: Noise,
   num_times: int,
   num_groups: int = 2,
+  time_sampling: TimeSampling = "low_discrepancy",
 ) -> Terms:
   """Estimates the pieces of the bound for each sequence.
 
   Every sequence draws its own times: num_groups independent groups of num_times // num_groups
-  low-discrepancy times. The spread between groups gives the standard error (`mean_and_stderr`).
+  times. The spread between groups gives the standard error (`mean_and_stderr`).
 
   Args:
     stats_fn: the network, as in `losses`.
@@ -76,10 +83,14 @@ def bound_terms(
     keys: PRNG keys [B]; the estimate of a sequence depends on its key alone.
     num_times: draws in the main piece; a multiple of num_groups.
     num_groups: at least 2 where a standard error is wanted.
+    time_sampling: `low_discrepancy`, the times of a group evenly spaced from a random shift on, or
+      `iid`, each uniform by itself. The mean is the same.
 
   Raises:
-    ValueError: num_times is not a positive multiple of num_groups.
+    ValueError: num_times is not a positive multiple of num_groups, or time_sampling is unknown.
   """
+  if time_sampling not in TIME_SAMPLINGS:
+    raise ValueError(f"time_sampling={time_sampling!r} must be one of {', '.join(TIME_SAMPLINGS)}")
   if num_groups < 1 or num_times < 1 or num_times % num_groups:
     raise ValueError(
       f"num_times={num_times} must be a positive multiple of num_groups={num_groups}"
@@ -109,7 +120,11 @@ def bound_terms(
       key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
       key_time, key_corrupt = jax.random.split(key)
       # One random shift for the evenly spaced times of a group; corruptions are independent.
-      return (jax.random.uniform(key_time) + shift) % 1.0, jax.random.fold_in(key_corrupt, i)
+      if time_sampling == "low_discrepancy":
+        u = (jax.random.uniform(key_time) + shift) % 1.0
+      else:
+        u = jax.random.uniform(jax.random.fold_in(key_time, i))
+      return u, jax.random.fold_in(key_corrupt, i)
 
     u_B, corrupt_keys = jax.vmap(of_example)(keys)
     total_B, weight_B = jax.lax.switch(piece, branches, u_B)

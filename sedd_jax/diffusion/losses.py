@@ -8,7 +8,7 @@ out. Whoever builds it decides whether [B, L, S] ever exists.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from sedd_jax.diffusion.score import ScoreStats
 LogScoreFn = Callable[[jax.Array, jax.Array], jax.Array]  # x_BL, total_B -> log_score_BLS
 StatsFn = Callable[[jax.Array, jax.Array, jax.Array], ScoreStats]  # x_BL, x0_BL, total_B -> [B, L]
 TimeSampling = Literal["low_discrepancy", "iid"]
+TIME_SAMPLINGS: tuple[TimeSampling, ...] = get_args(TimeSampling)
 
 # Training times lie in [MIN_TIME, 1], the original's choice.
 MIN_TIME = 1e-3

@@ -1,19 +1,27 @@
-"""The likelihood bound on held-out text, and the entropies to judge it by."""
+"""The likelihood bound on blocks of tokens, whatever estimates it for a sequence.
+
+An `Estimate` is the seam: `diffusion_estimate` makes one of a score network. `BoundEstimator`
+compiles it and goes through many blocks, on one device or on a mesh.
+"""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion import Noise, Terms, bound_terms, mean_and_stderr
+from sedd_jax.diffusion import Noise, Terms, TimeSampling, bound_terms, mean_and_stderr
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import batch_sharding
 from sedd_jax.parallel.mesh import batch_multiple, distribute
+
+# Parameters, padded; clean tokens int[B, L], a given one as ~token; PRNG keys [B] -> [G, B], nats.
+# Pure: it is jitted. The estimate of a sequence depends on its tokens and its key alone.
+Estimate = Callable[[Params, jax.Array, jax.Array], Terms]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,23 +43,52 @@ class Bound:
   strict_stderr: float
 
 
-class BoundEstimator:
-  """Estimates bounds of one network on any blocks; compiles once.
+def diffusion_estimate(
+  network: Network,
+  noise: Noise,
+  *,
+  num_times: int,
+  time_sampling: TimeSampling = "low_discrepancy",
+) -> Estimate:
+  """The bound of a score network as an integral over time (`diffusion/bounds.py`).
 
   Args:
     network: the score network.
     noise: its schedule.
-    num_times: draws of the main piece for each block and pass, a multiple of 2.
+    num_times: draws of the main piece for each block, a multiple of 2.
+    time_sampling: `low_discrepancy` or `iid`.
+
+  Raises:
+    ValueError: num_times or time_sampling cannot be used.
+  """
+
+  def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
+    return bound_terms(
+      functools.partial(network.score_stats, params),
+      x0_BL,
+      keys_B,
+      process=network.process,
+      noise=noise,
+      num_times=num_times,
+      time_sampling=time_sampling,
+    )
+
+  return estimate
+
+
+class BoundEstimator:
+  """Estimates bounds of one model on any blocks; compiles once.
+
+  Args:
+    estimate: of the terms of each sequence.
     batch_size: blocks per call; on a mesh, rounded up to what it divides.
     mesh: devices that share the work; by default that of the parameters alone.
   """
 
   def __init__(
     self,
-    network: Network,
-    noise: Noise,
+    estimate: Estimate,
     *,
-    num_times: int,
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
   ):
@@ -64,14 +101,7 @@ class BoundEstimator:
     def terms(params: Params, x0_BL: jax.Array, index_B: jax.Array, key_data) -> Terms:
       key = jax.random.wrap_key_data(key_data)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
-      return bound_terms(
-        functools.partial(network.score_stats, params),
-        x0_BL,
-        keys,
-        process=network.process,
-        noise=noise,
-        num_times=num_times,
-      )
+      return estimate(params, x0_BL, keys)
 
     self._terms = terms
 
@@ -84,7 +114,7 @@ class BoundEstimator:
     passes: int = 1,
     numbers: Sequence[int] | None = None,
   ) -> Terms:
-    """Estimates for each block, float[2 passes, N] in nats.
+    """Estimates for each block, float[G passes, N] in nats.
 
     Those of a block depend on (seed, its number) alone.
 
@@ -92,7 +122,7 @@ class BoundEstimator:
       params: padded, as the network takes them.
       blocks: int[N, L].
       seed: of times and corruptions.
-      passes: independent passes of num_times draws each.
+      passes: independent passes, each with all draws of the estimate.
       numbers: of the blocks; 0 to N - 1 if None.
     """
     key = jax.random.key(seed)

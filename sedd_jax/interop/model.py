@@ -11,7 +11,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise
-from sedd_jax.evaluation.bounds import BoundEstimator
+from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
 from sedd_jax.interop.generation import Generation, Generator, OnProgress
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.models import Network, Params
@@ -271,7 +271,8 @@ class Model:
   def _estimator(self):
     @functools.cache
     def make(num_times: int, batch_size: int) -> BoundEstimator:
-      return BoundEstimator(self.network, self.noise, num_times=num_times, batch_size=batch_size)
+      estimate = diffusion_estimate(self.network, self.noise, num_times=num_times)
+      return BoundEstimator(estimate, batch_size=batch_size)
 
     return make
 
