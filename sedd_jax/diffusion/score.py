@@ -87,9 +87,7 @@ def stats_of_columns(
   shape = needed.shape
   if not needed.size:
     return ScoreStats(*(jnp.zeros(shape, as_float(hidden).dtype) for _ in range(3)))
-  rows = Rows(*(jnp.asarray(z).reshape(-1) for z in (x, x0, needed)))
-  sums: RowSums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
-  sums = jax.tree.map(lambda z: z.reshape(shape), sums if axis is None else _over(sums, axis))
+  sums = _sums(hidden, columns, x, x0, needed, num_states, axis)
   total = jnp.broadcast_to(as_float(total), shape)
   log_norm = jnp.log(jnp.where(needed, sums.sum_exp, 1.0)) + sums.largest
   # Where nothing is needed the shift may be infinite, and 0 times infinity is NaN.
@@ -97,8 +95,48 @@ def stats_of_columns(
   return ScoreStats(
     sum_exp=sums.sum_exp * jnp.exp(sums.largest - shift),
     sum_log=sums.sum_raw - (num_states - 1) * shift,
-    at_x0=jnp.where(rows.x.reshape(shape) == rows.x0.reshape(shape), 0.0, sums.at_x0 - shift),
+    at_x0=jnp.where(x == x0, 0.0, sums.at_x0 - shift),
   )
+
+
+def log_prob_of_columns(
+  hidden: jax.Array,
+  columns: Columns,
+  left_out: jax.Array,
+  x0: jax.Array,
+  *,
+  num_states: int,
+  axis: str | None = None,
+) -> jax.Array:
+  """log p(x0), float[...] in nats, under the softmax of the output layer, without [..., S].
+
+  Args:
+    hidden: float[..., D], in the dtype of the products.
+    columns: the output layer, or the part of it that is here.
+    left_out: int[...], a state that the softmax leaves out, not x0.
+    x0: int[...].
+    num_states: S.
+    axis: as in `stats_of_columns`.
+  """
+  needed = jnp.ones(x0.shape, bool)
+  sums = _sums(hidden, columns, left_out, x0, needed, num_states, axis)
+  return sums.at_x0 - jnp.log(sums.sum_exp) - sums.largest
+
+
+def _sums(
+  hidden: jax.Array,
+  columns: Columns,
+  x: jax.Array,
+  x0: jax.Array,
+  needed: jax.Array,
+  num_states: int,
+  axis: str | None,
+) -> RowSums:
+  """Sums over the columns of all devices, of the shape of x."""
+  rows = Rows(*(jnp.asarray(z).reshape(-1) for z in (x, x0, needed)))
+  sums: RowSums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, rows, num_states)
+  sums = sums if axis is None else _over(sums, axis)
+  return jax.tree.map(lambda z: z.reshape(needed.shape), sums)
 
 
 def _over(sums: RowSums, axis: str) -> RowSums:

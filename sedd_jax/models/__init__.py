@@ -1,6 +1,15 @@
 """Networks: tokens and total noise in, hidden states and an output layer out."""
 
 from sedd_jax.models.build import Network, Params
+from sedd_jax.models.causal import Autoregressive, CausalNetwork
+from sedd_jax.models.decoding import decode
 from sedd_jax.models.score_transformer import ScoreTransformerConfig
 
-__all__ = ["Network", "Params", "ScoreTransformerConfig"]
+__all__ = [
+  "Autoregressive",
+  "CausalNetwork",
+  "Network",
+  "Params",
+  "ScoreTransformerConfig",
+  "decode",
+]

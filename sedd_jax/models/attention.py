@@ -2,7 +2,7 @@
 
   xla     written out: any platform, shape and dtype; holds weights [B, H, L, L], of sequences
           longer than 1024 those of a part of the queries at a time
-  splash  Pallas's flash attention for TPU, with a full mask; on CPU it is interpreted, for tests
+  splash  Pallas's flash attention for TPU; on CPU it is interpreted, for tests
   cudnn   cuDNN's flash attention for NVIDIA GPUs, through `jax.nn.dot_product_attention`; its
           gradient repeats to the bit only under XLA_FLAGS=--xla_gpu_deterministic_ops=true
   auto    splash on TPU and cudnn on NVIDIA GPUs, where they fit; else xla
@@ -83,12 +83,14 @@ def attention(
   v_BLHK: jax.Array,
   *,
   kernel: Kernel = "xla",
+  causal: bool = False,
   per_shard: PerShard = PerShard(),
 ) -> jax.Array:
-  """Full bidirectional attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
+  """Full attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
 
   Args:
     kernel: see the top of this file.
+    causal: whether a position sees itself and those before it alone; else it sees all.
     per_shard: where the program runs.
 
   Raises:
@@ -97,11 +99,14 @@ def attention(
   match choose(kernel, q_BLHK, per_shard):
     case "splash":
       interpret = per_shard.device.platform == "cpu"
-      return per_shard(functools.partial(_splash, interpret=interpret))(q_BLHK, k_BLHK, v_BLHK)
+      splash = functools.partial(_splash, causal=causal, interpret=interpret)
+      return per_shard(splash)(q_BLHK, k_BLHK, v_BLHK)
     case "cudnn":
-      out = jax.nn.dot_product_attention(q_BLHK, k_BLHK, v_BLHK, implementation="cudnn")
+      out = jax.nn.dot_product_attention(
+        q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation="cudnn"
+      )
     case _:
-      out = _xla(q_BLHK, k_BLHK, v_BLHK)
+      out = _xla(q_BLHK, k_BLHK, v_BLHK, causal)
   return checkpoint_name(out, ATTENTION)
 
 
@@ -176,33 +181,63 @@ def _parts_misfit(q_BLHK: jax.Array, per_shard: PerShard) -> str | None:
   return None
 
 
-def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Array:
+def attend_one(
+  q_B1HK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, position: jax.Array
+) -> jax.Array:
+  """What one query sees of a cache of keys and values; float[B, 1, H, K] of the dtype of v.
+
+  Args:
+    position: int32[], that of the query; later ones are not seen.
+  """
+  seen_L = jnp.arange(k_BLHK.shape[1]) <= position
+  return jnp.swapaxes(_weighted(*_heads_first(q_B1HK, k_BLHK, v_BLHK), seen_L[None]), 1, 2)
+
+
+def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, causal: bool) -> jax.Array:
   """Written out because the exact tests run in float64.
 
   `jax.nn.dot_product_attention` takes its softmax in float32 even then.
   """
-  dtype = jnp.promote_types(q_BLHK.dtype, jnp.float32)
-  q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (q_BLHK, k_BLHK, v_BLHK))
-
-  def attend(q_BHLK):
-    logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHLK, preferred_element_type=dtype)
-    weights_BHLM = jax.nn.softmax(logits_BHLM * q_BHLK.shape[-1] ** -0.5, axis=-1)
-    return jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHLK.dtype), v_BHLK)
-
+  q_BHLK, k_BHLK, v_BHLK = _heads_first(q_BLHK, k_BLHK, v_BLHK)
   batch, heads, length, width = q_BHLK.shape
+
+  def attend(q_BHLK, first):
+    """The outputs of some queries, which start at a position."""
+    last_L = first + jnp.arange(q_BHLK.shape[2])[:, None]
+    seen_LM = jnp.arange(length)[None, :] <= last_L if causal else None
+    return _weighted(q_BHLK, k_BHLK, v_BHLK, seen_LM)
+
   if length <= _MOST_QUERIES:
-    return jnp.swapaxes(attend(q_BHLK), 1, 2)
+    return jnp.swapaxes(attend(q_BHLK, 0), 1, 2)
   # Some queries at a time, weights made again for the gradient: memory is linear in the length.
   parts = -(-length // _MOST_QUERIES)
   q_BHLK = jnp.pad(q_BHLK, ((0, 0), (0, 0), (0, -length % parts), (0, 0)))
   q_NBHLK = jnp.moveaxis(q_BHLK.reshape(batch, heads, parts, -1, width), 2, 0)
-  out_NBHLK = jax.lax.map(jax.checkpoint(attend), q_NBHLK)
+  first_N = jnp.arange(parts) * q_NBHLK.shape[3]
+  out_NBHLK = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), (q_NBHLK, first_N))
   out_BLHK = jnp.moveaxis(out_NBHLK, (0, 3), (1, 2)).reshape(batch, -1, heads, width)
   return out_BLHK[:, :length]
 
 
+def _heads_first(*arrays_BLHK: jax.Array) -> list[jax.Array]:
+  return [jnp.swapaxes(z, 1, 2) for z in arrays_BLHK]
+
+
+def _weighted(
+  q_BHLK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, seen_LM: jax.Array | None
+) -> jax.Array:
+  """Values weighted by the softmax over those that a query sees; None: all."""
+  dtype = jnp.promote_types(q_BHLK.dtype, jnp.float32)
+  logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHMK, preferred_element_type=dtype)
+  logits_BHLM *= q_BHLK.shape[-1] ** -0.5
+  if seen_LM is not None:
+    logits_BHLM = jnp.where(seen_LM, logits_BHLM, -jnp.inf)
+  weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1)
+  return jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHMK.dtype), v_BHMK)
+
+
 def _splash(
-  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, *, interpret: bool
+  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, *, causal: bool, interpret: bool
 ) -> jax.Array:
   """The kernel knows no scale, so the queries bring it; inside, logits and weights are float32.
 
@@ -212,7 +247,7 @@ def _splash(
   _, length, heads, width = q_BLHK.shape
   scaled = (q_BLHK.astype(jnp.float32) * width**-0.5).astype(q_BLHK.dtype)
   q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (scaled, k_BLHK, v_BLHK))
-  kernel = _splash_kernel(heads, length, interpret)
+  kernel = _splash_kernel(heads, length, causal, interpret)
   merged: jax.Array = _merged(jax.vmap(kernel), heads, q_BHLK, k_BHLK, v_BHLK)
   return merged.reshape(v_BLHK.shape)
 
@@ -273,7 +308,7 @@ def _merge(out_BHLK: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache
-def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
+def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Attend:
   """Forward and backward kernels for one sequence, of (q, k, v) [H, L, K].
 
   Blocks are as long as divides the length, up to MaxText's default of 512; they were compiled for
@@ -293,7 +328,8 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
     block_kv_dq=None if fused else block,
     use_fused_bwd_kernel=fused,
   )
-  mask = splash_attention.MultiHeadMask([splash_attention.FullMask((length, length))] * heads)
+  of_head = splash_attention.CausalMask if causal else splash_attention.FullMask
+  mask = splash_attention.MultiHeadMask([of_head((length, length))] * heads)
   # Numpy arrays outlive the trace and the backend that asked first.
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha(
@@ -306,15 +342,18 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Attend:
     return jax.tree.map(np.asarray, kernel)
 
 
-def rotary(z_BLHK: jax.Array) -> jax.Array:
+def rotary(z_BLHK: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
   """Rotates feature i with feature i + K / 2 by position * 10000^(-2i / K).
 
   The angles are float32 at least, whatever the dtype of z.
+
+  Args:
+    first: int32[], position of the first.
   """
   length, width = z_BLHK.shape[1], z_BLHK.shape[3]
   dtype = jnp.promote_types(z_BLHK.dtype, jnp.float32)
   frequency = 10000.0 ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-  angle = jnp.arange(length, dtype=dtype)[:, None] * frequency[None, :]
+  angle = (first + jnp.arange(length)).astype(dtype)[:, None] * frequency[None, :]
   cos, sin = (f(angle).astype(z_BLHK.dtype)[None, :, None, :] for f in (jnp.cos, jnp.sin))
   first, second = jnp.split(z_BLHK, 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -47,40 +47,16 @@ _PADDED = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
-  """A score network as pure functions.
+class Transformer:
+  """The transformer as pure functions: all that networks share, whatever their outputs mean.
 
   Attributes:
     config: shape and numerics.
-    process: the noising process it models.
-    parameterization: how raw outputs become log scores (`diffusion/score.py`).
     placement: where its arrays live; one device by default.
-
-  Raises:
-    ValueError: the parameterization does not fit the process, or the sizes disagree.
   """
 
   config: ScoreTransformerConfig
-  process: Process
-  parameterization: Parameterization = "score"
   placement: Placement = Placement()
-
-  def __post_init__(self):
-    if self.config.num_states != self.process.num_states:
-      raise ValueError(
-        f"model.num_states={self.config.num_states} must equal the {self.process.num_states} "
-        f"states of {self.process}"
-      )
-    if self.parameterization not in ("score", "scaled", "conditional"):
-      raise ValueError(
-        f"model.parameterization={self.parameterization!r} must be 'score', 'scaled' or "
-        "'conditional'"
-      )
-    if self.parameterization != "score" and self.process.mask_id is None:
-      raise ValueError(
-        f"model.parameterization={self.parameterization!r} needs the absorbing process; "
-        "the uniform one takes 'score'"
-      )
 
   def init(self, key: jax.Array) -> Params:
     """Fresh parameters, float32, as the original initialises them; padded."""
@@ -93,14 +69,14 @@ class Network:
       }
     )
 
-  def hidden(
+  def read(
     self,
     params: Params,
     tokens: jax.Array,
     total: jax.Array,
     dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
-    """What the output layer reads.
+    """Hidden states: what the output layer reads.
 
     Args:
       tokens: int[B, L].
@@ -114,14 +90,14 @@ class Network:
     chex.assert_equal_shape_prefix([tokens, total], 1)
     place = self.placement
     ends = {name: self._used(f"ends/{name}", layer) for name, layer in params["ends"].items()}
-    ends = nnx.merge(_graph(Ends, self.config), ends)
-    block_graph = _graph(Block, self.config)
+    ends = nnx.merge(ends_graph(self.config), ends)
+    graph = block_graph(self.config)
     cond_BC = ends.condition(total)
 
     def body(h_BLD, scanned):
       block_params, layer = scanned
       keys = None if dropout_keys is None else _fold_in(dropout_keys, layer)
-      block = nnx.merge(block_graph, self._used("blocks", block_params))
+      block = nnx.merge(graph, self._used("blocks", block_params))
       h_BLD = block(place.activations(h_BLD), cond_BC, keys, place.per_shard)
       return h_BLD, None
 
@@ -145,10 +121,104 @@ class Network:
     dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
     """Outputs before the parameterization, float[B, L, S] of at least float32."""
-    hidden_BLD = self.hidden(params, tokens, total, dropout_keys)
+    hidden_BLD = self.read(params, tokens, total, dropout_keys)
     head = self._used("ends/output", params["ends"]["output"])
     raw_BLS = self._apply_head(hidden_BLD, head["kernel"], head["bias"])
     return raw_BLS[:, :, : self.config.num_states]
+
+  def _stored_head(self, params: Params) -> tuple[jax.Array, jax.Array]:
+    """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
+    are stored."""
+    output = params["ends"]["output"]
+    return output["kernel"].astype(self.config.dtype), output["bias"]
+
+  def _apply_head(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
+    """The output layer on float[..., D]: a product in the compute dtype, summed in float32 at
+    least."""
+    raw = jax.lax.dot_general(
+      hidden.astype(self.config.dtype),
+      kernel_DS.astype(self.config.dtype),
+      (((hidden.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=self.config.stream_dtype,
+    )
+    return raw + bias_S.astype(raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
+
+  def _used(self, name: str, layer: Params) -> Params:
+    """A layer's parameters where products need them: half the bytes to move in bfloat16."""
+    return self.placement.weights(name, self._cast(name, layer))
+
+  def _cast(self, name: str, layer: Params) -> Params:
+    """A layer's parameters with kernels in the dtype that they are used in."""
+    stream = name in ("ends/noise_in", "ends/noise_out")
+    dtype = self.config.stream_dtype if stream else self.config.dtype
+
+    def leaf(path, x):
+      return x.astype(dtype) if path[-1].key == "kernel" else x
+
+    return jax.tree.map_with_path(leaf, layer)
+
+  def pad(self, params: Tree) -> Tree:
+    """The form in memory of parameters or of a whole train state: tables padded, `qkv` in three."""
+    extra = self.config.padded_states - self.config.num_states
+
+    def leaf(path, x):
+      axis = _padded_axis(path)
+      if axis is not None:
+        return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
+      return x.reshape(*x.shape[:2], 3, -1) if _is_qkv(path) else x
+
+    return jax.tree.map_with_path(leaf, params)
+
+  def unpad(self, params: Tree) -> Tree:
+    """The inverse of `pad`: the shapes that checkpoints and exports hold."""
+
+    def leaf(path, x):
+      axis = _padded_axis(path)
+      if axis is not None:
+        return jax.lax.slice_in_dim(x, 0, self.config.num_states, axis=axis)
+      return x.reshape(*x.shape[:2], -1) if _is_qkv(path) else x
+
+    return jax.tree.map_with_path(leaf, params)
+
+  def num_parameters(self) -> int:
+    """Number of parameters, padding left out."""
+    shapes = jax.eval_shape(lambda: self.unpad(self.init(jax.random.key(0))))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network(Transformer):
+  """A score network as pure functions.
+
+  Attributes, beside those of `Transformer`:
+    process: the noising process it models.
+    parameterization: how raw outputs become log scores (`diffusion/score.py`).
+
+  Raises:
+    ValueError: the parameterization does not fit the process, or the sizes disagree.
+  """
+
+  process: Process
+  parameterization: Parameterization = "score"
+
+  hidden = Transformer.read
+
+  def __post_init__(self):
+    if self.config.num_states != self.process.num_states:
+      raise ValueError(
+        f"model.num_states={self.config.num_states} must equal the {self.process.num_states} "
+        f"states of {self.process}"
+      )
+    if self.parameterization not in ("score", "scaled", "conditional"):
+      raise ValueError(
+        f"model.parameterization={self.parameterization!r} must be 'score', 'scaled' or "
+        "'conditional'"
+      )
+    if self.parameterization != "score" and self.process.mask_id is None:
+      raise ValueError(
+        f"model.parameterization={self.parameterization!r} needs the absorbing process; "
+        "the uniform one takes 'score'"
+      )
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.
@@ -231,23 +301,6 @@ class Network:
     raw_TS = raw_TS[:, : self.config.num_states]
     return Row(self._log_score(raw_TS, seen.x, seen.total), seen.x, seen.total)
 
-  def _stored_head(self, params: Params) -> tuple[jax.Array, jax.Array]:
-    """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
-    are stored."""
-    output = params["ends"]["output"]
-    return output["kernel"].astype(self.config.dtype), output["bias"]
-
-  def _apply_head(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
-    """The output layer on float[..., D]: a product in the compute dtype, summed in float32 at
-    least."""
-    raw = jax.lax.dot_general(
-      hidden.astype(self.config.dtype),
-      kernel_DS.astype(self.config.dtype),
-      (((hidden.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=self.config.stream_dtype,
-    )
-    return raw + bias_S.astype(raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
-
   def _log_score(self, raw: jax.Array, tokens: jax.Array, total: jax.Array) -> jax.Array:
     return dense_log_score(
       raw,
@@ -256,48 +309,6 @@ class Network:
       vocab_size=self.process.vocab_size,
       parameterization=self.parameterization,
     )
-
-  def _used(self, name: str, layer: Params) -> Params:
-    """A layer's parameters where products need them: half the bytes to move in bfloat16."""
-    return self.placement.weights(name, self._cast(name, layer))
-
-  def _cast(self, name: str, layer: Params) -> Params:
-    """A layer's parameters with kernels in the dtype that they are used in."""
-    stream = name in ("ends/noise_in", "ends/noise_out")
-    dtype = self.config.stream_dtype if stream else self.config.dtype
-
-    def leaf(path, x):
-      return x.astype(dtype) if path[-1].key == "kernel" else x
-
-    return jax.tree.map_with_path(leaf, layer)
-
-  def pad(self, params: Tree) -> Tree:
-    """The form in memory of parameters or of a whole train state: tables padded, `qkv` in three."""
-    extra = self.config.padded_states - self.config.num_states
-
-    def leaf(path, x):
-      axis = _padded_axis(path)
-      if axis is not None:
-        return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
-      return x.reshape(*x.shape[:2], 3, -1) if _is_qkv(path) else x
-
-    return jax.tree.map_with_path(leaf, params)
-
-  def unpad(self, params: Tree) -> Tree:
-    """The inverse of `pad`: the shapes that checkpoints and exports hold."""
-
-    def leaf(path, x):
-      axis = _padded_axis(path)
-      if axis is not None:
-        return jax.lax.slice_in_dim(x, 0, self.config.num_states, axis=axis)
-      return x.reshape(*x.shape[:2], -1) if _is_qkv(path) else x
-
-    return jax.tree.map_with_path(leaf, params)
-
-  def num_parameters(self) -> int:
-    """Number of parameters, padding left out."""
-    shapes = jax.eval_shape(lambda: self.unpad(self.init(jax.random.key(0))))
-    return sum(x.size for x in jax.tree.leaves(shapes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,9 +329,14 @@ def _pure(module: nnx.Module) -> Params:
   return nnx.to_pure_dict(nnx.split(module)[1])
 
 
-def _graph(module: type[Block] | type[Ends], config: ScoreTransformerConfig) -> nnx.GraphDef:
-  abstract = nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))
-  return nnx.split(abstract)[0]
+def ends_graph(config: ScoreTransformerConfig) -> nnx.GraphDef:
+  """The definition of `Ends`, to merge parameters into."""
+  return nnx.split(nnx.eval_shape(lambda: Ends(config, rngs=nnx.Rngs(0))))[0]
+
+
+def block_graph(config: ScoreTransformerConfig) -> nnx.GraphDef:
+  """The definition of `Block`."""
+  return nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))[0]
 
 
 def _fold_in(keys_B: jax.Array, data: jax.Array) -> jax.Array:

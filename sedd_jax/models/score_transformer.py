@@ -13,14 +13,22 @@ B: sequences, L: positions, D: width, C: width of the conditioning, H: heads, S:
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from sedd_jax.models.attention import ATTENTION, KERNELS, Kernel, PerShard, attention, rotary
+from sedd_jax.models.attention import (
+  ATTENTION,
+  KERNELS,
+  Kernel,
+  PerShard,
+  attend_one,
+  attention,
+  rotary,
+)
 
 # Names of what a block computes and each policy of rematerialisation keeps.
 KEPT = {
@@ -51,6 +59,8 @@ class ScoreTransformerConfig:
       products, what attention returns, and which entries dropout keeps), `narrow` (products but the
       widest, the MLP's inner one, and attention), `full` (nothing but its input).
     attention: kernel: `xla`, `splash`, `cudnn` or `auto` (`models/attention.py`).
+    causal: whether a position sees itself and those before it alone, as an autoregressive model
+      needs (`models/causal.py`); a score network sees all.
     unroll: blocks that one iteration of the loop over blocks runs: more compile longer, and save
       copies of what the backward pass needs.
     pad_multiple: embedding and output tables are padded in memory to a multiple of this.
@@ -69,6 +79,7 @@ class ScoreTransformerConfig:
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
   remat: Literal["none", "dots", "narrow", "full"] = "none"
   attention: Kernel = "auto"
+  causal: bool = False
   unroll: int = 1
   pad_multiple: int = 128
 
@@ -104,6 +115,29 @@ class ScoreTransformerConfig:
     return jnp.promote_types(self.dtype, jnp.float32)
 
 
+class Cache(NamedTuple):
+  """What the positions of a causal block have left for later ones.
+
+  Attributes:
+    keys: float[B, L, H, K], rotated.
+    values: float[B, L, H, K].
+  """
+
+  keys: jax.Array
+  values: jax.Array
+
+
+class _Modulations(NamedTuple):
+  """What the conditioning says to a block; each float[B, 1, D]."""
+
+  shift1: jax.Array
+  scale1: jax.Array
+  gate1: jax.Array
+  shift2: jax.Array
+  scale2: jax.Array
+  gate2: jax.Array
+
+
 class Block(nnx.Module):
   """Attention and MLP, each shifted, scaled and gated by the conditioning."""
 
@@ -112,6 +146,7 @@ class Block(nnx.Module):
     self.heads = config.heads
     self.dropout = config.dropout
     self.kernel: Kernel = config.attention
+    self.causal = config.causal
     self.norm1 = _norm(config, rngs)
     # Queries, keys and values on an axis of their own, so that a mesh can cut each at its heads.
     self.qkv = nnx.LinearGeneral(
@@ -131,19 +166,45 @@ class Block(nnx.Module):
     per_shard: PerShard = PerShard(),
   ) -> jax.Array:
     """float[B, L, D] to the same; dropout_keys is [B], or None outside training."""
-    modulation = self.modulation(cond_BC).astype(h_BLD.dtype)[:, None, :]
-    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=-1)
+    by = self._modulations(cond_BC, h_BLD.dtype)
+    q, k, v = self._qkv(_modulated(self.norm1, h_BLD, by.scale1, by.shift1))
+    out = attention(
+      rotary(q), rotary(k), v, kernel=self.kernel, causal=self.causal, per_shard=per_shard
+    )
+    return self._after(h_BLD, out, by, dropout_keys)
+
+  def step(
+    self, h_B1D: jax.Array, cond_BC: jax.Array, cache: Cache, position: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """The same at one position of a causal block, whose earlier ones are in the cache."""
+    by = self._modulations(cond_BC, h_B1D.dtype)
+    q, k, v = self._qkv(_modulated(self.norm1, h_B1D, by.scale1, by.shift1))
+    cache = Cache(
+      jax.lax.dynamic_update_slice_in_dim(cache.keys, rotary(k, position), position, axis=1),
+      jax.lax.dynamic_update_slice_in_dim(cache.values, v, position, axis=1),
+    )
+    out = attend_one(rotary(q, position), cache.keys, cache.values, position)
+    return self._after(h_B1D, out, by, None), cache
+
+  def _modulations(self, cond_BC: jax.Array, dtype: jax.typing.DTypeLike) -> _Modulations:
+    modulation = self.modulation(cond_BC).astype(dtype)[:, None, :]
+    return _Modulations(*jnp.split(modulation, 6, axis=-1))
+
+  def _after(
+    self,
+    h_BLD: jax.Array,
+    out_BLHK: jax.Array,
+    by: _Modulations,
+    dropout_keys: jax.Array | None,
+  ) -> jax.Array:
+    """All that comes after attention."""
     keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
+    out_BLD = _kept(_rows(self.attn_out, out_BLHK.reshape(h_BLD.shape)), "attn_out")
+    h_BLD = h_BLD + by.gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
 
-    a_BLD = _modulated(self.norm1, h_BLD, scale1, shift1)
-    q, k, v = self._qkv(a_BLD)
-    out = attention(rotary(q), rotary(k), v, kernel=self.kernel, per_shard=per_shard)
-    out_BLD = _kept(_rows(self.attn_out, out.reshape(h_BLD.shape)), "attn_out")
-    h_BLD = h_BLD + gate1 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys1)
-
-    m_BLD = _modulated(self.norm2, h_BLD, scale2, shift2)
+    m_BLD = _modulated(self.norm2, h_BLD, by.scale2, by.shift2)
     out_BLD = _kept(_rows(self._mlp, m_BLD), "mlp_out")
-    return h_BLD + gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
+    return h_BLD + by.gate2 * _dropout(out_BLD.astype(h_BLD.dtype), self.dropout, keys2)
 
   def _qkv(self, a_BLD: jax.Array) -> list[jax.Array]:
     """Queries, keys and values, float[B, L, H, K]: three products, since cutting one result in
