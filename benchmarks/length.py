@@ -24,7 +24,7 @@ from benchmarks.work import training_work
 from sedd_jax.parallel import make_mesh
 from sedd_jax.planning.slices import find_slice
 from sedd_jax.training.program import Program
-from sedd_jax.training.step import Objective, loss_and_grad
+from sedd_jax.training.step import loss_and_grad
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def _changed(options: Options, **sections: dict[str, Any]) -> Options:
 
 
 def _compiled(program: Program) -> Compiled:
-  objective = Objective(network=program.network, noise=program.noise)
+  objective = program.score_entropy
   shardings = jax.tree.map(lambda x: x.sharding, program.state.params)
   jitted = jax.jit(
     lambda params, batch, key, step: loss_and_grad(

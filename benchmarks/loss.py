@@ -17,7 +17,7 @@ def main() -> None:
   options = read(parser("loss", __doc__))
   started = time.perf_counter()
   program = options.program()
-  network, noise = program.network, program.noise
+  network, noise = program.score_entropy.network, program.score_entropy.noise
   batch, length = program.batch.shape
   params = disturbed_params(program)
   x0 = token_batches(program, 1)[0]

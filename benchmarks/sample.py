@@ -28,8 +28,9 @@ def main() -> None:
     distribute(np.arange(batch * i, batch * (i + 1), dtype=np.int32), program.batch.sharding)
     for i in itertools.count()
   )
+  objective = program.score_entropy
   settings = SamplerSettings(sampler=options.flags.sampler, steps=steps)
-  sampling = settings.sampling(program.network.process, program.noise)
+  sampling = settings.sampling(objective.network.process, objective.noise)
   compiled = Compiled(program.sampler(sampling), params, next(numbers))
   measured = measure(options, started, lambda: compiled.call(params, next(numbers)))
   tokens = batch * options.experiment.data.length

@@ -99,9 +99,10 @@ def draw_work(rows: int, states: int) -> Work:
 
 def masked_share(program: Program, times: np.ndarray) -> float:
   """Mean over times of the probability that a position is masked; 1 for the uniform process."""
-  if program.network.process.mask_id is None:
+  objective = program.score_entropy
+  if objective.network.process.mask_id is None:
     return 1.0
-  return float(np.mean(-np.expm1(-np.asarray(program.noise.total(times), np.float64))))
+  return float(np.mean(-np.expm1(-np.asarray(objective.noise.total(times), np.float64))))
 
 
 def _head_flops(program: Program) -> float:

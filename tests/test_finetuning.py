@@ -16,8 +16,9 @@ from sedd_jax.parallel import MeshConfig, make_mesh
 from sedd_jax.training.initial import Beginning
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
+from sedd_jax.training.objectives import ScoreEntropy
 from sedd_jax.training.program import Program
-from sedd_jax.training.step import Objective, loss_and_grad
+from sedd_jax.training.step import loss_and_grad
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 300
 
@@ -96,7 +97,9 @@ def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_pa
   model = sedd_jax.load(source)
   batch = dataset.batches(experiment.train.batch_size, experiment.seed)[0]
   shape = dataclasses.replace(model.network.config, dropout=0.0)
-  objective = Objective(network=dataclasses.replace(model.network, config=shape), noise=model.noise)
+  objective = ScoreEntropy(
+    network=dataclasses.replace(model.network, config=shape), noise=model.noise
+  )
   evaluate = jax.jit(functools.partial(loss_and_grad, objective, accumulation=1))
   key = jax.random.split(jax.random.key(experiment.seed))[1]
   loss, _ = evaluate(model.params, batch, key, np.int32(0))

@@ -56,7 +56,7 @@ def test_mfu_is_the_models_own_work_over_the_peak_of_all_devices(program, now, m
   clock = Clock(program)
   clock.read(1)
   now.now += 0.5
-  share = needed_share(program.network.process, program.noise)
+  share = needed_share(program.network.process, program.score_entropy.noise)
   want = 3 * forward_flops(program.network, 16, 8, share) / 0.5 / 4e9
   np.testing.assert_allclose(clock.read(2)["mfu"], want)
 

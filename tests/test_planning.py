@@ -676,7 +676,11 @@ def test_tiles_of_rows_are_those_of_a_device(train, mesh, rows, columns):
     if process == "uniform":
       assert tiles == rows / height
     else:
-      assert tiles - 1 < needed_share(Absorbing(50257), program.noise) * rows / height <= tiles
+      assert (
+        tiles - 1
+        < needed_share(Absorbing(50257), program.score_entropy.noise) * rows / height
+        <= tiles
+      )
 
 
 def failing(message):

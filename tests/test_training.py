@@ -20,9 +20,10 @@ from sedd_jax.parallel import (
   make_mesh,
   tree_shardings,
 )
+from sedd_jax.training.objectives import ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from sedd_jax.training.state import TrainState, create_state
-from sedd_jax.training.step import Objective, apply_gradient, loss_and_grad, train_step
+from sedd_jax.training.step import apply_gradient, loss_and_grad, train_step
 
 
 @pytest.mark.parametrize("name", ["absorb", "uniform"])
@@ -101,7 +102,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings():
 )
 def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
   network = small_network(process, dropout=0.3)
-  objective = Objective(network=network, noise=LogLinear())
+  objective = ScoreEntropy(network=network, noise=LogLinear())
   params = random_params(network, scale=0.05)
   batch = jax.random.randint(jax.random.key(1), (8, 6), 0, 10)
 
@@ -127,7 +128,7 @@ def test_loss_and_gradient_are_the_same_for_any_rematerialisation(remat, unroll)
 
   def run(**changes):
     network = small_network(Absorbing(10), blocks=3, dropout=0.3, **changes)
-    objective = Objective(network=network, noise=LogLinear())
+    objective = ScoreEntropy(network=network, noise=LogLinear())
     params = random_params(network, scale=0.05)
     return jax.jit(functools.partial(loss_and_grad, objective, accumulation=1))(
       params, batch, jax.random.key(2), jnp.int32(3)
@@ -196,7 +197,7 @@ def test_three_steps_are_the_same_on_any_mesh(axes):
     step = jax.jit(
       functools.partial(
         train_step,
-        objective=Objective(network=network, noise=noise),
+        objective=ScoreEntropy(network=network, noise=noise),
         optimizer=optimizer,
         ema=0.99,
       )
@@ -227,7 +228,7 @@ def test_run_key_never_advances_and_step_counts():
   optimizer = make_optimizer(OptimizerConfig(), 10)
   create = functools.partial(create_state, network=network, optimizer=optimizer)
   state = jax.jit(create)(jax.random.key(0))
-  objective = Objective(network=network, noise=LogLinear())
+  objective = ScoreEntropy(network=network, noise=LogLinear())
   step = functools.partial(train_step, objective=objective, optimizer=optimizer, ema=0.99)
   after, _ = jax.jit(step)(state, jnp.zeros((2, 6), jnp.int32))
   assert int(after.step) == 1

@@ -1,6 +1,6 @@
 """Networks: tokens and total noise in, hidden states and an output layer out."""
 
-from sedd_jax.models.build import Network, Params
+from sedd_jax.models.build import Network, Params, Transformer
 from sedd_jax.models.causal import Autoregressive, CausalNetwork
 from sedd_jax.models.decoding import decode
 from sedd_jax.models.score_transformer import ScoreTransformerConfig
@@ -11,5 +11,6 @@ __all__ = [
   "Network",
   "Params",
   "ScoreTransformerConfig",
+  "Transformer",
   "decode",
 ]

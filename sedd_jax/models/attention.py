@@ -189,8 +189,9 @@ def attend_one(
   Args:
     position: int32[], that of the query; later ones are not seen.
   """
-  seen_L = jnp.arange(k_BLHK.shape[1]) <= position
-  return jnp.swapaxes(_weighted(*_heads_first(q_B1HK, k_BLHK, v_BLHK), seen_L[None]), 1, 2)
+  seen_1L = (jnp.arange(k_BLHK.shape[1]) <= position)[None, :]
+  q_BH1K, k_BHLK, v_BHLK = _heads_first(q_B1HK, k_BLHK, v_BLHK)
+  return jnp.swapaxes(_weighted(q_BH1K, k_BHLK, v_BHLK, seen_1L), 1, 2)
 
 
 def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, causal: bool) -> jax.Array:

@@ -24,7 +24,6 @@ from sedd_jax.planning.costs import costs
 from sedd_jax.planning.exchanges import Collective
 from sedd_jax.planning.slices import Slice, first_line
 from sedd_jax.training.experiment import Experiment
-from sedd_jax.training.flops import forward_flops, needed_share
 from sedd_jax.training.program import Program
 
 # How compilers say that HBM is too small; other memories are no matter of batch and mesh.
@@ -122,7 +121,7 @@ def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
   """
   program = _program(experiment, vocab_size, where)
   lowered = program.step.lower(program.state, program.batch)
-  flops = 3 * _forward_flops(program)
+  flops = 3 * program.forward_flops()
   return _plan("train", program, where, lowered, flops, experiment.train.steps)
 
 
@@ -140,19 +139,13 @@ def plan_sampling(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
     (experiment.train.batch_size,), jnp.int32, sharding=program.batch.sharding
   )
   lowered = program.sampling_step.lower(program.state.ema, numbers)
-  flops = 2 * _forward_flops(program)
+  flops = 2 * program.forward_flops()
   return _plan("sample", program, where, lowered, flops, 1)
 
 
 def _program(experiment: Experiment, vocab_size: int, where: Slice) -> Program:
   mesh = make_mesh(experiment.mesh, where.devices)
   return Program(experiment=experiment, mesh=mesh, vocab_size=vocab_size)
-
-
-def _forward_flops(program: Program) -> float:
-  share = needed_share(program.network.process, program.noise)
-  train, data = program.experiment.train, program.experiment.data
-  return forward_flops(program.network, train.batch_size, data.length, share)
 
 
 def _row_tiles(program: Program, what: str) -> int:
@@ -169,7 +162,7 @@ def _row_tiles(program: Program, what: str) -> int:
     height = whole_tile_height(rows)
   else:
     height, _ = tile_shape(rows, program.network.config.padded_states // tensor)
-  return math.ceil(needed_share(program.network.process, program.noise) * rows / height)
+  return math.ceil(program.objective.head_share * rows / height)
 
 
 def _plan(

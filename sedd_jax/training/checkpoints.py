@@ -1,8 +1,8 @@
 """Checkpoints of a run: the train state and, beside it, all that is needed to use it again.
 
 The only module that imports orbax. A checkpoint holds one item per field of the train state (in the
-form of `Network.unpad`, so that any mesh restores it), and in its metadata one JSON text: resolved
-config, tokenizer, identity of the corpus.
+form of `Transformer.unpad`, so that any mesh restores it), and in its metadata one JSON text:
+resolved config, tokenizer, identity of the corpus.
 
 A save goes through `STEP.partial`; the manifest is its last file, and then the folder gets the
 name `STEP`. What is loaded was compared with its manifest first, and nothing is removed for being
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from sedd_jax.models import Network, Params
+from sedd_jax.models import Params, Transformer
 from sedd_jax.parallel import processes
 from sedd_jax.training import manifest
 from sedd_jax.training.state import TrainState
@@ -51,7 +51,9 @@ class Checkpoints:
     keep_every: also keep those whose step is a multiple of this; 0 for none.
   """
 
-  def __init__(self, workdir: Path, network: Network, *, keep_last: int = 2, keep_every: int = 0):
+  def __init__(
+    self, workdir: Path, network: Transformer, *, keep_last: int = 2, keep_every: int = 0
+  ):
     self._workdir = workdir.absolute()
     self._folder = self._workdir / FOLDER
     self._keep_last, self._keep_every = keep_last, keep_every

@@ -19,12 +19,14 @@ from sedd_jax.diffusion import (
   TimeSampling,
   Uniform,
 )
-from sedd_jax.models import Network, ScoreTransformerConfig
+from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig
+from sedd_jax.training.objectives import NextToken, Objective, ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
 
+OBJECTIVES = ("score_entropy", "autoregressive")
 _CHOICES = {
   "process": ("absorbing", "uniform"),
   "noise": ("loglinear", "geometric"),
@@ -238,6 +240,9 @@ class Experiment:
 
   Attributes:
     seed: of parameters, batches, noise and dropout.
+    objective: what is minimised: `score_entropy` (diffusion), or `autoregressive`, the cross
+      entropy of each token given those before it; there `diffusion` and `model.time_input` do not
+      matter.
     init_from: what a new run takes its weights from: a run, an export or published weights,
       whatever `sedd_jax.load` reads; "" for random ones. A run does not need it to go on.
     init_tokenizer: whether text becomes the tokens that those weights know: `same` (the run's own
@@ -249,6 +254,7 @@ class Experiment:
   """
 
   seed: int = 0
+  objective: str = "score_entropy"
   init_from: str = ""
   init_tokenizer: str = "same"
   data: DataConfig = DataConfig()
@@ -264,6 +270,9 @@ class Experiment:
     faults = []
     if not 0 <= self.seed < 2**31:
       faults.append(f"seed={self.seed} must lie in [0, 2^31)")
+    if self.objective not in OBJECTIVES:
+      known = " or ".join(map(repr, OBJECTIVES))
+      faults.append(f"objective={self.objective!r} must be {known}")
     if self.init_tokenizer not in ("same", "source", "new"):
       faults.append(f"init_tokenizer={self.init_tokenizer!r} must be 'same', 'source' or 'new'")
     elif self.init_tokenizer != "same" and not self.init_from:
@@ -284,8 +293,23 @@ class Experiment:
     """
     return read_section(cls, config, "config")
 
+  def make_objective(self, vocab_size: int, placement: Placement = Placement()) -> Objective:
+    """The objective with its network; arguments as of `network`."""
+    if self.objective == "autoregressive":
+      return NextToken(network=self.causal_network(vocab_size, placement))
+    return ScoreEntropy(
+      network=self.network(vocab_size, placement),
+      noise=self.diffusion.make_noise(),
+      time_sampling=self.diffusion.time_sampling,
+    )
+
+  def causal_network(self, vocab_size: int, placement: Placement = Placement()) -> CausalNetwork:
+    """The autoregressive network of the same shape; arguments as of `network`."""
+    shape = dataclasses.replace(self.model.shape(vocab_size + 1), causal=True, time_input=False)
+    return CausalNetwork(config=shape, placement=placement)
+
   def network(self, vocab_size: int, placement: Placement = Placement()) -> Network:
-    """The network for a vocabulary.
+    """The score network for a vocabulary.
 
     Args:
       vocab_size: V, number of real tokens.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from sedd_jax.diffusion import MIN_TIME, Absorbing, Noise, Process
-from sedd_jax.models import Network
+from sedd_jax.models import Transformer
 
 _TIMES = 10_000
 
@@ -20,12 +20,12 @@ def needed_share(process: Process, noise: Noise) -> float:
   return float(jnp.mean(-jnp.expm1(-noise.total(t))))
 
 
-def forward_flops(network: Network, batch: int, length: int, share: float = 1.0) -> float:
+def forward_flops(network: Transformer, batch: int, length: int, share: float = 1.0) -> float:
   """Matrix operations of one forward pass, 2 for each multiplication and addition.
 
-  Attention counts in full (it is bidirectional). Padding of the vocabulary does not, nor do the two
-  small layers that read the noise level, and nothing is counted twice for rematerialisation. A
-  training step takes three times as much.
+  Attention counts in full where it is bidirectional, and by half where it is causal. Padding of the
+  vocabulary does not count, nor do the two small layers that read the noise level, and nothing is
+  counted twice for rematerialisation. A training step takes three times as much.
 
   Args:
     batch: number of sequences.
@@ -35,6 +35,6 @@ def forward_flops(network: Network, batch: int, length: int, share: float = 1.0)
   shape = network.config
   tokens, width = batch * length, shape.width
   linear = shape.blocks * 12 * width**2 + share * width * shape.num_states
-  attention = shape.blocks * 2 * length * width
+  attention = shape.blocks * 2 * length * width / (2 if shape.causal else 1)
   modulation = shape.cond_dim * width * (6 * shape.blocks + 2)
   return 2.0 * (tokens * (linear + attention) + batch * modulation)

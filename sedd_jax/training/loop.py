@@ -18,7 +18,7 @@ import numpy as np
 from sedd_jax.data import Dataset, from_json, load_dataset
 from sedd_jax.data.faults import describe
 from sedd_jax.data.rows import spread
-from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate, evaluation_report
+from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.models import Params
 from sedd_jax.parallel import processes
@@ -291,11 +291,11 @@ class Reporter:
     self._few = spread(count, report.evaluate_blocks)
     self._many = spread(count, report.final_blocks)
     self._estimator = BoundEstimator(
-      diffusion_estimate(program.network, program.noise, num_times=report.evaluate_times),
+      program.objective.estimate(report.evaluate_times),
       batch_size=max(1, _EVALUATION_TOKENS // self._rows.shape[1]),
       mesh=program.mesh,
     )
-    self._draw = program.sampler(program.tweedie(report.preview_steps))
+    self._draw = program.previews(report.preview_steps)
     self._multiple = batch_multiple(program.mesh)
     self.entropies = heldout_entropies(dataset)
 

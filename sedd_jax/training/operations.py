@@ -10,7 +10,6 @@ from typing import Any
 import jax
 
 from sedd_jax.parallel.chips import device_flops
-from sedd_jax.training.flops import forward_flops, needed_share
 from sedd_jax.training.program import Program
 
 _LONGEST_HANG = 86_400.0
@@ -54,8 +53,7 @@ class Clock:
     self._tokens = train.batch_size * length
     device = program.mesh.devices.flat[0]
     peak = device_flops(device.device_kind)
-    share = needed_share(program.network.process, program.noise)
-    self._flops = 3 * forward_flops(program.network, train.batch_size, length, share)
+    self._flops = 3 * program.forward_flops()
     self._peak = None if peak is None else peak * program.mesh.size
     self._start: tuple[int, float] | None = None
     self._last: dict[str, float] = {}

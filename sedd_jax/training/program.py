@@ -10,23 +10,16 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion import (
-  Given,
-  Noise,
-  Sampling,
-  Scores,
-  Tweedie,
-  even_times,
-  nothing_given,
-  sample,
-)
-from sedd_jax.models import Network, Params
+from sedd_jax.diffusion import Sampling, Scores, nothing_given, sample
+from sedd_jax.models import Params, Transformer
 from sedd_jax.parallel import OnMesh, batch_sharding, make_mesh, tree_shardings
 from sedd_jax.parallel.mesh import check_fits
 from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.flops import forward_flops
+from sedd_jax.training.objectives import Objective, ScoreEntropy
 from sedd_jax.training.optimizer import make_optimizer
 from sedd_jax.training.state import TrainState, create_state
-from sedd_jax.training.step import Objective, skipping, train_step
+from sedd_jax.training.step import skipping, train_step
 
 # Of samples on the way: fixed, so that runs and steps compare on the same noise.
 _SAMPLE_SEED = 0
@@ -54,12 +47,12 @@ class Program:
     _ = self.state
 
   @functools.cached_property
-  def network(self) -> Network:
-    return self.experiment.network(self.vocab_size, OnMesh(self.mesh))
+  def objective(self) -> Objective:
+    return self.experiment.make_objective(self.vocab_size, OnMesh(self.mesh))
 
-  @functools.cached_property
-  def noise(self) -> Noise:
-    return self.experiment.diffusion.make_noise()
+  @property
+  def network(self) -> Transformer:
+    return self.objective.network
 
   @functools.cached_property
   def state(self) -> TrainState:
@@ -84,11 +77,7 @@ class Program:
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
     step = functools.partial(
       train_step,
-      objective=Objective(
-        network=self.network,
-        noise=self.noise,
-        time_sampling=self.experiment.diffusion.time_sampling,
-      ),
+      objective=self.objective,
       optimizer=self._optimizer,
       ema=self.experiment.optimizer.ema,
       accumulation=self.experiment.train.accumulation,
@@ -97,40 +86,61 @@ class Program:
       step = skipping(step)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, self.replicated))
 
-  def sampler(self, sampling: Sampling):
+  def previews(self, num_steps: int):
     """A compiled function that draws samples: (params, int32[B]) to tokens int32[B, L].
 
     Its second argument are numbers of samples, as many as `batch_multiple` divides: sample i
     depends on i alone.
 
     Args:
-      sampling: how.
+      num_steps: sampling steps, where that can be chosen.
     """
 
-    def run(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
-      return sample(scores, keys, sampling, given=given).x
+    def run(params: Params, keys: jax.Array) -> jax.Array:
+      return self.objective.draw(params, keys, self.experiment.data.length, num_steps)
+
+    return self._compiled_sampler(run)
+
+  def sampler(self, sampling: Sampling):
+    """Like `previews`, of a score network, however one likes."""
+    network = self.score_entropy.network
+
+    def run(params: Params, keys: jax.Array) -> jax.Array:
+      given = nothing_given(len(keys), self.experiment.data.length)
+      return sample(network.scores(params), keys, sampling, given=given).x
 
     return self._compiled_sampler(run)
 
   @property
   def sampling_step(self):
-    """Like `sampler`: one Tweedie step and the denoising step, without a loop around them."""
-    sampling = self.tweedie(1)
+    """Like `previews`: one Tweedie step and the denoising step, without a loop around them.
 
-    def run(scores: Scores, keys: jax.Array, given: Given) -> jax.Array:
+    Raises:
+      ValueError: the model is autoregressive.
+    """
+    objective = self.score_entropy
+    sampling = objective.sampling(1)
+
+    def run(params: Params, keys: jax.Array) -> jax.Array:
+      given = nothing_given(len(keys), self.experiment.data.length)
+      scores: Scores = objective.network.scores(params)
       state = sampling.step(scores, keys, sampling.start(keys, given), given)
       return sampling.finish(scores, keys, state, given).x
 
     return self._compiled_sampler(run)
 
-  def tweedie(self, num_steps: int) -> Sampling:
-    """Tweedie steps even in time: how samples are shown during training."""
-    return Sampling(
-      process=self.network.process,
-      noise=self.noise,
-      sampler=Tweedie(),
-      schedule=even_times(num_steps, self.noise),
-    )
+  @property
+  def score_entropy(self) -> ScoreEntropy:
+    """The objective of a diffusion model.
+
+    Raises:
+      ValueError: the model is autoregressive.
+    """
+    if not isinstance(self.objective, ScoreEntropy):
+      raise ValueError(
+        f"objective={self.experiment.objective!r}: this needs the score network of 'score_entropy'"
+      )
+    return self.objective
 
   def _compiled_sampler(self, run):
     rows = batch_sharding(self.mesh)
@@ -139,11 +149,14 @@ class Program:
     def draw(params: Params, numbers: jax.Array) -> jax.Array:
       key = jax.random.key(_SAMPLE_SEED)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
-      keys = jax.lax.with_sharding_constraint(keys, rows)
-      given = nothing_given(len(numbers), self.experiment.data.length)
-      return run(self.network.scores(params), keys, given)
+      return run(params, jax.lax.with_sharding_constraint(keys, rows))
 
     return draw
+
+  def forward_flops(self) -> float:
+    """Matrix operations of a forward pass over a global batch (`flops.forward_flops`)."""
+    batch, length = self.batch.shape
+    return forward_flops(self.network, batch, length, self.objective.head_share)
 
   @functools.cached_property
   def gradient_leaves(self) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sedd_jax.models import Network, Params
+from sedd_jax.models import Params, Transformer
 
 
 @flax.struct.dataclass
@@ -30,7 +30,7 @@ class TrainState:
 
 
 def create_state(
-  key: jax.Array, network: Network, optimizer: optax.GradientTransformation
+  key: jax.Array, network: Transformer, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """The state before the first step."""
   key_init, key_run = jax.random.split(key)

@@ -10,50 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sedd_jax.diffusion import (
-  Noise,
-  TimeSampling,
-  denoising_score_entropy,
-  example_keys,
-  sample_times,
-)
-from sedd_jax.models import Network, Params
+from sedd_jax.diffusion import example_keys, sample_times
+from sedd_jax.models import Params
+from sedd_jax.training.objectives import Objective
 from sedd_jax.training.optimizer import update_ema
 from sedd_jax.training.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-  """What is minimised: the mean over a batch of the denoising score entropy of each sequence.
-
-  Attributes:
-    network: the score network.
-    noise: its schedule.
-    time_sampling: `low_discrepancy` or `iid`.
-  """
-
-  network: Network
-  noise: Noise
-  time_sampling: TimeSampling = "low_discrepancy"
-
-  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
-    """float[B], nats per sequence, dropout on.
-
-    Args:
-      x0: int[B, L], clean tokens.
-      t: float[B], times.
-      keys: PRNG keys [B].
-    """
-    pairs = jax.vmap(jax.random.split)(keys)
-    dropout_keys = pairs[:, 1] if self.network.config.dropout else None
-    return denoising_score_entropy(
-      functools.partial(self.network.score_stats, params, dropout_keys=dropout_keys),
-      x0,
-      t,
-      pairs[:, 0],
-      process=self.network.process,
-      noise=self.noise,
-    )
 
 
 def loss_and_grad(

@@ -1,0 +1,156 @@
+"""What a run minimises, and with it how its model is judged and how it makes text.
+
+The loop, the step, meshes and checkpoints know none of this: they ask an `Objective`.
+
+B: sequences, L: positions.
+"""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion import (
+  Noise,
+  TimeSampling,
+  Tweedie,
+  denoising_score_entropy,
+  even_times,
+  nothing_given,
+  sample,
+)
+from sedd_jax.diffusion.sampling import Sampling
+from sedd_jax.evaluation.bounds import Estimate, diffusion_estimate, exact_estimate
+from sedd_jax.models import CausalNetwork, Network, Params, Transformer, decode
+from sedd_jax.training.flops import needed_share
+
+
+class Objective(Protocol):
+  """What a run minimises: the mean over a batch of a bound on -log p of each sequence."""
+
+  @property
+  def network(self) -> Transformer: ...
+
+  @property
+  def time_sampling(self) -> TimeSampling:
+    """How the times of a batch are drawn."""
+    ...
+
+  @property
+  def head_share(self) -> float:
+    """Share of positions that need the output layer, on average over times."""
+    ...
+
+  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+    """float[B], nats per sequence, dropout on.
+
+    Args:
+      x0: int[B, L], clean tokens; one that is given is its complement ~token.
+      t: float[B], times.
+      keys: PRNG keys [B].
+    """
+    ...
+
+  def estimate(self, num_times: int) -> Estimate:
+    """Of the bound on held-out text, from so many draws."""
+    ...
+
+  def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
+    """Samples int32[B, length], one for each key, in so many steps where that can be chosen."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreEntropy:
+  """The denoising score entropy (eq. 12 of docs/math.md).
+
+  Attributes:
+    network: the score network.
+    noise: its schedule.
+    time_sampling: `low_discrepancy` or `iid`.
+  """
+
+  network: Network
+  noise: Noise
+  time_sampling: TimeSampling = "low_discrepancy"
+
+  @property
+  def head_share(self) -> float:
+    return needed_share(self.network.process, self.noise)
+
+  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+    noise_keys, dropout_keys = _two_keys(keys)
+    return denoising_score_entropy(
+      functools.partial(
+        self.network.score_stats,
+        params,
+        dropout_keys=dropout_keys if self.network.config.dropout else None,
+      ),
+      x0,
+      t,
+      noise_keys,
+      process=self.network.process,
+      noise=self.noise,
+    )
+
+  def estimate(self, num_times: int) -> Estimate:
+    return diffusion_estimate(self.network, self.noise, num_times=num_times)
+
+  def sampling(self, num_steps: int) -> Sampling:
+    """Tweedie steps even in time: how samples are shown during training."""
+    return Sampling(
+      process=self.network.process,
+      noise=self.noise,
+      sampler=Tweedie(),
+      schedule=even_times(num_steps, self.noise),
+    )
+
+  def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
+    given = nothing_given(len(keys), length)
+    return sample(self.network.scores(params), keys, self.sampling(num_steps), given=given).x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextToken:
+  """The cross entropy of each token given those before it: -log p of a sequence, exactly.
+
+  It looks at no times; that they are drawn costs nothing, since nothing depends on them.
+
+  Attributes:
+    network: the autoregressive network.
+  """
+
+  network: CausalNetwork
+
+  @property
+  def time_sampling(self) -> TimeSampling:
+    return "iid"
+
+  @property
+  def head_share(self) -> float:
+    return 1.0
+
+  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+    del t
+    _, dropout_keys = _two_keys(keys)
+    counts, tokens = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
+    log_prob = self.network.log_prob(
+      params, tokens, dropout_keys if self.network.config.dropout else None
+    )
+    return -jnp.sum(jnp.where(counts, log_prob, 0.0), axis=-1)
+
+  def estimate(self, num_times: int) -> Estimate:
+    del num_times
+    return exact_estimate(self.network)
+
+  def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
+    del num_steps  # As many as there are tokens.
+    nothing = jnp.zeros((len(keys), length), jnp.int32)
+    return decode(self.network, params, keys, nothing, nothing[:, 0])[0]
+
+
+def _two_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+  pairs = jax.vmap(jax.random.split)(keys)
+  return pairs[:, 0], pairs[:, 1]
