@@ -4,14 +4,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from sedd_jax.interop.causal import CausalModel
   from sedd_jax.interop.export import export
   from sedd_jax.interop.load import load
   from sedd_jax.interop.model import Model
 
-__all__ = ["Model", "export", "load"]
+__all__ = ["CausalModel", "Model", "export", "load"]
 __version__ = "0.1.0"
 
-_HOMES = {"Model": "model", "export": "export", "load": "load"}
+_HOMES = {"CausalModel": "causal", "Model": "model", "export": "export", "load": "load"}
 
 
 def __getattr__(name: str):

@@ -8,7 +8,7 @@ from absl import flags
 import sedd_jax
 from sedd_jax.cli import app
 from sedd_jax.data import load_dataset
-from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate, evaluation_report
+from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
@@ -38,7 +38,7 @@ def main() -> None:
   )
   blocks = dataset.heldout_rows[:]
   estimator = BoundEstimator(
-    diffusion_estimate(model.network, model.noise, num_times=_NUM_TIMES.value),
+    model.estimate(_NUM_TIMES.value),
     batch_size=_BATCH.value,
   )
   bound = estimator.bound(

@@ -14,6 +14,7 @@ import sedd_jax
 from sedd_jax.cli import app
 from sedd_jax.diffusion import SAMPLERS
 from sedd_jax.interop.generation import Generation, OnProgress
+from sedd_jax.interop.model import LanguageModel
 from sedd_jax.interop.samples import Order, SampleFile, check_path, generate, records, to_line
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.interop.templates import Template, between, parse_template
@@ -98,7 +99,7 @@ def main() -> None:
     _print(model, order)
 
 
-def _print(model: sedd_jax.Model, order: Order) -> None:
+def _print(model: LanguageModel, order: Order) -> None:
   made_calls = 0
   for numbers, made in _batches(model, order):
     made_calls += made.calls
@@ -112,7 +113,7 @@ def _print(model: sedd_jax.Model, order: Order) -> None:
     print(f"{made_calls} calls of the network", file=sys.stderr)
 
 
-def _write(model: sedd_jax.Model, order: Order, path: Path) -> None:
+def _write(model: LanguageModel, order: Order, path: Path) -> None:
   file = SampleFile(path, model, order)
   if file.there:
     print(f"going on after the {file.there} samples that are there", file=sys.stderr)
@@ -122,7 +123,7 @@ def _write(model: sedd_jax.Model, order: Order, path: Path) -> None:
   print(f"{len(order.numbers)} samples in {path}")
 
 
-def _write_trace(model: sedd_jax.Model, order: Order, path: Path) -> None:
+def _write_trace(model: LanguageModel, order: Order, path: Path) -> None:
   if len(order.templates) > 1 or order.num > _BATCH.value or order.best_of > 1:
     raise ValueError("--trace takes one template, one batch and --best_of=1")
   ((_, made),) = _batches(model, order, record=True)
@@ -132,7 +133,7 @@ def _write_trace(model: sedd_jax.Model, order: Order, path: Path) -> None:
     times=made.times,
     calls=made.calls_by_frame,
     seconds=made.seconds,
-    mask_id=model.network.process.mask_id,
+    mask_id=model.mask_id,
     settings={
       "checkpoint": str(model.info["source"]),
       "sampler": order.settings.sampler,
@@ -146,7 +147,7 @@ def _write_trace(model: sedd_jax.Model, order: Order, path: Path) -> None:
 
 
 def _batches(
-  model: sedd_jax.Model, order: Order, *, skip: int = 0, record: bool = False
+  model: LanguageModel, order: Order, *, skip: int = 0, record: bool = False
 ) -> Iterator[tuple[Sequence[int], Generation]]:
   """Batches, with a bar of progress where somebody looks."""
   with _bar(len(order.numbers), skip) as (told, advance):
@@ -173,7 +174,7 @@ def _bar(samples: int, there: int) -> Iterator[tuple[OnProgress | None, Callable
     )
 
 
-def _templates(model: sedd_jax.Model) -> list[Template]:
+def _templates(model: LanguageModel) -> list[Template]:
   ends = bool(_PREFIX.value or _SUFFIX.value)
   if (_TEMPLATE.value is not None) + (_TEMPLATES.value is not None) + ends > 1:
     raise ValueError("give --template, --templates, or --prefix and --suffix: only one of them")

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sedd_jax.interop.card import model_card
+from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.exported import TOKENIZER, exported_config
 from sedd_jax.interop.load import load
 from sedd_jax.interop.model import Model
@@ -26,7 +27,9 @@ from sedd_jax.interop.weights import Tensors, write_weights
 LAYOUTS = ("sedd_jax", "original")
 
 
-def export(model: Model, folder: str | os.PathLike[str], *, layout: str = "sedd_jax") -> Path:
+def export(
+  model: Model | CausalModel, folder: str | os.PathLike[str], *, layout: str = "sedd_jax"
+) -> Path:
   """Writes a model: config.json, model.safetensors, README.md, and the tokenizer if it has one.
 
   The folder appears whole or not at all: files are written beside it first. The weights are
@@ -41,9 +44,15 @@ def export(model: Model, folder: str | os.PathLike[str], *, layout: str = "sedd_
     The folder.
 
   Raises:
-    ValueError: the layout is unknown, cannot hold the model, or weights are not finite.
+    ValueError: the layout is unknown, cannot hold the model (none holds an autoregressive one), or
+      weights are not finite.
     FileExistsError: the folder exists and is not empty, or is a file.
   """
+  if isinstance(model, CausalModel):
+    raise ValueError(
+      "exports hold score networks; an autoregressive model is loaded from its run directory, and "
+      "GPT-2's from its own folder"
+    )
   folder = Path(folder)
   _check_target(folder, layout)
   config = exported_config(model) if layout == "sedd_jax" else original_config(model)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tokenizer
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.mdlm import MODEL_TYPE, load_mdlm
@@ -16,6 +17,7 @@ from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
 from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.objectives import NextToken
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
@@ -24,13 +26,14 @@ _HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER]
 
 def load(
   path_or_hub_id: str | Path, *, dtype: str | None = None, tokenizer: str | None = None
-) -> Model:
+) -> Model | CausalModel:
   """Loads a model for sampling and evaluation. Only a hub id downloads.
 
   Args:
     path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder that
       `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
-      of the original code, or a hub id such as `louaaron/sedd-small`, which downloads.
+      of the original code, a folder of GPT-2's, or a hub id such as `louaaron/sedd-small` or
+      `gpt2`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
     tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
@@ -53,7 +56,7 @@ def load(
   return model
 
 
-def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model:
+def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model | CausalModel:
   if is_run_layout(path):
     model = load_run(path, dtype or "float32")
   elif (path / CONFIG).is_file():
@@ -97,7 +100,7 @@ def _tokenizer(path: Path, name: str | None) -> Tokenizer | None:
   return own if own is not None or name is None else from_name(name, ())
 
 
-def _load_run(path: Path, dtype: str | None) -> Model:
+def _load_run(path: Path, dtype: str | None) -> Model | CausalModel:
   if not (path / FOLDER).is_dir():
     raise FileNotFoundError(f"{path} is a run without checkpoints: it has not saved yet")
   step, meta = read_meta(path)
@@ -107,21 +110,26 @@ def _load_run(path: Path, dtype: str | None) -> Model:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])
   tokenizer = from_json(meta["tokenizer"])
-  network = experiment.network(tokenizer.vocab_size)
-  with Checkpoints(path, network) as checkpoints:
+  objective = experiment.make_objective(tokenizer.vocab_size)
+  with Checkpoints(path, objective.network) as checkpoints:
     params = checkpoints.load_average(step)
-  return Model(
-    network=network,
-    params=params,
-    noise=experiment.diffusion.make_noise(),
-    length=experiment.data.length,
-    tokenizer=tokenizer,
-    info={
+  known = {
+    "params": params,
+    "length": experiment.data.length,
+    "tokenizer": tokenizer,
+    "info": {
       "step": step,
       "experiment": experiment,
       "corpus": meta["corpus"],
       **_evaluation(path, step),
     },
+  }
+  if isinstance(objective, NextToken):
+    return CausalModel(network=objective.network, **known)
+  return Model(
+    network=experiment.network(tokenizer.vocab_size),
+    noise=experiment.diffusion.make_noise(),
+    **known,
   )
 
 

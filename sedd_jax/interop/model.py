@@ -1,4 +1,4 @@
-"""A trained model in one object: score, sample, infill, bound."""
+"""A trained model in one object: score, sample, infill, bound. `causal.py` has the other kind."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise
-from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, Estimate, diffusion_estimate
 from sedd_jax.interop.generation import Generation, Generator, OnProgress
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.models import Network, Params
@@ -38,13 +38,11 @@ class SequenceBound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Model:
-  """A network with its parameters, noise and tokenizer.
+class LanguageModel:
+  """What every model here can do, whatever its network: text to tokens and back, and samples.
 
   Attributes:
-    network: the score network.
-    params: its parameters, padded; the moving average of the training.
-    noise: its schedule.
+    params: of the network, padded; the moving average of the training.
     length: tokens in a training sequence.
     tokenizer: text to tokens, or None where the weights came without one.
     devices: share the samples; one device where none are named.
@@ -53,30 +51,59 @@ class Model:
       of a run `experiment`.
   """
 
-  network: Network
   params: Params
-  noise: Noise
   length: int
   tokenizer: Tokenizer | None = None
   devices: Sequence[Any] = ()
   info: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
-  def log_score(self, tokens: jax.typing.ArrayLike, total: jax.typing.ArrayLike) -> jax.Array:
-    """Log concrete scores.
+  @property
+  def vocab_size(self) -> int:
+    """V, number of real tokens."""
+    raise NotImplementedError
+
+  @property
+  def mask_id(self) -> int | None:
+    """The state that stands where there is no token yet, if there is one."""
+    raise NotImplementedError
+
+  def generate(
+    self,
+    tokens: jax.typing.ArrayLike,
+    given: jax.typing.ArrayLike,
+    *,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    best_of: int = 1,
+    record: bool = False,
+    on_progress: OnProgress | None = None,
+  ) -> Generation:
+    """`infill`, with all there is to know about it.
 
     Args:
-      tokens: int[B, L], each in [0, S).
-      total: float[B], total noise, or a scalar for all.
-
-    Returns:
-      float32[B, L, S] (float64 for a float64 model); the own entry is 0.
+      tokens: int[B, L]; what stands where given is false does not matter.
+      given: bool[B, L].
+      settings: how to sample.
+      seed: see numbers.
+      numbers: the random words of a sample depend on (seed, its number) alone; 0 to B - 1 if None.
+      best_of: so many candidates are sampled for each, and the one with the lowest strict bound on
+        its negative log likelihood is kept. The law is then no longer the model's.
+      record: whether to keep the tokens after every step; of a single candidate only.
+      on_progress: (steps made, share of the way) every now and then.
 
     Raises:
-      ValueError: tokens have another rank or lie outside [0, S).
+      ValueError: the arrays don't fit the model, or an argument is out of range.
     """
-    tokens = self._checked(tokens, self.network.process.num_states)
-    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
-    return self._log_score(self.params, tokens, total)
+    raise NotImplementedError
+
+  def estimate(self, num_times: int) -> Estimate:
+    """Of the bound on text, from so many draws, for a `BoundEstimator`."""
+    raise NotImplementedError
+
+  def said(self, settings: SamplerSettings) -> dict[str, Any]:
+    """Of the settings, those that say how samples of this model came about."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
 
   def sample(
     self, num: int = 1, *, length: int | None = None, seed: int = 0, **settings: Any
@@ -112,7 +139,7 @@ class Model:
     """Samples around given tokens, which never change.
 
     For the absorbing process the law is the model's conditional law; for the uniform one it is the
-    original's heuristic, not the posterior.
+    original's heuristic, not the posterior. An autoregressive model takes a prefix alone.
 
     Args:
       tokens: int[B, L]; what stands where given is false does not matter.
@@ -128,6 +155,118 @@ class Model:
     """
     return self.generate(tokens, given, settings=SamplerSettings(**settings), seed=seed).tokens
 
+  def encode(self, text: str) -> np.ndarray:
+    """Tokens of a text, int32[T].
+
+    Raises:
+      ValueError: the model came without a tokenizer, or does not know a character.
+    """
+    return self._known_tokenizer().encode(text)
+
+  def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
+    """The text of each row of tokens."""
+    tokenizer = self._known_tokenizer()
+    return [tokenizer.decode(row) for row in np.asarray(tokens)]
+
+  def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
+    """The text of one sample, up to its end of text where the tokenizer has such a token.
+
+    Args:
+      tokens: int[L].
+      given: bool[L]; an end of text before the last given token does not count.
+    """
+    tokenizer, tokens = self._known_tokenizer(), np.asarray(tokens)
+    if tokenizer.eos_id is not None:
+      after = 0 if given is None else np.max(np.flatnonzero(given), initial=-1) + 1
+      ends = np.flatnonzero(tokens[after:] == tokenizer.eos_id)
+      tokens = tokens[: after + ends[0]] if len(ends) else tokens
+    return tokenizer.decode(tokens)
+
+  def _checked_request(
+    self,
+    tokens: jax.typing.ArrayLike,
+    given: jax.typing.ArrayLike,
+    seed: int,
+    numbers: Sequence[int] | None,
+  ) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:
+    """Tokens int[B, L], given bool[B, L] and numbers of samples as `generate` takes them.
+
+    Raises:
+      ValueError: they don't fit the model.
+    """
+    given = np.asarray(given, bool)
+    tokens = np.where(given, np.asarray(tokens), 0)
+    if given.ndim != 2 or 0 in given.shape:
+      raise ValueError(f"samples of shape {given.shape}: number and length must be at least 1")
+    if given.shape[1] > self.length:
+      raise ValueError(f"length={given.shape[1]} exceeds the {self.length} tokens of this model")
+    if tokens.min() < 0 or tokens.max() >= self.vocab_size:
+      raise ValueError(
+        f"given tokens must lie in [0, {self.vocab_size}), not in [{tokens.min()}, {tokens.max()}]"
+      )
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+    numbers = range(len(tokens)) if numbers is None else numbers
+    if len(numbers) != len(tokens) or min(numbers) < 0 or max(numbers) >= _NUMBERS:
+      raise ValueError(
+        f"numbers must be {len(tokens)}, one for each sample, in [0, 2^31 - 2^16), not {numbers!r}"
+      )
+    return tokens, given, numbers
+
+  def _checked(self, tokens: jax.typing.ArrayLike, limit: int) -> jax.Array:
+    array = np.asarray(tokens)
+    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
+      raise ValueError(f"tokens must be int[B, L], not empty, not {array.dtype}{list(array.shape)}")
+    if array.min() < 0 or array.max() >= limit:
+      raise ValueError(f"tokens must lie in [0, {limit}), not in [{array.min()}, {array.max()}]")
+    return jnp.asarray(array, jnp.int32)
+
+  def _known_tokenizer(self) -> Tokenizer:
+    if self.tokenizer is None:
+      raise ValueError(
+        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2' or "
+        "'gpt2:FOLDER' (--tokenizer on the command line)"
+      )
+    return self.tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Model(LanguageModel):
+  """A score network with its parameters, noise and tokenizer.
+
+  Attributes, beside those of `LanguageModel`:
+    network: the score network.
+    noise: its schedule.
+  """
+
+  network: Network
+  noise: Noise
+
+  @property
+  def vocab_size(self) -> int:
+    return self.network.process.vocab_size
+
+  @property
+  def mask_id(self) -> int | None:
+    return self.network.process.mask_id
+
+  def log_score(self, tokens: jax.typing.ArrayLike, total: jax.typing.ArrayLike) -> jax.Array:
+    """Log concrete scores.
+
+    Args:
+      tokens: int[B, L], each in [0, S).
+      total: float[B], total noise, or a scalar for all.
+
+    Returns:
+      float32[B, L, S] (float64 for a float64 model); the own entry is 0.
+
+    Raises:
+      ValueError: tokens have another rank or lie outside [0, S).
+    """
+    tokens = self._checked(tokens, self.network.process.num_states)
+    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
+    return self._log_score(self.params, tokens, total)
+
   def generate(
     self,
     tokens: jax.typing.ArrayLike,
@@ -140,42 +279,9 @@ class Model:
     record: bool = False,
     on_progress: OnProgress | None = None,
   ) -> Generation:
-    """`infill`, with all there is to know about it.
-
-    Args:
-      tokens: int[B, L]; what stands where given is false does not matter.
-      given: bool[B, L].
-      settings: how to sample.
-      seed: see numbers.
-      numbers: the random words of a sample depend on (seed, its number) alone; 0 to B - 1 if None.
-      best_of: so many candidates are sampled for each, and the one with the lowest strict bound on
-        its negative log likelihood is kept. The law is then no longer the model's.
-      record: whether to keep the tokens after every step; of a single candidate only.
-      on_progress: (steps made, share of the way) every now and then.
-
-    Raises:
-      ValueError: the arrays don't fit the model, or an argument is out of range.
-    """
-    given = np.asarray(given, bool)
-    tokens = np.where(given, np.asarray(tokens), 0)
-    if given.ndim != 2 or 0 in given.shape:
-      raise ValueError(f"samples of shape {given.shape}: number and length must be at least 1")
-    if given.shape[1] > self.length:
-      raise ValueError(f"length={given.shape[1]} exceeds the {self.length} tokens of this model")
-    if tokens.min() < 0 or tokens.max() >= self.network.process.vocab_size:
-      raise ValueError(
-        f"given tokens must lie in [0, {self.network.process.vocab_size}), "
-        f"not in [{tokens.min()}, {tokens.max()}]"
-      )
+    tokens, given, numbers = self._checked_request(tokens, given, seed, numbers)
     if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (record and best_of > 1):
       raise ValueError(f"best_of={best_of} must be at least 1, and 1 where frames are recorded")
-    if not 0 <= seed < 2**32:
-      raise ValueError(f"seed={seed} must lie in [0, 2^32)")
-    numbers = range(len(tokens)) if numbers is None else numbers
-    if len(numbers) != len(tokens) or min(numbers) < 0 or max(numbers) >= _NUMBERS:
-      raise ValueError(
-        f"numbers must be {len(tokens)}, one for each sample, in [0, 2^31 - 2^16), not {numbers!r}"
-      )
     sampling = settings.sampling(self.network.process, self.noise)
     where = Given(jnp.asarray(tokens, jnp.int32), jnp.asarray(given))
 
@@ -201,6 +307,9 @@ class Model:
         seconds=best.seconds + other.seconds,
       )
     return best
+
+  def estimate(self, num_times: int) -> Estimate:
+    return diffusion_estimate(self.network, self.noise, num_times=num_times)
 
   def bound(
     self, tokens: jax.typing.ArrayLike, *, num_times: int = 64, seed: int = 0
@@ -232,33 +341,6 @@ class Model:
     terms = estimator.terms(self.params, tokens, seed=seed, numbers=numbers)
     return np.mean(terms.strict, axis=0)
 
-  def encode(self, text: str) -> np.ndarray:
-    """Tokens of a text, int32[T].
-
-    Raises:
-      ValueError: the model came without a tokenizer, or does not know a character.
-    """
-    return self._known_tokenizer().encode(text)
-
-  def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
-    """The text of each row of tokens."""
-    tokenizer = self._known_tokenizer()
-    return [tokenizer.decode(row) for row in np.asarray(tokens)]
-
-  def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
-    """The text of one sample, up to its end of text where the tokenizer has such a token.
-
-    Args:
-      tokens: int[L].
-      given: bool[L]; an end of text before the last given token does not count.
-    """
-    tokenizer, tokens = self._known_tokenizer(), np.asarray(tokens)
-    if tokenizer.eos_id is not None:
-      after = 0 if given is None else np.max(np.flatnonzero(given), initial=-1) + 1
-      ends = np.flatnonzero(tokens[after:] == tokenizer.eos_id)
-      tokens = tokens[: after + ends[0]] if len(ends) else tokens
-    return tokenizer.decode(tokens)
-
   @functools.cached_property
   def _log_score(self):
     return jax.jit(self.network.log_score)
@@ -275,19 +357,3 @@ class Model:
       return BoundEstimator(estimate, batch_size=batch_size)
 
     return make
-
-  def _checked(self, tokens: jax.typing.ArrayLike, limit: int) -> jax.Array:
-    array = np.asarray(tokens)
-    if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
-      raise ValueError(f"tokens must be int[B, L], not empty, not {array.dtype}{list(array.shape)}")
-    if array.min() < 0 or array.max() >= limit:
-      raise ValueError(f"tokens must lie in [0, {limit}), not in [{array.min()}, {array.max()}]")
-    return jnp.asarray(array, jnp.int32)
-
-  def _known_tokenizer(self) -> Tokenizer:
-    if self.tokenizer is None:
-      raise ValueError(
-        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2' or "
-        "'gpt2:FOLDER' (--tokenizer on the command line)"
-      )
-    return self.tokenizer

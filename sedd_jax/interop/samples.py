@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.interop.generation import Generation, OnProgress
-from sedd_jax.interop.model import Model
+from sedd_jax.interop.model import LanguageModel
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.interop.templates import Template
 from sedd_jax.training.lock import take
@@ -55,7 +55,7 @@ class Order:
 
 
 def generate(
-  model: Model,
+  model: LanguageModel,
   order: Order,
   *,
   batch: int,
@@ -102,7 +102,7 @@ def generate(
 
 
 def records(
-  model: Model, order: Order, numbers: Sequence[int], made: Generation
+  model: LanguageModel, order: Order, numbers: Sequence[int], made: Generation
 ) -> list[dict[str, Any]]:
   """A JSON object for each sample: index, text, tokens, template, seed, steps, calls, settings.
 
@@ -167,7 +167,7 @@ class SampleFile:
     ValueError: what is there of it was made otherwise, or is no such file.
   """
 
-  def __init__(self, path: Path, model: Model, order: Order):
+  def __init__(self, path: Path, model: LanguageModel, order: Order):
     check_path(path)
     self._path, self._model, self._order = path, model, order
     self._part = path.with_name(path.name + _PART)
@@ -235,7 +235,7 @@ class SampleFile:
       )
 
 
-def _settings(model: Model, order: Order) -> Mapping[str, Any]:
-  said = {k: v for k, v in dataclasses.asdict(order.settings).items() if v is not None}
+def _settings(model: LanguageModel, order: Order) -> Mapping[str, Any]:
+  said = model.said(order.settings)
   source = {k: v for k, v in model.info.items() if k in ("source", "step")}
   return said | {"best_of": order.best_of, "num": order.num} | source

@@ -1,7 +1,8 @@
 """Where a new run's weights come from: random ones, or another model's (fine-tuning)."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -9,8 +10,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import same_tokenizer
-from sedd_jax.diffusion import Noise
-from sedd_jax.models import Network, Params
+from sedd_jax.models import Network, Params, Transformer
 from sedd_jax.parallel.mesh import distribute
 from sedd_jax.training.experiment import DiffusionConfig, Experiment
 from sedd_jax.training.program import Program
@@ -26,16 +26,16 @@ class Pretrained(Protocol):
   """What is asked of the model that a run starts from; `sedd_jax.Model` is one."""
 
   @property
-  def network(self) -> Network: ...
+  def network(self) -> Any: ...
 
   @property
   def params(self) -> Params: ...
 
   @property
-  def noise(self) -> Noise: ...
+  def length(self) -> int: ...
 
   @property
-  def length(self) -> int: ...
+  def vocab_size(self) -> int: ...
 
   @property
   def tokenizer(self) -> Tokenizer | None: ...
@@ -152,19 +152,26 @@ def _check_kind(experiment: Experiment, source: Pretrained) -> None:
   Raises:
     ValueError: a line for each difference, with the flag that would undo it.
   """
-  theirs = DiffusionConfig.of(source.network.process, source.noise, source.network.parameterization)
-  noise = dataclasses.asdict(source.noise)
-  wanted: Mapping[str, Mapping[str, Any]] = {
-    "diffusion": {
-      name: getattr(theirs, name) for name in ("process", "noise", "parameterization", *noise)
-    },
-    "model": {name: getattr(source.network.config, name) for name in _SHAPE},
-  }
+  network = source.network
+  if not isinstance(network, Transformer):
+    raise ValueError(
+      f"init_from={experiment.init_from!r} is {type(network).__name__}, not a transformer of ours"
+    )
+  causal = not isinstance(network, Network)
+  theirs: dict[str, Any] = {}
+  if causal != (experiment.objective == "autoregressive"):
+    theirs["objective"] = "autoregressive" if causal else "score_entropy"
+  elif not causal:
+    noise = getattr(source, "noise")  # noqa: B009  (models of another kind have none)
+    diffusion = DiffusionConfig.of(network.process, noise, network.parameterization)
+    names = ("process", "noise", "parameterization", *dataclasses.asdict(noise))
+    theirs |= {f"diffusion.{name}": getattr(diffusion, name) for name in names}
+  shape = [name for name in _SHAPE if not (causal and name == "time_input")]
+  theirs |= {f"model.{name}": getattr(network.config, name) for name in shape}
   faults = [
-    f"{section}.{name}={own!r} is {value!r} there: --config.{section}.{name}={value}"
-    for section, values in wanted.items()
-    for name, value in values.items()
-    if (own := getattr(getattr(experiment, section), name)) != value
+    f"{name}={own!r} is {value!r} there: --config.{name}={value}"
+    for name, value in theirs.items()
+    if (own := operator.attrgetter(name)(experiment)) != value
   ]
   if faults:
     raise ValueError(
@@ -178,7 +185,7 @@ def _check_tokens(experiment: Experiment, source: Pretrained, tokenizer: Tokeniz
   Raises:
     ValueError: the message names both, and what can be done.
   """
-  size = source.network.process.vocab_size
+  size = source.vocab_size
   if source.tokenizer is None and tokenizer.vocab_size == size:
     return  # Weights without a tokenizer: their size is all that is known of it.
   if source.tokenizer is not None and same_tokenizer(source.tokenizer, tokenizer):

@@ -262,8 +262,10 @@ def train(
         _write_report(workdir, int(state.step), line, texts)
         _draw(workdir, int(state.step), reporter)
     console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
-    console.say(_closing_text(workdir, line))
-    console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4 --steps=64 --seed=0")
+    exact = program.objective.exact
+    console.say(_closing_text(workdir, line, exact))
+    steps = "" if exact else " --steps=64"  # As many as tokens.
+    console.show(f"\nNext: sedd sample --checkpoint={_shown(workdir)} --num=4{steps} --seed=0")
     if lost:  # A report takes a while: there may be room now.
       console.say(lost)
       save()
@@ -285,6 +287,7 @@ class Reporter:
   def __init__(self, program: Program, dataset: Dataset):
     report = program.experiment.report
     self._dataset = dataset
+    self._exact = program.objective.exact
     self._one_document = program.experiment.data.packing == "pad"
     count = len(dataset.heldout_rows)
     self._rows = dataset.heldout_rows
@@ -321,8 +324,9 @@ class Reporter:
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
+    what, value = "loss" if self._exact else "bound", line["heldout_bits_per_char_strict"]
     return (
-      f"step {step} held-out bound {line['heldout_bits_per_char_strict']:.3f} "
+      f"step {step} held-out {what} {value:.3f} "
       f"± {line['heldout_bits_per_char_strict_stderr']:.3f} bits/char "
       f"(bigram {self.entropies['bigram']:.3f})"
     )
@@ -372,17 +376,20 @@ def _draw(workdir: Path, step: int, reporter: Reporter) -> None:
   curve.draw_curve(workdir / curve.FILE, read_metrics(workdir), reporter.entropies, title)
 
 
-def _closing_text(workdir: Path, line: dict[str, float]) -> str:
+def _closing_text(workdir: Path, line: dict[str, float], exact: bool) -> str:
   strict, bigram = line["heldout_bits_per_char_strict"], line["heldout_bigram_bits_per_char"]
   side = "below" if strict < bigram else "above"
-  return f"""\
-Held-out text, bits per character (lower is better):
+  what = "cross entropy" if exact else "strict bound"
+  bounds = f"""\
   bound (strict)   {strict:.3f} ± {line["heldout_bits_per_char_strict_stderr"]:.3f}
   bound (paper)    {line["heldout_bits_per_char_paper"]:.3f} \
-± {line["heldout_bits_per_char_paper_stderr"]:.3f}
+± {line["heldout_bits_per_char_paper_stderr"]:.3f}"""
+  return f"""\
+Held-out text, bits per character (lower is better):
+{f"  {what}    {strict:.3f}" if exact else bounds}
   bigram entropy   {bigram:.3f}
   unigram entropy  {line["heldout_unigram_bits_per_char"]:.3f}
-The strict bound is {abs(bigram - strict):.3f} {side} the bigram entropy.
+The {what} is {abs(bigram - strict):.3f} {side} the bigram entropy.
 
 {_shown(workdir)}/
   {curve.FILE}  {METRICS}  tensorboard/  evaluation.json

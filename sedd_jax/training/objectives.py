@@ -39,6 +39,11 @@ class Objective(Protocol):
     ...
 
   @property
+  def exact(self) -> bool:
+    """Whether `estimate` gives -log p itself, not a bound on it."""
+    ...
+
+  @property
   def head_share(self) -> float:
     """Share of positions that need the output layer, on average over times."""
     ...
@@ -75,6 +80,10 @@ class ScoreEntropy:
   network: Network
   noise: Noise
   time_sampling: TimeSampling = "low_discrepancy"
+
+  @property
+  def exact(self) -> bool:
+    return False
 
   @property
   def head_share(self) -> float:
@@ -127,6 +136,10 @@ class NextToken:
   @property
   def time_sampling(self) -> TimeSampling:
     return "iid"
+
+  @property
+  def exact(self) -> bool:
+    return True
 
   @property
   def head_share(self) -> float:

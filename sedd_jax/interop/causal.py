@@ -1,0 +1,202 @@
+"""A trained autoregressive model in one object, with the methods that a diffusion model has."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sedd_jax.diffusion import Truncation
+from sedd_jax.evaluation.bounds import BoundEstimator, Estimate, exact_estimate
+from sedd_jax.interop.generation import Generation, OnProgress
+from sedd_jax.interop.model import LanguageModel, SequenceBound
+from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.models import Autoregressive, Params, decode
+from sedd_jax.parallel import MeshConfig, batch_sharding, make_mesh
+
+_BATCH = 64
+# Of the settings, those that mean something for one token after the other.
+_SETTINGS = ("temperature", "top_k", "top_p")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CausalModel(LanguageModel):
+  """An autoregressive network with its parameters and tokenizer: a run of ours, or GPT-2.
+
+  Attributes, beside those of `LanguageModel`:
+    network: the autoregressive network.
+  """
+
+  network: Autoregressive
+
+  @property
+  def vocab_size(self) -> int:
+    return self.network.vocab_size
+
+  @property
+  def mask_id(self) -> int:
+    """Stands in frames where there is no token yet; beyond the vocabulary."""
+    return self.network.vocab_size
+
+  def logits(self, tokens: jax.typing.ArrayLike) -> jax.Array:
+    """Laws of next tokens, unnormalised.
+
+    Args:
+      tokens: int[B, L], each in [0, V).
+
+    Returns:
+      float32[B, L, V] (float64 for a float64 model): row i is for the token after tokens 0 to i.
+
+    Raises:
+      ValueError: tokens have another rank, lie outside [0, V), or are more than the model reads.
+    """
+    return self._logits(self.params, self._readable(tokens))
+
+  def log_prob(self, tokens: jax.typing.ArrayLike) -> np.ndarray:
+    """log p of each token given those before it, nats.
+
+    Args:
+      tokens: int[B, L], each in [0, V).
+
+    Returns:
+      float32[B, L]. The first is 0 where the model has no law for it (GPT-2).
+
+    Raises:
+      ValueError: as `logits`.
+    """
+    return np.asarray(self._log_prob(self.params, self._readable(tokens)))
+
+  def estimate(self, num_times: int) -> Estimate:
+    """-log p itself, which takes no draws."""
+    del num_times
+    return exact_estimate(self.network)
+
+  def bound(self, tokens: jax.typing.ArrayLike) -> SequenceBound:
+    """-log p of each sequence, nats; the fields of a bound, with errors of 0.
+
+    Args:
+      tokens: int[B, L], in [0, V).
+    """
+    tokens = np.asarray(self._readable(tokens))
+    estimator = BoundEstimator(self.estimate(0), batch_size=min(len(tokens), _BATCH))
+    nats = np.mean(estimator.terms(self.params, tokens).strict, axis=0)
+    zero = np.zeros_like(nats)
+    return SequenceBound(paper=nats, strict=nats, paper_stderr=zero, strict_stderr=zero)
+
+  def generate(
+    self,
+    tokens: jax.typing.ArrayLike,
+    given: jax.typing.ArrayLike,
+    *,
+    settings: SamplerSettings = SamplerSettings(),
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    best_of: int = 1,
+    record: bool = False,
+    on_progress: OnProgress | None = None,
+  ) -> Generation:
+    """Continues prefixes, one token after the other: L calls of the network.
+
+    Args: as of `LanguageModel.generate`.
+
+    Raises:
+      ValueError: what is given is no prefix, or a setting is of a diffusion model.
+    """
+    tokens, given, numbers = self._checked_request(tokens, given, seed, numbers)
+    lengths = given.sum(axis=1)
+    if (given != (np.arange(given.shape[1]) < lengths[:, None])).any():
+      raise ValueError(
+        "an autoregressive model continues a prefix and cannot fill in: what is given must come "
+        "before all that is not"
+      )
+    if best_of != 1:
+      raise ValueError(f"best_of={best_of} must be 1 for an autoregressive model")
+    self.said(settings)
+    started = time.monotonic()
+    root = jax.random.key(seed)
+    keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
+    made = np.asarray(self._decoded(keys, tokens, lengths, settings.make_truncation()))
+    if on_progress is not None:
+      on_progress(tokens.shape[1], 1.0)
+    batch, length = tokens.shape
+    frames = self._frames(made, lengths) if record else np.zeros((0, batch, length), np.int32)
+    return Generation(
+      tokens=made,
+      given=given,
+      steps=length,
+      calls=length,
+      seconds=time.monotonic() - started,
+      frames=frames,
+      times=np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], batch, axis=1),
+      calls_by_frame=np.arange(len(frames), dtype=np.int64),
+    )
+
+  def said(self, settings: SamplerSettings) -> dict[str, Any]:
+    default = SamplerSettings()
+    if other := [
+      f"{field.name}={getattr(settings, field.name)!r}"
+      for field in dataclasses.fields(settings)
+      if field.name not in _SETTINGS
+      and getattr(settings, field.name) != getattr(default, field.name)
+    ]:
+      raise ValueError(
+        f"{', '.join(other)}: an autoregressive model makes one token after the other; it has "
+        f"{', '.join(_SETTINGS)}"
+      )
+    return {"sampler": "autoregressive"} | {name: getattr(settings, name) for name in _SETTINGS}
+
+  def _decoded(
+    self, keys: jax.Array, tokens: np.ndarray, lengths: np.ndarray, truncation: Truncation
+  ) -> jax.Array:
+    """Samples int32[B, L], shared out over the devices."""
+    devices, (mesh, params) = self._devices, self._on_devices
+    rows = batch_sharding(mesh)
+    # As many for each device: what is missing are copies of the last sample.
+    asked, each = len(tokens), -(-len(tokens) // len(devices))
+    index = np.minimum(np.arange(each * len(devices)), asked - 1)
+    given = jax.device_put((keys[index], jnp.asarray(tokens[index]), lengths[index]), rows)
+    return self._decode(params, *given, truncation=truncation)[:asked]
+
+  @property
+  def _devices(self) -> Sequence[Any]:
+    return self.devices or jax.local_devices()[:1]
+
+  @functools.cached_property
+  def _on_devices(self) -> tuple[jax.sharding.Mesh, Params]:
+    """A mesh of the devices, and the parameters whole on each."""
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1), self._devices)
+    return mesh, jax.device_put(self.params, jax.sharding.NamedSharding(mesh, jax.P()))
+
+  def _frames(self, made: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int32[L + 1, B, L]: the tokens that were there after each call."""
+    length = made.shape[1]
+    seen = np.arange(length) < np.maximum(np.arange(length + 1)[:, None], lengths[:, None, None])
+    return np.where(np.moveaxis(seen, 0, 1), made, self.mask_id).astype(np.int32)
+
+  def _readable(self, tokens: jax.typing.ArrayLike) -> jax.Array:
+    tokens = self._checked(tokens, self.vocab_size)
+    if tokens.shape[1] > self.network.longest:
+      raise ValueError(
+        f"{tokens.shape[1]} tokens exceed the {self.network.longest} that this model reads"
+      )
+    return tokens
+
+  @functools.cached_property
+  def _logits(self):
+    return jax.jit(self.network.logits)
+
+  @functools.cached_property
+  def _log_prob(self):
+    return jax.jit(self.network.log_prob)
+
+  @functools.cached_property
+  def _decode(self):
+    @functools.partial(jax.jit, static_argnames="truncation")
+    def draw(params: Params, keys, prefix, lengths, *, truncation: Truncation) -> jax.Array:
+      return decode(self.network, params, keys, prefix, lengths, truncation=truncation)[0]
+
+    return draw

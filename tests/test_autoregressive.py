@@ -1,0 +1,111 @@
+"""The autoregressive baseline through the whole house: trained, loaded, sampled, judged."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from command import sedd
+from test_loop import TINY, final_state, with_steps
+
+import sedd_jax
+from sedd_jax.data import load_dataset
+from sedd_jax.training.experiment import Experiment
+from sedd_jax.training.loop import train
+
+AR = dataclasses.replace(TINY, objective="autoregressive")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A finished tiny autoregressive run, on a mesh of four devices."""
+  workdir = tmp_path_factory.mktemp("runs") / "ar"
+  assert train(AR, workdir) == 0
+  return workdir
+
+
+def test_a_run_stopped_halfway_ends_where_an_uninterrupted_one_does(run, tmp_path):
+  assert train(with_steps(4, AR), tmp_path / "ar") == 0
+  assert train(AR, tmp_path / "ar") == 0
+  step, resumed = final_state(tmp_path / "ar", AR)
+  want_step, whole = final_state(run, AR)
+  assert step == want_step == 8
+  for name in ("params", "ema", "opt_state"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(resumed, name), getattr(whole, name))
+
+
+def test_held_out_loss_is_the_exact_likelihood(run):
+  model = sedd_jax.load(run)
+  assert isinstance(model, sedd_jax.CausalModel)
+  report = json.loads((run / "evaluation.json").read_text())
+  assert report["heldout_bits_per_char_strict_stderr"] == 0.0
+  assert report["heldout_bits_per_char_paper"] == report["heldout_bits_per_char_strict"]
+  # By dense logits, from the tokens alone.
+  rows = load_dataset(model.info["experiment"].data, tokenizer=model.tokenizer).heldout_rows
+  tokens = rows[np.arange(3)]
+  law = np.asarray(model.logits(tokens), np.float64)
+  law -= np.log(np.exp(law).sum(-1, keepdims=True))
+  later = np.take_along_axis(law[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]
+  log_prob = model.log_prob(tokens)
+  np.testing.assert_allclose(log_prob[:, 1:], later, atol=1e-5)
+  bound = model.bound(tokens)
+  np.testing.assert_allclose(bound.strict, -log_prob.sum(1), rtol=1e-6)
+  assert not bound.strict_stderr.any()
+
+
+def test_it_is_sampled_from_the_command_line(run, tmp_path):
+  shown = sedd("sample", f"--checkpoint={run}", "--num=2", "--prefix=The ", "--top_p=0.9")
+  assert shown.returncode == 0, shown.stderr
+  assert shown.stdout.count("The ") >= 2
+  out = tmp_path / "samples.jsonl"
+  done = sedd("sample", f"--checkpoint={run}", "--num=3", "--batch=2", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  lines = [json.loads(line) for line in out.read_text().splitlines()]
+  assert [line["index"] for line in lines] == [0, 1, 2]
+  assert lines[0]["settings"]["sampler"] == "autoregressive"
+  assert lines[0]["calls"] == 32
+  np.testing.assert_array_equal([line["tokens"] for line in lines], sedd_jax.load(run).sample(3))
+  page = tmp_path / "trace.txt"
+  done = sedd("sample", f"--checkpoint={run}", f"--trace={page}")
+  assert done.returncode == 0, done.stderr
+  assert page.exists()
+
+
+def test_what_only_diffusion_can_do_is_refused(run, tmp_path):
+  for flags, message in (
+    (["--suffix=end"], "continues a prefix"),
+    (["--steps=8"], "steps=8"),
+    (["--sampler=euler"], "sampler='euler'"),
+    (["--best_of=2"], "best_of=2"),
+  ):
+    refused = sedd("sample", f"--checkpoint={run}", *flags)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+  refused = sedd("export", f"--checkpoint={run}", f"--out={tmp_path / 'export'}")
+  assert refused.returncode == 2
+  assert "autoregressive" in refused.stderr
+  assert not (tmp_path / "export").exists()
+
+
+def test_evaluate_prints_one_number_without_an_error_bar(run):
+  done = sedd("evaluate", f"--checkpoint={run}", "--json")
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  stored = json.loads((run / "evaluation.json").read_text())
+  np.testing.assert_allclose(
+    report["bits_per_char_strict"], stored["heldout_bits_per_char_strict"], rtol=1e-6
+  )
+
+
+def test_weights_go_to_a_run_of_the_same_kind_alone(run, tmp_path):
+  tuned = dataclasses.replace(with_steps(1, AR), init_from=str(run))
+  assert train(tuned, tmp_path / "tuned", load=sedd_jax.load) == 0
+  other = dataclasses.replace(with_steps(1), init_from=str(run))
+  with pytest.raises(ValueError, match="objective='score_entropy' is 'autoregressive' there"):
+    train(other, tmp_path / "other", load=sedd_jax.load)
+
+
+def test_objective_is_checked():
+  with pytest.raises(ValueError, match="objective='next' must be"):
+    Experiment(objective="next")
