@@ -17,6 +17,7 @@ from sedd_jax.diffusion.losses import (
   sample_times,
 )
 from sedd_jax.diffusion.noise import Geometric, LogLinear, Noise
+from sedd_jax.diffusion.orders import order_terms, share_terms
 from sedd_jax.diffusion.process import Absorbing, Process, Uniform
 from sedd_jax.diffusion.samplers import (
   SAMPLERS,
@@ -110,8 +111,10 @@ __all__ = [
   "map_rows",
   "mean_and_stderr",
   "nothing_given",
+  "order_terms",
   "sample",
   "sample_categorical",
   "sample_times",
+  "share_terms",
   "stats_of_columns",
 ]

@@ -36,7 +36,7 @@ from sedd_jax.diffusion.process import Process, Uniform
 from sedd_jax.diffusion.score import ScoreStats
 
 # Draws in `low` and `high` for each one in `main`: they carry about a thousandth of the integral.
-_END_SHARE = 8
+END_SHARE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +89,9 @@ def bound_terms(
   Raises:
     ValueError: num_times is not a positive multiple of num_groups, or time_sampling is unknown.
   """
-  if time_sampling not in TIME_SAMPLINGS:
-    raise ValueError(f"time_sampling={time_sampling!r} must be one of {', '.join(TIME_SAMPLINGS)}")
-  if num_groups < 1 or num_times < 1 or num_times % num_groups:
-    raise ValueError(
-      f"num_times={num_times} must be a positive multiple of num_groups={num_groups}"
-    )
+  check_draws("num_times", num_times, num_groups, time_sampling)
   draws = num_times // num_groups
-  end_draws = -(-draws // _END_SHARE)
+  end_draws = -(-draws // END_SHARE)
   last = noise.total(1.0)
   pieces = [(_low, end_draws), (_main, draws)]
   if not isinstance(process, Uniform):
@@ -141,6 +136,18 @@ def bound_terms(
     prior_B = jnp.sum(x0 >= 0, axis=1) * _prior_divergence(process, last)
     estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
   return Terms(*estimates)
+
+
+def check_draws(name: str, draws: int, num_groups: int, sampling: TimeSampling) -> None:
+  """Refuses draws that make no groups.
+
+  Raises:
+    ValueError: draws is not a positive multiple of num_groups, or sampling is unknown.
+  """
+  if sampling not in TIME_SAMPLINGS:
+    raise ValueError(f"time_sampling={sampling!r} must be one of {', '.join(TIME_SAMPLINGS)}")
+  if num_groups < 1 or draws < 1 or draws % num_groups:
+    raise ValueError(f"{name}={draws} must be a positive multiple of num_groups={num_groups}")
 
 
 def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,182 @@
+"""Bounds on -log p(x0) of masked models as any-order models, without an integral over time.
+
+A network of the `conditional` parameterization says p(x_i | tokens that are not masked). For a
+network that does not see the noise its strict bound (`bounds.py`) equals two other expectations
+(arXiv:2406.03736, section 3.3, which writes lambda for the masking probability):
+
+  shares   lambda uniform in (0, 1); every token is masked with probability lambda;
+           1 / lambda times the cross entropy, summed over masked tokens
+  orders   k uniform in 1 ... n; k of the n tokens are masked, every such set alike;
+           n / k times the cross entropy, summed over masked tokens: the mean over all n! orders in
+           which the tokens can be written one by one
+
+The estimates of `orders` scatter least: the number of masked tokens is set, not drawn. A network
+that does see the noise is told the one at which this share of tokens, lambda or k / n, is masked on
+average. Both are true bounds for it too. `shares` is its strict bound once more, in another
+variable. `orders` bounds another model of the same network: the any-order one, which writes tokens
+one by one and asks for each at the share that is still masked.
+
+A given token (~token) stays clean and does not count, as in `losses.score_entropy_at`; n is the
+number of the others.
+
+B: sequences, L: positions, G: independent groups of draws, D: all draws.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.bounds import END_SHARE, Terms, check_draws
+from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, TimeSampling
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.numerics import bernoulli, log_expm1
+from sedd_jax.diffusion.process import Absorbing
+
+# A masking, given a number u[B] in [0, 1), what counts bool[B, L] and keys [B]: which tokens are
+# masked bool[B, L], their expected share float[B] and the weight of their cross entropy float[B].
+Masking = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def share_terms(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  keys: jax.Array,
+  *,
+  process: Absorbing,
+  noise: Noise,
+  num_draws: int,
+  num_groups: int = 2,
+  sampling: TimeSampling = "low_discrepancy",
+) -> Terms:
+  """Estimates from masking probabilities uniform in (0, 1): lambda-DCE.
+
+  Near 0 the weight 1 / lambda makes the variance infinite, so those below MIN_TIME are drawn by
+  themselves, more of them where it matters: they are `low`. `main` holds those above, `high` is 0.
+
+  Args:
+    stats_fn: a network of the `conditional` parameterization.
+    x0: int[B, L], clean tokens; one that is given is its complement ~token.
+    keys: PRNG keys [B]; the estimate of a sequence depends on its tokens and its key alone.
+    process: the network's.
+    noise: its schedule: it is asked for no more noise than that of t = 1.
+    num_draws: in `main`, a multiple of num_groups.
+    num_groups: at least 2 where a standard error is wanted.
+    sampling: `low_discrepancy` spaces the probabilities of a group evenly from a random shift on;
+      `iid` draws each by itself.
+
+  Raises:
+    ValueError: num_draws or sampling cannot be used.
+  """
+  check_draws("num_draws", num_draws, num_groups, sampling)
+  draws = num_draws // num_groups
+  pieces = [(_low_share, -(-draws // END_SHARE)), (_main_share, draws)]
+  low, main = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
+  return Terms(low, main, jnp.zeros_like(main))
+
+
+def order_terms(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  keys: jax.Array,
+  *,
+  process: Absorbing,
+  noise: Noise,
+  num_draws: int,
+  num_groups: int = 2,
+  sampling: TimeSampling = "low_discrepancy",
+) -> Terms:
+  """Estimates from numbers of masked tokens uniform in 1 ... n: the any-order bound.
+
+  Arguments and errors as in `share_terms`, with numbers for probabilities. All is in `main`.
+  """
+  check_draws("num_draws", num_draws, num_groups, sampling)
+  pieces = [(_subset, num_draws // num_groups)]
+  (main,) = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
+  return Terms(jnp.zeros_like(main), main, jnp.zeros_like(main))
+
+
+def _estimates(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  keys: jax.Array,
+  pieces: list[tuple[Masking, int]],
+  process: Absorbing,
+  noise: Noise,
+  num_groups: int,
+  sampling: TimeSampling,
+) -> list[jax.Array]:
+  """float[G, B] for each piece, a masking and its draws in a group."""
+  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
+  last = noise.total(1.0)
+  maskings = [masking for masking, _ in pieces]
+  # One row per draw: its piece, its group, its place in the group, and the shift of its number.
+  schedule = [
+    (piece, group, i, i / count)
+    for piece, (_, count) in enumerate(pieces)
+    for group in range(num_groups)
+    for i in range(count)
+  ]
+
+  def one_draw(_, draw):
+    piece, group, i, shift = draw
+
+    def of_example(key):
+      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
+      key_number, key_mask = jax.random.split(key)
+      if sampling == "low_discrepancy":
+        u = (jax.random.uniform(key_number) + shift) % 1.0
+      else:
+        u = jax.random.uniform(jax.random.fold_in(key_number, i))
+      return u, jax.random.fold_in(key_mask, i)
+
+    u_B, mask_keys = jax.vmap(of_example)(keys)
+    masked, share_B, weight_B = jax.lax.switch(piece, maskings, u_B, counts, mask_keys)
+    total_B = jnp.minimum(-jnp.log1p(-share_B), last)
+    x = jnp.where(masked, process.mask_id, x0)
+    stats = stats_fn(x, x0, total_B)
+    # The log score is the log probability minus log expm1(total).
+    log_p = stats.at_x0 + log_expm1(total_B)[:, None]
+    return None, -weight_B * jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)
+
+  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
+  _, values_DB = jax.lax.scan(one_draw, None, schedule_D)
+  estimates, start = [], 0
+  for _, count in pieces:
+    stop = start + num_groups * count
+    estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
+    start = stop
+  return estimates
+
+
+def _with_probability(substitution, u_B, counts, keys):
+  """Every token masked with one probability, of the density that the substitution gives it."""
+  share_B, slope_B = substitution(u_B)
+  masked = jax.vmap(bernoulli)(keys, jnp.broadcast_to(share_B[:, None], counts.shape))
+  return counts & masked, share_B, slope_B / share_B
+
+
+def _below(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # Density u, as in `bounds._low`. Not 0, where no token is masked and the weight is infinite.
+  u = jnp.maximum(u, 2.0**-24)
+  return MIN_TIME * u**2, 2.0 * MIN_TIME * u
+
+
+def _above(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return MIN_TIME + (1.0 - MIN_TIME) * u, jnp.full_like(u, 1.0 - MIN_TIME)
+
+
+_low_share = functools.partial(_with_probability, _below)
+_main_share = functools.partial(_with_probability, _above)
+
+
+def _subset(u_B, counts, keys):
+  """A random set of k tokens, k = 1 + floor(n u)."""
+  n_B = jnp.maximum(jnp.sum(counts, axis=-1), 1)
+  k_B = jnp.minimum(1 + jnp.floor(n_B * u_B).astype(n_B.dtype), n_B)
+  draw = jax.vmap(lambda key: jax.random.uniform(key, counts.shape[1:]))(keys)
+  rank = jnp.argsort(jnp.argsort(jnp.where(counts, draw, 2.0), axis=-1), axis=-1)
+  masked = counts & (rank < k_B[:, None])
+  n_B, k_B = n_B.astype(u_B.dtype), k_B.astype(u_B.dtype)
+  return masked, k_B / n_B, n_B / k_B
