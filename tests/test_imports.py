@@ -16,6 +16,7 @@ FLOORS = (
   "training",
   "planning",
   "interop",
+  "reports",
   "cli",
 )
 # Who may import what is kept to one place.

@@ -35,7 +35,8 @@ def run(
     on_error: called with the exit code after the message of an error; may end the process.
     check: says what is wrong with the arguments before absl parses them, a line for each fault, and
       which arguments it has not looked at.
-    takes: the flag that one argument without a name stands for.
+    takes: the flag that one argument without a name stands for; of a flag that can be repeated,
+      all of them.
   """
   logging.set_verbosity(logging.ERROR)  # Libraries' warnings; ours are errors or console lines.
   sys.modules["__main__"].__doc__ = usage
@@ -104,10 +105,24 @@ def require(usage: str, *holders: flags.FlagHolder) -> list[Any]:
 
 
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:
-  """The arguments, with the name of a flag given to the first if it has none."""
-  if flag is None or not arguments or arguments[0].startswith("-"):
+  """The arguments, with the name of a flag given to the first if it has none, or to all of them
+  that have none if the flag can be repeated."""
+  if flag is None or not arguments:
     return arguments
-  return [f"--{flag}={arguments[0]}", *arguments[1:]]
+  if not isinstance(flags.FLAGS[flag], flags.MultiFlag):
+    named = arguments[0].startswith("-")
+    return arguments if named else [f"--{flag}={arguments[0]}", *arguments[1:]]
+  found, is_value = [], False
+  for argument in arguments:
+    is_flag = argument.startswith("-")
+    found.append(argument if is_flag or is_value else f"--{flag}={argument}")
+    is_value = is_flag and "=" not in argument and _needs_value(argument.lstrip("-"))
+  return found
+
+
+def _needs_value(name: str) -> bool:
+  """Whether the argument after a flag without = is its value."""
+  return name in flags.FLAGS and not flags.FLAGS[name].boolean
 
 
 def _unknown(argument: str) -> str:

@@ -12,6 +12,7 @@ VERBS = {
   "sample": "print text from a trained model",
   "info": "say what a run, a checkpoint or an export is",
   "evaluate": "bound the perplexity of a trained model on held-out text",
+  "report": "compare runs and their evaluations: tables, charts, samples on one page",
   "export": "write a trained model as a folder to publish, for this code or the original",
   "convert": "read a model in any layout that is known and write it in another",
   "plan": "compile a run for a TPU slice that is not there: memory, traffic, time",

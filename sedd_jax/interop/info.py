@@ -131,6 +131,7 @@ def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     "bits_per_char_strict": newest[_STRICT],
     "bits_per_char_strict_stderr": newest[f"{_STRICT}_stderr"],
     "bits_per_char_paper": newest["heldout_bits_per_char_paper"],
+    "bits_per_char_paper_stderr": newest["heldout_bits_per_char_paper_stderr"],
     "at_end": whole,
   }
 

@@ -1,0 +1,92 @@
+"""What an evaluation has found: a JSON file with rows of numbers (docs/quality.md)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = "evaluation.json"
+# Kinds that have a heading of their own; others are shown like them.
+TITLES = {
+  "likelihood": "Likelihood",
+  "quality": "Quality of samples",
+  "frontier": "Quality against diversity and cost",
+  "infilling": "Infilling",
+  "generations": "Generations",
+}
+STDERR = "_stderr"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """One file.
+
+  Attributes:
+    name: unlike that of any other in the report.
+    path: of the file.
+    kind: what was evaluated: a key of `TITLES`, or another word.
+    rows: objects of numbers and words; `x_stderr` is the standard error of `x`.
+    settings: how it was made.
+    points: further rows, for plots alone; `rows` are plotted where there are none.
+  """
+
+  name: str
+  path: Path
+  kind: str
+  rows: Sequence[Mapping[str, Any]]
+  settings: Mapping[str, Any]
+  points: Sequence[Mapping[str, Any]]
+
+  @property
+  def title(self) -> str:
+    return TITLES.get(self.kind, self.kind.capitalize())
+
+
+def is_result(file: Path) -> bool:
+  """Whether a file holds an evaluation, rather than the short one at the end of a run.
+
+  Raises:
+    ValueError: it is not JSON.
+  """
+  return "rows" in _object(file)
+
+
+def read_result(file: Path, name: str) -> Result:
+  """Reads an evaluation.
+
+  Raises:
+    ValueError: the file is damaged, or holds something else; the message names file and field.
+    FileNotFoundError: there is no such file.
+  """
+  found = _object(file)
+  kind, settings = found.get("kind"), found.get("settings", {})
+  if not isinstance(kind, str) or not kind:
+    raise ValueError(f"{file}: kind={kind!r} must be a word, such as {', '.join(TITLES)}")
+  if not isinstance(settings, Mapping):
+    raise ValueError(f"{file}: settings must be an object, not {type(settings).__name__}")
+  return Result(
+    name=name,
+    path=file,
+    kind=kind,
+    rows=_objects(file, found, "rows"),
+    settings=settings,
+    points=_objects(file, found, "points"),
+  )
+
+
+def _object(file: Path) -> Mapping[str, Any]:
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged: {error}") from error
+  if not isinstance(found, Mapping):
+    raise ValueError(f"{file} must hold an object, not {type(found).__name__}")
+  return found
+
+
+def _objects(file: Path, found: Mapping[str, Any], field: str) -> list[Mapping[str, Any]]:
+  rows = found.get(field) or []
+  if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+    raise ValueError(f"{file}: {field} must be a list of objects")
+  return rows
