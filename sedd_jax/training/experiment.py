@@ -242,6 +242,7 @@ class Experiment:
   """All sections of a config, the seed of everything random, and where the weights start.
 
   Attributes:
+    label: what tables and plots call the run; "" for the name of its directory.
     seed: of parameters, batches, noise and dropout.
     objective: what is minimised: `score_entropy`; `discrete_time`, the bound of D3PM's absorbing
       process in `diffusion.timesteps` steps, which takes the parameterization `conditional`; or
@@ -257,6 +258,7 @@ class Experiment:
     ValueError: fields are out of range or do not go together; a line for each.
   """
 
+  label: str = ""
   seed: int = 0
   objective: str = "score_entropy"
   init_from: str = ""
