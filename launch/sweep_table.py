@@ -5,10 +5,12 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from sweep_grid import text
 
@@ -106,13 +108,28 @@ def cells(row: Row, keys: Sequence[str]) -> list[str]:
   return [*_values(row, keys), row.status, step, bound]
 
 
-def render(rows: Sequence[Row]) -> Table:
-  """The table to print."""
-  keys = _keys(rows)
+def render(rows: Sequence[Row]) -> Group:
+  """The table to print, and one of the means over seeds where there are several."""
+  keys = _shown(rows)
   table = Table("#", *keys, "status", "step", "strict bound, bits/char")
   for rank, row in enumerate(best_first(rows), 1):
     table.add_row(str(rank), *cells(row, keys))
-  return table
+  return Group(table, *_means(rows, [key for key in keys if key != "seed"]))
+
+
+def _means(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[Table]:
+  """A table of finished runs that differ in nothing but the seed, if there are any."""
+  groups: dict[tuple[str, ...], list[float]] = {}
+  for row in rows:
+    if row.status == DONE and row.strict is not None and "seed" in row.overrides:
+      groups.setdefault(tuple(_values(row, keys)), []).append(row.strict)
+  if not any(len(found) > 1 for found in groups.values()):
+    return
+  table = Table(*keys, "seeds", "mean strict bound", "deviation between seeds")
+  for values, found in sorted(groups.items(), key=lambda group: statistics.fmean(group[1])):
+    spread = f"{statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    table.add_row(*values, str(len(found)), f"{statistics.fmean(found):.4f}", spread)
+  yield table
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -129,6 +146,20 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def _keys(rows: Sequence[Row]) -> list[str]:
   return list(dict.fromkeys(key for row in rows for key in row.overrides))
+
+
+def _shown(rows: Sequence[Row]) -> list[str]:
+  """Keys of overrides; a label stands for all those in which runs of one label agree."""
+  keys = _keys(rows)
+  if "label" not in keys:
+    return keys
+  by_label: dict[tuple[str, str], set[str]] = {}
+  for row in rows:
+    for key in keys:
+      value = text(row.overrides[key]) if key in row.overrides else ""
+      by_label.setdefault((text(row.overrides.get("label", "")), key), set()).add(value)
+  differ = {key for (_, key), values in by_label.items() if len(values) > 1}
+  return [key for key in keys if key == "label" or key in differ]
 
 
 def _values(row: Row, keys: Sequence[str]) -> list[str]:

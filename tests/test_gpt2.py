@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import sedd_jax
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.gpt2 import load_gpt2
 from sedd_jax.models.gpt2 import GPT2, GPT2Config
@@ -278,3 +279,30 @@ def test_inputs_that_are_too_long(tiny):
     network.log_prob(params, jnp.zeros((1, 41), jnp.int32))
   with pytest.raises(ValueError, match="a cache of 41 positions"):
     network.empty_cache(1, 41)
+
+
+def test_loaded_by_the_one_loader_it_is_a_model_like_the_others(tiny, expected):
+  model = sedd_jax.load(tiny)
+  assert isinstance(model, sedd_jax.CausalModel)
+  logits = model.logits(expected["ids"])
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, expected["logits"], atol=2e-6)
+  np.testing.assert_allclose(
+    model.bound(expected["ids"]).strict, expected["sequence_nll"], rtol=1e-6
+  )
+  prefix = np.zeros((2, 9), np.int32)
+  prefix[:, :3] = expected["ids"][:2, :3]
+  given = np.broadcast_to(np.arange(9) < 3, (2, 9))
+  greedy = model.infill(prefix, given, top_k=1)
+  np.testing.assert_array_equal(greedy[:, :3], prefix[:, :3])
+  # A prefix is read as it is, without a start in front.
+  likeliest = np.argmax(model.logits(greedy[:, :-1]), axis=-1)
+  np.testing.assert_array_equal(greedy[:, 3:], likeliest[:, 2:])
+  given = np.array([[True] + [False] * 8, [False] * 9])
+  mixed = model.infill(greedy, given, top_k=1)
+  np.testing.assert_array_equal(mixed[1:], model.infill(greedy[1:], given[1:], top_k=1))
+  started = np.insert(mixed[1:], 0, model.network.start, axis=1)
+  likeliest = np.argmax(model.logits(started[:, :-1]), axis=-1)
+  np.testing.assert_array_equal(mixed[1:], likeliest)
+  with pytest.raises(ValueError, match="exceed the 40"):
+    model.logits(np.zeros((1, 41), np.int32))

@@ -370,3 +370,29 @@ def test_the_loss_of_an_example_depends_on_its_key_alone(process, x64):
   )
   whole = loss(x0, t, keys)
   np.testing.assert_allclose(loss(x0[2:4], t[2:4], keys[2:4]), whole[2:4], rtol=1e-12)
+
+
+def test_conditional_uniform_loss_is_that_of_udlm(x64):
+  """As arXiv:2412.10193 writes it, from one-hot vectors and the denoiser's law, in numpy."""
+  rng = np.random.default_rng(0)
+  process, noise = Uniform(7), LogLinear()
+  raw = rng.normal(0.0, 2.0, (5, 6, 7))
+  x, x0 = rng.integers(0, 7, (2, 5, 6))
+  x[:, 0], x[:, 1] = x0[:, 0], (x0[:, 1] + 1) % 7
+  t = np.array([0.003, 0.1, 0.4, 0.8, 0.999])
+  total = np.asarray(noise.total(t))[:, None]
+  log_score = dense_log_score(
+    jnp.asarray(raw), x, total, vocab_size=7, parameterization="conditional"
+  )
+  ours = noise.rate(t)[:, None] * process.score_entropy(log_score, x, x0, total)
+
+  alpha = np.exp(-total)[..., None]
+  slope = -np.asarray(noise.rate(t))[:, None] * alpha[..., 0]
+  law = np.exp(raw) / np.exp(raw).sum(-1, keepdims=True)
+  of_data, of_model = (7 * alpha * p + 1 - alpha for p in (np.eye(7)[x0], law))
+  data_at, model_at = (np.take_along_axis(p, x[..., None], -1) for p in (of_data, of_model))
+  logs = of_data / data_at * np.log(model_at * of_data / (of_model * data_at))
+  theirs = (
+    slope / (7 * alpha[..., 0]) * (7 / data_at - 7 / model_at - logs.sum(-1, keepdims=True))[..., 0]
+  )
+  np.testing.assert_allclose(ours, theirs, rtol=1e-9)

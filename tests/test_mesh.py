@@ -35,6 +35,11 @@ UNIFORM = dataclasses.replace(ABSORBING, diffusion=DiffusionConfig.paper("unifor
 CONDITIONAL = dataclasses.replace(
   ABSORBING, diffusion=DiffusionConfig(parameterization="conditional")
 )
+UDLM = dataclasses.replace(
+  UNIFORM, diffusion=dataclasses.replace(UNIFORM.diffusion, parameterization="conditional")
+)
+D3PM = dataclasses.replace(CONDITIONAL, objective="discrete_time")
+AUTOREGRESSIVE = dataclasses.replace(ABSORBING, objective="autoregressive")
 BLOCKS = np.random.default_rng(0).integers(0, 10, (64, 8), np.int32)
 
 
@@ -92,8 +97,13 @@ def test_every_loss_is_the_same_on_any_mesh_and_accumulation(devices, mesh, accu
 
 @pytest.mark.parametrize(
   "kind",
-  [UNIFORM, pytest.param(CONDITIONAL, marks=pytest.mark.slow)],
-  ids=["uniform", "conditional"],
+  [
+    pytest.param(UNIFORM, id="uniform"),
+    pytest.param(AUTOREGRESSIVE, id="autoregressive"),
+    pytest.param(UDLM, id="udlm", marks=pytest.mark.slow),
+    pytest.param(CONDITIONAL, id="conditional", marks=pytest.mark.slow),
+    pytest.param(D3PM, id="d3pm", marks=pytest.mark.slow),
+  ],
 )
 def test_every_loss_is_the_same_for_other_objectives(kind):
   found = losses(kind, dict(replica=1, fsdp=2, tensor=2), 4)

@@ -22,6 +22,7 @@ CASES = [
   (Absorbing, "scaled"),
   (Absorbing, "conditional"),
   (Uniform, "score"),
+  (Uniform, "conditional"),
 ]
 
 

@@ -17,7 +17,7 @@ from sedd_jax.diffusion.losses import (
   sample_times,
 )
 from sedd_jax.diffusion.noise import Geometric, LogLinear, Noise
-from sedd_jax.diffusion.orders import order_terms, share_terms
+from sedd_jax.diffusion.orders import order_terms, share_terms, step_cross_entropy, step_terms
 from sedd_jax.diffusion.process import Absorbing, Process, Uniform
 from sedd_jax.diffusion.samplers import (
   SAMPLERS,
@@ -117,4 +117,6 @@ __all__ = [
   "sample_times",
   "share_terms",
   "stats_of_columns",
+  "step_cross_entropy",
+  "step_terms",
 ]

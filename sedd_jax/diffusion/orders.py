@@ -10,7 +10,8 @@ network that does not see the noise its strict bound (`bounds.py`) equals two ot
            n / k times the cross entropy, summed over masked tokens: the mean over all n! orders in
            which the tokens can be written one by one
 
-The estimates of `orders` scatter least: the number of masked tokens is set, not drawn. A network
+The estimates of `orders` scatter least: the number of masked tokens is set, not drawn. `steps` is
+`shares` with probabilities i / T alone, the bound of a sampler of T steps. A network
 that does see the noise is told the one at which this share of tokens, lambda or k / n, is masked on
 average. Both are true bounds for it too. `shares` is its strict bound once more, in another
 variable. `orders` bounds another model of the same network: the any-order one, which writes tokens
@@ -97,6 +98,59 @@ def order_terms(
   return Terms(jnp.zeros_like(main), main, jnp.zeros_like(main))
 
 
+def step_terms(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  keys: jax.Array,
+  *,
+  process: Absorbing,
+  noise: Noise,
+  num_steps: int,
+  num_draws: int,
+  num_groups: int = 2,
+  sampling: TimeSampling = "low_discrepancy",
+) -> Terms:
+  """Estimates of the bound in discrete time, for an ancestral sampler of num_steps steps.
+
+  After step i of T a token is masked with probability i / T (D3PM, arXiv:2107.03006: absorbing
+  state, with the posterior that keeps unmasked tokens). The bound has no end terms: at T all is
+  masked, and step 1 leaves no mask. It falls towards that of `share_terms` as T grows. All is in
+  `main`; arguments and errors otherwise as there.
+
+  Args:
+    num_steps: T.
+  """
+  check_draws("num_draws", num_draws, num_groups, sampling)
+  masking = functools.partial(_with_probability, functools.partial(_at_step, num_steps))
+  pieces: list[tuple[Masking, int]] = [(masking, num_draws // num_groups)]
+  (main,) = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
+  return Terms(jnp.zeros_like(main), main, jnp.zeros_like(main))
+
+
+def step_cross_entropy(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  u: jax.Array,
+  keys: jax.Array,
+  *,
+  process: Absorbing,
+  noise: Noise,
+  num_steps: int,
+) -> jax.Array:
+  """One draw of `step_terms`: what training in discrete time minimises.
+
+  Args:
+    u: float[B] in [0, 1), which says the step: 1 + floor(u T).
+    keys: PRNG keys [B].
+
+  Returns:
+    float[B], nats per sequence, of the tokens that count.
+  """
+  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
+  masked, share, weight = _with_probability(functools.partial(_at_step, num_steps), u, counts, keys)
+  return weight * _cross_entropy(stats_fn, x0, masked, share, process, noise)
+
+
 def _estimates(
   stats_fn: StatsFn,
   x0: jax.Array,
@@ -109,7 +163,6 @@ def _estimates(
 ) -> list[jax.Array]:
   """float[G, B] for each piece, a masking and its draws in a group."""
   counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-  last = noise.total(1.0)
   maskings = [masking for masking, _ in pieces]
   # One row per draw: its piece, its group, its place in the group, and the shift of its number.
   schedule = [
@@ -133,12 +186,8 @@ def _estimates(
 
     u_B, mask_keys = jax.vmap(of_example)(keys)
     masked, share_B, weight_B = jax.lax.switch(piece, maskings, u_B, counts, mask_keys)
-    total_B = jnp.minimum(-jnp.log1p(-share_B), last)
-    x = jnp.where(masked, process.mask_id, x0)
-    stats = stats_fn(x, x0, total_B)
-    # The log score is the log probability minus log expm1(total).
-    log_p = stats.at_x0 + log_expm1(total_B)[:, None]
-    return None, -weight_B * jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)
+    nats_B = _cross_entropy(stats_fn, x0, masked, share_B, process, noise)
+    return None, weight_B * nats_B
 
   schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
   _, values_DB = jax.lax.scan(one_draw, None, schedule_D)
@@ -148,6 +197,22 @@ def _estimates(
     estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
     start = stop
   return estimates
+
+
+def _cross_entropy(
+  stats_fn: StatsFn,
+  x0: jax.Array,
+  masked: jax.Array,
+  share: jax.Array,
+  process: Absorbing,
+  noise: Noise,
+) -> jax.Array:
+  """float[B], nats: of the masked tokens, where this share of them is on average."""
+  total = jnp.minimum(-jnp.log1p(-share), noise.total(1.0))
+  stats = stats_fn(jnp.where(masked, process.mask_id, x0), x0, total)
+  # The log score is the log probability minus log expm1(total).
+  log_p = stats.at_x0 + log_expm1(total)[:, None]
+  return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)
 
 
 def _with_probability(substitution, u_B, counts, keys):
@@ -165,6 +230,11 @@ def _below(u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _above(u: jax.Array) -> tuple[jax.Array, jax.Array]:
   return MIN_TIME + (1.0 - MIN_TIME) * u, jnp.full_like(u, 1.0 - MIN_TIME)
+
+
+def _at_step(num_steps: int, u: jax.Array) -> tuple[jax.Array, jax.Array]:
+  step = jnp.minimum(1.0 + jnp.floor(num_steps * u), num_steps)
+  return step / num_steps, jnp.ones_like(u)
 
 
 _low_share = functools.partial(_with_probability, _below)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sedd_jax.diffusion.numerics import as_float, is_state, log_expm1
-from sedd_jax.diffusion.tiles import Columns, Rows, RowSums, row_sums
+from sedd_jax.diffusion.tiles import Columns, Rows, RowSums, row_sums, whole_tile_height
 
 Parameterization = Literal["score", "scaled", "conditional"]
 
@@ -74,8 +74,8 @@ def stats_of_columns(
     x: int[...], the network's input tokens.
     x0: int[...], clean tokens.
     total: float, broadcasts to the shape of x; total noise.
-    needed: bool[...], whose stats are wanted; masked tokens alone for `conditional`, whose norm is
-      over the real ones.
+    needed: bool[...], whose stats are wanted; of an absorbing process masked tokens alone for
+      `conditional`, whose norm is over the real ones.
     num_states: S.
     vocab_size: V, the number of real tokens.
     parameterization: see `dense_log_score`.
@@ -87,6 +87,8 @@ def stats_of_columns(
   shape = needed.shape
   if not needed.size:
     return ScoreStats(*(jnp.zeros(shape, as_float(hidden).dtype) for _ in range(3)))
+  if parameterization == "conditional" and num_states == vocab_size:
+    return _marginal_stats(hidden, columns, x, x0, total, needed, vocab_size, axis)
   sums = _sums(hidden, columns, x, x0, needed, num_states, axis)
   total = jnp.broadcast_to(as_float(total), shape)
   log_norm = jnp.log(jnp.where(needed, sums.sum_exp, 1.0)) + sums.largest
@@ -162,8 +164,10 @@ def dense_log_score(
     total: float, broadcasts to the shape of x; total noise.
     vocab_size: V, the number of real tokens.
     parameterization: `score` (raw as it is), `scaled` (minus log expm1(total) minus log V: SEDD's
-      `scale_by_sigma`), or `conditional` (normalised over the real tokens, then divided by
-      expm1(total): MDLM, RADD, MD4). The last two are for the absorbing process.
+      `scale_by_sigma`, for the absorbing process), or `conditional`: the softmax over real tokens
+      is a law of x0, and the score is the ratio of what noise makes of it. Absorbing: the law over
+      expm1(total) (MDLM, RADD, MD4); uniform: (law + c) / (law at x + c), c = expm1(total) / V
+      (UDLM, arXiv:2412.10193).
 
   Returns:
     float[..., S] of at least float32; the own entry is 0.
@@ -173,9 +177,67 @@ def dense_log_score(
   """
   z = as_float(raw)
   total = as_float(total)[..., None]
+  own = is_state(x, z.shape[-1])
+  if parameterization == "conditional" and z.shape[-1] == vocab_size:
+    marginal = _log_marginal(jax.nn.log_softmax(z, axis=-1), total, vocab_size)
+    at_x = jnp.sum(jnp.where(own, marginal, 0.0), axis=-1, keepdims=True)
+    return jnp.where(own, 0.0, marginal - at_x)
   log_norm = jax.nn.logsumexp(z[..., :vocab_size], axis=-1, keepdims=True)
   shift = _shift(total, log_norm, vocab_size, parameterization)
-  return jnp.where(is_state(x, z.shape[-1]), 0.0, z - shift)
+  return jnp.where(own, 0.0, z - shift)
+
+
+def _log_marginal(log_law: jax.Array, total: jax.Array, vocab_size: int) -> jax.Array:
+  """log of what uniform noise makes of a law of x0, times exp(total); float[..., V]."""
+  return jnp.logaddexp(log_law, log_expm1(total) - jnp.log(jnp.asarray(vocab_size, total.dtype)))
+
+
+def _marginal_stats(
+  hidden: jax.Array,
+  columns: Columns,
+  x: jax.Array,
+  x0: jax.Array,
+  total: jax.Array,
+  needed: jax.Array,
+  vocab_size: int,
+  axis: str | None,
+) -> ScoreStats:
+  """`stats_of_columns` of `conditional` for the uniform process.
+
+  The norm of a row stands inside a logarithm of each of its entries, so sums of raw outputs are not
+  enough: tiles of rows hold all columns that are here, and are made again for the gradient.
+  """
+  shape, dtype = needed.shape, jnp.promote_types(hidden.dtype, jnp.float32)
+  state_C = columns.first + jnp.arange(columns.kernel.shape[1])
+  real_C = state_C < vocab_size
+
+  def over(z, reduce=jax.lax.psum):
+    return z if axis is None else reduce(z, axis)
+
+  @jax.checkpoint
+  def of_row(row):
+    hidden_D, x, x0, total = row
+    raw_C = jnp.matmul(hidden_D, columns.kernel, preferred_element_type=dtype)
+    raw_C = jnp.where(real_C, raw_C + columns.bias.astype(dtype), -jnp.inf)
+    raw_C -= over(jnp.max(jax.lax.stop_gradient(raw_C)), jax.lax.pmax)
+    log_law_C = raw_C - jnp.log(over(_sum(jnp.exp(raw_C))))
+    marginal_C = _log_marginal(log_law_C, total, vocab_size)
+
+    def at(state):
+      return over(_sum(jnp.where(state_C == state, marginal_C, 0.0)))
+
+    others_C = real_C & (state_C != x)
+    z_C = jnp.where(others_C, marginal_C - at(x), 0.0)
+    return ScoreStats(
+      sum_exp=over(_sum(jnp.where(others_C, jnp.exp(z_C), 0.0))),
+      sum_log=over(_sum(z_C)),
+      at_x0=at(x0) - at(x),
+    )
+
+  rows = (hidden, x, x0, jnp.broadcast_to(as_float(total), shape))
+  rows = tuple(jnp.reshape(z, (needed.size, *jnp.shape(z)[needed.ndim :])) for z in rows)
+  stats = jax.lax.map(of_row, rows, batch_size=whole_tile_height(needed.size))
+  return jax.tree.map(lambda z: jnp.where(needed, z.reshape(shape), 0.0), stats)
 
 
 def _shift(

@@ -119,7 +119,15 @@ class CausalModel(LanguageModel):
     started = time.monotonic()
     root = jax.random.key(seed)
     keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
-    made = np.asarray(self._decoded(keys, tokens, lengths, settings.make_truncation()))
+    made, truncation = np.array(tokens, np.int32), settings.make_truncation()
+    # GPT-2 was trained on texts cut anywhere: a prefix is read as it is, and only where there is
+    # none stands its end of text in front, as its own code has it.
+    unstarted = lengths > 0 if not self.network.scores_first else np.zeros(len(lengths), bool)
+    for started in (True, False):
+      rows = np.flatnonzero(unstarted != started)
+      if len(rows):
+        decoded = self._decoded(keys[rows], tokens[rows], lengths[rows], truncation, started)
+        made[rows] = np.asarray(decoded)
     if on_progress is not None:
       on_progress(tokens.shape[1], 1.0)
     batch, length = tokens.shape
@@ -150,7 +158,12 @@ class CausalModel(LanguageModel):
     return {"sampler": "autoregressive"} | {name: getattr(settings, name) for name in _SETTINGS}
 
   def _decoded(
-    self, keys: jax.Array, tokens: np.ndarray, lengths: np.ndarray, truncation: Truncation
+    self,
+    keys: jax.Array,
+    tokens: np.ndarray,
+    lengths: np.ndarray,
+    truncation: Truncation,
+    started: bool,
   ) -> jax.Array:
     """Samples int32[B, L], shared out over the devices."""
     devices, (mesh, params) = self._devices, self._on_devices
@@ -159,7 +172,7 @@ class CausalModel(LanguageModel):
     asked, each = len(tokens), -(-len(tokens) // len(devices))
     index = np.minimum(np.arange(each * len(devices)), asked - 1)
     given = jax.device_put((keys[index], jnp.asarray(tokens[index]), lengths[index]), rows)
-    return self._decode(params, *given, truncation=truncation)[:asked]
+    return self._decode(params, *given, truncation=truncation, started=started)[:asked]
 
   @property
   def _devices(self) -> Sequence[Any]:
@@ -195,8 +208,7 @@ class CausalModel(LanguageModel):
 
   @functools.cached_property
   def _decode(self):
-    @functools.partial(jax.jit, static_argnames="truncation")
-    def draw(params: Params, keys, prefix, lengths, *, truncation: Truncation) -> jax.Array:
-      return decode(self.network, params, keys, prefix, lengths, truncation=truncation)[0]
+    def draw(params: Params, keys, prefix, lengths, **how) -> jax.Array:
+      return decode(self.network, params, keys, prefix, lengths, **how)[0]
 
-    return draw
+    return jax.jit(draw, static_argnames=("truncation", "started"))

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import from_json
+from sedd_jax.interop import gpt2, mdlm
 from sedd_jax.interop.exported import FORMAT, read_tokenizer
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.load import CONFIG
-from sedd_jax.interop.mdlm import MODEL_TYPE
 from sedd_jax.interop.original import ROTARY, is_run_layout
 from sedd_jax.interop.radd import is_radd
 from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
@@ -158,10 +158,12 @@ def _weights(folder: Path) -> dict[str, Any]:
       "vocab_size": config.integer("vocab_size"),
       "length": config.integer("length"),
     }
-  if config.get("model_type") is not None and config.get("model_type") != MODEL_TYPE:
-    raise config.wrong(config.get("model_type"), f"{MODEL_TYPE!r} or of SEDD or RADD", "model_type")
-  if config.get("model_type") == MODEL_TYPE:
-    return found | {"kind": "weights of MDLM"}
+  names = {mdlm.MODEL_TYPE: "MDLM", gpt2.MODEL_TYPE: "GPT-2"}
+  if (model_type := config.get("model_type")) is not None:
+    if model_type not in names:
+      known = f"{' or '.join(map(repr, names))}, or of SEDD or RADD"
+      raise config.wrong(model_type, known, "model_type")
+    return found | {"kind": f"weights of {names[model_type]}"}
   return found | {"kind": "weights of RADD" if is_radd(config) else "weights of the original code"}
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.interop import gpt2, mdlm
 from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tokenizer
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.mdlm import MODEL_TYPE, load_mdlm
 from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
@@ -21,7 +21,7 @@ from sedd_jax.training.objectives import NextToken
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
-_HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER]
+_HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
 def load(
@@ -32,8 +32,8 @@ def load(
   Args:
     path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder that
       `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
-      of the original code, a folder of GPT-2's, or a hub id such as `louaaron/sedd-small` or
-      `gpt2`, which downloads.
+      of the original code, a folder of Hugging Face's GPT-2, or a hub id such as
+      `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
     tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
@@ -76,7 +76,7 @@ def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model 
   return model
 
 
-def _load_published(path: Path, config: Fields, dtype: str | None) -> Model:
+def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | CausalModel:
   """A folder of config.json and weights; the config tells whose."""
   if not has_weights(path):
     raise FileNotFoundError(f"{path} has a {CONFIG} and no {SAFETENSORS} or {PICKLE} beside it")
@@ -85,10 +85,17 @@ def _load_published(path: Path, config: Fields, dtype: str | None) -> Model:
       raise config.wrong(config.get("format"), repr(FORMAT), "format")
     return load_exported(path, config, dtype)
   dtype = dtype or "float32"
-  if (model_type := config.get("model_type")) is not None:
-    if model_type != MODEL_TYPE:
-      raise config.wrong(model_type, f"{MODEL_TYPE!r}, the only such layout read", "model_type")
-    return load_mdlm(path, config, dtype)
+  match model_type := config.get("model_type"):
+    case None:
+      pass
+    case mdlm.MODEL_TYPE:
+      return mdlm.load_mdlm(path, config, dtype)
+    case gpt2.MODEL_TYPE:
+      loaded = gpt2.load_gpt2(path, config, dtype)
+      return CausalModel(length=loaded.network.longest, **loaded._asdict())
+    case _:
+      known = f"{mdlm.MODEL_TYPE!r} or {gpt2.MODEL_TYPE!r}, the only such layouts read"
+      raise config.wrong(model_type, known, "model_type")
   if is_radd(config):
     return load_radd(path, config, dtype)
   return load_original(path, config, dtype)

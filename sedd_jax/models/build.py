@@ -214,10 +214,10 @@ class Network(Transformer):
         f"model.parameterization={self.parameterization!r} must be 'score', 'scaled' or "
         "'conditional'"
       )
-    if self.parameterization != "score" and self.process.mask_id is None:
+    if self.parameterization == "scaled" and self.process.mask_id is None:
       raise ValueError(
-        f"model.parameterization={self.parameterization!r} needs the absorbing process; "
-        "the uniform one takes 'score'"
+        "model.parameterization='scaled' needs the absorbing process; the uniform one takes "
+        "'score' or 'conditional'"
       )
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:

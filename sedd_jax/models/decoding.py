@@ -19,35 +19,41 @@ def decode(
   prefix_lengths: jax.Array,
   *,
   truncation: Truncation = Truncation(),
+  started: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
   """Continues prefixes; each new token is drawn given all before it.
 
-  The network is called L times, once for each position, whatever is given.
+  The network is called once for each position, whatever is given.
 
   Args:
-    network: where the first token has no law of its own, it comes after `network.start`.
+    network: the autoregressive network.
     params: its parameters.
     keys: PRNG keys [B]; a sample depends on its key alone.
     prefix: int[B, L]; what stands after the prefix does not matter.
     prefix_lengths: int[B], tokens that are given.
     truncation: of each new token's law.
+    started: whether `network.start` stands before the first token. Without it every prefix has a
+      token, and the network reads that first.
 
   Returns:
     Tokens int32[B, L], and float32[B, L], the log probability of each token, nats, before the
-    truncation.
+    truncation; 0 for a first token that was not started.
   """
   batch, length = prefix.shape
+  first = 0 if started else 1
 
   def body(carry, i):
     cache, last_B = carry
-    logits_BV, cache = network.step(params, cache, last_B, i)
+    logits_BV, cache = network.step(params, cache, last_B, i - first)
     keys_B = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
     drawn_B = jax.vmap(sample_categorical)(keys_B, truncation(logits_BV))
     token_B = jnp.where(i < prefix_lengths, prefix[:, i], drawn_B).astype(jnp.int32)
     law_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     return (cache, token_B), (token_B, jnp.take_along_axis(law_BV, token_B[:, None], axis=1)[:, 0])
 
-  first_B = jnp.full(batch, network.start, jnp.int32)
-  start = (network.empty_cache(batch, length), first_B)
-  _, (tokens_LB, log_prob_LB) = jax.lax.scan(body, start, jnp.arange(length, dtype=jnp.int32))
-  return tokens_LB.T, log_prob_LB.T
+  before_B = jnp.full(batch, network.start) if started else prefix[:, 0]
+  state = (network.empty_cache(batch, length), before_B.astype(jnp.int32))
+  places = jnp.arange(first, length, dtype=jnp.int32)
+  _, (tokens_LB, log_prob_LB) = jax.lax.scan(body, state, places)
+  tokens = jnp.concatenate([prefix[:, :first].astype(jnp.int32), tokens_LB.T], axis=1)
+  return tokens, jnp.pad(log_prob_LB.T, ((0, 0), (first, 0)))

@@ -22,11 +22,11 @@ from sedd_jax.diffusion import (
 from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig
-from sedd_jax.training.objectives import NextToken, Objective, ScoreEntropy
+from sedd_jax.training.objectives import DiscreteTime, NextToken, Objective, ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
 
-OBJECTIVES = ("score_entropy", "autoregressive")
+OBJECTIVES = ("score_entropy", "discrete_time", "autoregressive")
 _CHOICES = {
   "process": ("absorbing", "uniform"),
   "noise": ("loglinear", "geometric"),
@@ -47,6 +47,7 @@ class DiffusionConfig:
     sigma_max: of the geometric noise.
     parameterization: `score`, `scaled` or `conditional` (`diffusion/score.py`).
     time_sampling: `low_discrepancy` or `iid`.
+    timesteps: of the objective `discrete_time`.
 
   Raises:
     ValueError: fields are out of range or do not go together; a line for each.
@@ -59,6 +60,7 @@ class DiffusionConfig:
   sigma_max: float = 20.0
   parameterization: Parameterization = "scaled"
   time_sampling: TimeSampling = "low_discrepancy"
+  timesteps: int = 1000
 
   def __post_init__(self):
     faults = [
@@ -66,10 +68,11 @@ class DiffusionConfig:
       for name, known in _CHOICES.items()
       if getattr(self, name) not in known
     ]
-    if self.process == "uniform" and self.parameterization in ("scaled", "conditional"):
+    faults += below(self, "diffusion", 1, "timesteps")
+    if self.process == "uniform" and self.parameterization == "scaled":
       faults.append(
-        f"diffusion.parameterization={self.parameterization!r} needs the absorbing process: "
-        "diffusion.process='uniform' takes 'score'"
+        "diffusion.parameterization='scaled' needs the absorbing process: "
+        "diffusion.process='uniform' takes 'score' or 'conditional'"
       )
     # Both, since what is out of range is a slip also where the other noise is used.
     for make in (lambda: LogLinear(self.eps), lambda: Geometric(self.sigma_min, self.sigma_max)):
@@ -239,10 +242,12 @@ class Experiment:
   """All sections of a config, the seed of everything random, and where the weights start.
 
   Attributes:
+    label: what tables and plots call the run; "" for the name of its directory.
     seed: of parameters, batches, noise and dropout.
-    objective: what is minimised: `score_entropy` (diffusion), or `autoregressive`, the cross
-      entropy of each token given those before it; there `diffusion` and `model.time_input` do not
-      matter.
+    objective: what is minimised: `score_entropy`; `discrete_time`, the bound of D3PM's absorbing
+      process in `diffusion.timesteps` steps, which takes the parameterization `conditional`; or
+      `autoregressive`, the cross entropy of each token given those before it, where `diffusion` and
+      `model.time_input` do not matter.
     init_from: what a new run takes its weights from: a run, an export or published weights,
       whatever `sedd_jax.load` reads; "" for random ones. A run does not need it to go on.
     init_tokenizer: whether text becomes the tokens that those weights know: `same` (the run's own
@@ -253,6 +258,7 @@ class Experiment:
     ValueError: fields are out of range or do not go together; a line for each.
   """
 
+  label: str = ""
   seed: int = 0
   objective: str = "score_entropy"
   init_from: str = ""
@@ -273,6 +279,12 @@ class Experiment:
     if self.objective not in OBJECTIVES:
       known = " or ".join(map(repr, OBJECTIVES))
       faults.append(f"objective={self.objective!r} must be {known}")
+    if self.objective == "discrete_time":
+      faults += [
+        f"objective='discrete_time' needs diffusion.{name}={wanted!r}, not {own!r}"
+        for name, wanted in (("process", "absorbing"), ("parameterization", "conditional"))
+        if (own := getattr(self.diffusion, name)) != wanted
+      ]
     if self.init_tokenizer not in ("same", "source", "new"):
       faults.append(f"init_tokenizer={self.init_tokenizer!r} must be 'same', 'source' or 'new'")
     elif self.init_tokenizer != "same" and not self.init_from:
@@ -297,11 +309,14 @@ class Experiment:
     """The objective with its network; arguments as of `network`."""
     if self.objective == "autoregressive":
       return NextToken(network=self.causal_network(vocab_size, placement))
-    return ScoreEntropy(
-      network=self.network(vocab_size, placement),
-      noise=self.diffusion.make_noise(),
-      time_sampling=self.diffusion.time_sampling,
-    )
+    diffusion = {
+      "network": self.network(vocab_size, placement),
+      "noise": self.diffusion.make_noise(),
+      "time_sampling": self.diffusion.time_sampling,
+    }
+    if self.objective == "discrete_time":
+      return DiscreteTime(**diffusion, num_steps=self.diffusion.timesteps)
+    return ScoreEntropy(**diffusion)
 
   def causal_network(self, vocab_size: int, placement: Placement = Placement()) -> CausalNetwork:
     """The autoregressive network of the same shape; arguments as of `network`."""

@@ -13,13 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from sedd_jax.diffusion import (
+  MIN_TIME,
+  Absorbing,
   Noise,
+  ScoreStats,
+  Terms,
   TimeSampling,
   Tweedie,
   denoising_score_entropy,
   even_times,
   nothing_given,
   sample,
+  step_cross_entropy,
+  step_terms,
 )
 from sedd_jax.diffusion.sampling import Sampling
 from sedd_jax.evaluation.bounds import Estimate, diffusion_estimate, exact_estimate
@@ -92,17 +98,17 @@ class ScoreEntropy:
   def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
     noise_keys, dropout_keys = _two_keys(keys)
     return denoising_score_entropy(
-      functools.partial(
-        self.network.score_stats,
-        params,
-        dropout_keys=dropout_keys if self.network.config.dropout else None,
-      ),
+      functools.partial(self._stats, params, dropout_keys),
       x0,
       t,
       noise_keys,
       process=self.network.process,
       noise=self.noise,
     )
+
+  def _stats(self, params: Params, dropout_keys: jax.Array, x, x0, total) -> ScoreStats:
+    keys = dropout_keys if self.network.config.dropout else None
+    return self.network.score_stats(params, x, x0, total, dropout_keys=keys)
 
   def estimate(self, num_times: int) -> Estimate:
     return diffusion_estimate(self.network, self.noise, num_times=num_times)
@@ -119,6 +125,51 @@ class ScoreEntropy:
   def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
     given = nothing_given(len(keys), length)
     return sample(self.network.scores(params), keys, self.sampling(num_steps), given=given).x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteTime(ScoreEntropy):
+  """D3PM's bound in discrete time for the absorbing process (`diffusion/orders.py`, `step_terms`).
+
+  Attributes, beside those of `ScoreEntropy`, whose network is of the `conditional`
+  parameterization:
+    num_steps: T.
+  """
+
+  num_steps: int
+
+  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+    noise_keys, dropout_keys = _two_keys(keys)
+    return step_cross_entropy(
+      functools.partial(self._stats, params, dropout_keys),
+      x0,
+      (t - MIN_TIME) / (1.0 - MIN_TIME),
+      noise_keys,
+      process=self._process,
+      noise=self.noise,
+      num_steps=self.num_steps,
+    )
+
+  def estimate(self, num_times: int) -> Estimate:
+    """Of the bound in discrete time, as `paper` and as `strict`."""
+
+    def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
+      return step_terms(
+        functools.partial(self.network.score_stats, params),
+        x0_BL,
+        keys_B,
+        process=self._process,
+        noise=self.noise,
+        num_steps=self.num_steps,
+        num_draws=num_times,
+      )
+
+    return estimate
+
+  @property
+  def _process(self) -> Absorbing:
+    assert isinstance(self.network.process, Absorbing)
+    return self.network.process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

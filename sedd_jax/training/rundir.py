@@ -29,6 +29,7 @@ _SHARED_SECONDS = 60.0
 _SHOWN = 20
 # Sections and fields in which a resumed run may differ from its start.
 _MAY_CHANGE = (
+  "label",
   "report.",
   "checkpoint.",
   "mesh.",
