@@ -96,19 +96,7 @@ class Files:
 
   def paths(self) -> list[Path]:
     """The files, sorted within each glob."""
-    found = []
-    for pattern in self.name.split(","):
-      expanded = os.path.expanduser(pattern.strip())
-      if os.path.isdir(expanded):
-        raise ValueError(
-          f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
-          f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
-        )
-      found_here = glob.glob(expanded, recursive=True)
-      paths = sorted(path for path in found_here if not os.path.isdir(path))
-      if not paths:
-        raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
-      found += [Path(path) for path in paths]
+    found = _globbed(self.name)
     for path in found:
       if _kind(path) not in (".txt", ".jsonl", ""):
         raise ValueError(
@@ -152,6 +140,29 @@ class Files:
           faults.report(str(path), f"line {number} {error}")
         else:
           yield from cut_document(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+  """Local text files, of any suffix, every line of which is a document, its end included.
+
+  Attributes:
+    name: comma-separated globs.
+
+  Raises (pieces):
+    FileNotFoundError: a glob matches nothing.
+  """
+
+  name: str
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    for path in _globbed(self.name):
+      try:
+        with open_any(path, text=True) as file:
+          for line in file:
+            yield Piece(line)
+      except _UNREADABLE as error:
+        faults.report(str(path), error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +284,24 @@ class Cut:
       position = stop
       if position >= self.last:
         return
+
+
+def _globbed(name: str) -> list[Path]:
+  """The files of comma-separated globs, sorted within each."""
+  found = []
+  for pattern in name.split(","):
+    expanded = os.path.expanduser(pattern.strip())
+    if os.path.isdir(expanded):
+      raise ValueError(
+        f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
+        f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
+      )
+    found_here = glob.glob(expanded, recursive=True)
+    paths = sorted(path for path in found_here if not os.path.isdir(path))
+    if not paths:
+      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
+    found += [Path(path) for path in paths]
+  return found
 
 
 def cut_document(text: str) -> Iterator[Piece]:
