@@ -17,7 +17,14 @@ from sedd_jax.reports.markdown import markdown_of
 from sedd_jax.reports.numbers import NOTHING, cell, number, with_error
 from sedd_jax.reports.page import page_of
 from sedd_jax.reports.report import collect, differing
-from sedd_jax.reports.tables import plain, result_table, run_table, settings_table
+from sedd_jax.reports.result import joined
+from sedd_jax.reports.tables import (
+  plain,
+  result_table,
+  run_table,
+  seeds_table,
+  settings_table,
+)
 from sedd_jax.reports.write import write_report
 
 NASTY = '</pre><script>alert("x")</script> & | `` <b>'
@@ -236,6 +243,74 @@ def test_numbers():
   ]  # fmt: skip
 
 
+# Runs of one label, evaluations of one kind.
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  """Two labels with two seeds each, and a likelihood of each label's first run."""
+  for i, (label, strict) in enumerate((("sedd", 3.0), ("mdlm", 3.3), ("sedd", 3.2), ("mdlm", 3.4))):
+    run = make_run(tmp_path / f"run{i}", strict=strict, label=label, seed=i // 2)
+    if i < 2:
+      rows = [{"set": "wikitext2", "perplexity": 30.0 + i, "perplexity_stderr": 0.5}]
+      settings = {"checkpoint": str(run), "protocol": "sedd", "num_times": 8 + i}
+      make_result(run / "likelihood", "likelihood", rows, settings=settings)
+  return collect([tmp_path])
+
+
+def test_runs_of_one_label_are_one_group(sweep):
+  assert [run.name for run in sweep.runs] == [
+    "sedd (run0)", "mdlm (run1)", "sedd (run2)", "mdlm (run3)",
+  ]  # fmt: skip
+  table = seeds_table(sweep)
+  assert table.rows[0] == ("sedd", "2", "3.1000", "0.1414")
+  assert table.rows[1][:3] == ("mdlm", "2", "3.3500")
+  settings = settings_table(sweep)
+  assert settings.columns == ("setting", "sedd", "mdlm")
+  assert settings.rows == (("seed", "0 / 1", "0 / 1"),)
+  training, bounds = run_figures(sweep)
+  assert {(s.name, s.kind) for s in training.series if s.name} == {("sedd", 0), ("mdlm", 1)}
+  assert [(name, [dot.x for dot in row if not dot.hollow]) for name, row in bounds.rows] == [
+    ("sedd", [3.0, 3.2]),
+    ("mdlm", [3.3, 3.4]),
+  ]
+  assert page_of(sweep, **WHEN).count("</svg>sedd</li>") == 1, "one entry of the legend"
+
+
+def test_evaluations_of_one_kind_are_one_table(sweep):
+  (both,) = joined(sweep.results)
+  table = result_table(both)
+  assert table.columns == ("model", "num times", "perplexity")
+  assert table.rows == (
+    ("sedd (run0)", "8", "30.00 ± 0.50"),
+    ("mdlm (run1)", "9", "31.00 ± 0.50"),
+  )
+  assert "protocol sedd" in table.note
+  assert "set wikitext2" in table.note
+  (dots,) = result_figures(both, {"mdlm (run1)": 0, "sedd (run0)": 1})
+  assert [(name, [(dot.kind, dot.x) for dot in row]) for name, row in dots.rows] == [
+    ("wikitext2", [(1, 30.0), (0, 31.0)])
+  ]
+
+
+def test_a_line_of_a_frontier_runs_along_one_setting(tmp_path):
+  rows = [
+    {"steps": s, "calls": s, "temperature": t, "perplexity": 1e3 / s / t, "token_entropy": 4 + t}
+    for s in (64, 16)
+    for t in (1.0, 0.5)
+  ]
+  report = collect([make_result(tmp_path / "f", "frontier", rows)])
+  diversity, cost = result_figures(report.results[0])
+  assert [(s.name, [p.label for p in s.points]) for s in diversity.series] == [
+    ("steps 64", ["0.5", "1"]),
+    ("steps 16", ["0.5", "1"]),
+  ]
+  assert [(s.name, [p.x for p in s.points]) for s in cost.series] == [
+    ("temperature 1", [16, 64]),
+    ("temperature 0.5", [16, 64]),
+  ]
+
+
 # Charts.
 
 
@@ -412,7 +487,7 @@ def test_the_page_in_a_browser(browser, report, tmp_path, width):
   assert browser.run("document.documentElement.scrollWidth") <= width, "no scrolling to the side"
   assert browser.run("document.querySelectorAll('svg.chart').length") == 5
   # Styles hold: a series has its colour, the first sample is read as it was written.
-  stroke = browser.run("getComputedStyle(document.querySelector('.s1 .line')).stroke")
+  stroke = browser.run("getComputedStyle(document.querySelector('.s1.line')).stroke")
   assert stroke == "rgb(194, 78, 0)"
   assert browser.run("document.querySelectorAll('.samples pre')[0].textContent") == "One text."
   texts = browser.run("[...document.querySelectorAll('pre')].map((pre) => pre.textContent)")
@@ -472,7 +547,7 @@ def test_the_command(found):
   assert (done.returncode, done.stderr) == (0, "")
   assert "3.250 ± 0.020" in done.stdout
   assert "wrote" in done.stdout
-  assert "Likelihood: likelihood" in done.stdout
+  assert "\nLikelihood\nmodel" in done.stdout
   assert out.is_file()
   quiet = sedd("report", found / "runs")
   assert quiet.returncode == 0

@@ -10,7 +10,8 @@ from absl import flags
 from sedd_jax.cli import app
 from sedd_jax.cli.text import wrap
 from sedd_jax.reports.report import collect
-from sedd_jax.reports.tables import Table, plain, result_table, run_table
+from sedd_jax.reports.result import joined
+from sedd_jax.reports.tables import Table, plain, result_table, run_table, seeds_table
 from sedd_jax.reports.write import check_report_path, write_report
 from sedd_jax.training.rundir import versions
 
@@ -39,8 +40,8 @@ def main() -> None:
   report = collect([Path(path).expanduser() for path in paths])
   if report.runs:
     _show(run_table(report))
-  for result in report.results:
-    table = result_table(result)
+  tables = [seeds_table(report), *map(result_table, joined(report.results))]
+  for table in filter(None, tables):
     print(f"\n{table.title}")
     _show(table)
   for name, fault in report.problems:

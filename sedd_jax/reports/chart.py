@@ -152,10 +152,16 @@ def draw(chart: Chart) -> str:
   x_axis = _axis(xs, chart.log_x, _LEFT, _WIDTH - _RIGHT)
   y_axis = _axis(chart.y_range or ys, chart.log_y, _HEIGHT - _BOTTOM, _TOP)
   parts = [_grid(x_axis, y_axis, chart)]
-  parts += _levels(chart, y_axis)
-  for series in sorted(chart.series, key=lambda series: not series.faint):
-    parts.append(_series(series, x_axis, y_axis))
-  parts += _labels(chart, x_axis, y_axis)
+  lines, names = _levels(chart, y_axis)
+  parts += lines
+  drawn = sorted(chart.series, key=lambda series: not series.faint)
+  # A drawing inside the drawing ends at its edges.
+  width, height = _WIDTH - _RIGHT - _LEFT, _HEIGHT - _BOTTOM - _TOP
+  box = f'x="{_LEFT}" y="{_TOP}" width="{width}" height="{height}"'
+  inner = "".join(_line(series, x_axis, y_axis) for series in drawn)
+  parts.append(f'<svg {box} viewBox="{_LEFT} {_TOP} {width} {height}">{inner}</svg>')
+  parts += [_marks(series, x_axis, y_axis) for series in drawn]
+  parts += [*names, *_labels(chart, x_axis, y_axis)]
   name = f"{chart.title}: {chart.y_label} over {chart.x_label}"
   return _svg(name, _HEIGHT, "".join(parts))
 
@@ -179,7 +185,9 @@ def draw_dots(dots: Dots) -> str:
   parts += _columns(dots, axis, bottom)
   y = float(_TOP)
   for (name, row), used in zip(dots.rows, heights, strict=True):
-    parts.append(f'<text class="name" x="16" y="{y + 12}">{html.escape(_short(name))}</text>')
+    if y > _TOP:
+      parts.append(f'<line class="grid" x1="16" x2="{_WIDTH - 16}" y1="{y}" y2="{y}"/>')
+    parts.append(f'<text class="name" x="16" y="{y + 13}">{html.escape(_short(name))}</text>')
     parts += [_dot(dot, axis, y + _NAME + _LINE * (i + 0.5)) for i, dot in enumerate(row)]
     y += used
   return _svg(f"{dots.title}: {dots.x_label}", height, "".join(parts))
@@ -287,8 +295,11 @@ def _grid(x_axis: _Axis, y_axis: _Axis, chart: Chart) -> str:
   )
 
 
-def _levels(chart: Chart, y_axis: _Axis) -> list[str]:
-  parts, before = [], -math.inf
+def _levels(chart: Chart, y_axis: _Axis) -> tuple[list[str], list[str]]:
+  """Lines across, and their names, which stand before all that is drawn between."""
+  lines: list[str] = []
+  names: list[str] = []
+  before = -math.inf
   for name, level in sorted(chart.levels, key=lambda level: -level[1]):
     if not y_axis.holds(level):
       continue
@@ -296,38 +307,39 @@ def _levels(chart: Chart, y_axis: _Axis) -> list[str]:
     # The name stands above its line, unless that of the line before stands there.
     text = y - 4 if y - 4 - before > 12 else y + 12
     before = text
-    parts.append(
+    lines.append(
       f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    )
+    names.append(
       f'<text class="tick end" x="{_WIDTH - _RIGHT}" y="{text:.1f}">{html.escape(name)}</text>'
     )
-  return parts
+  return lines, names
 
 
-def _series(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
-  kind, dash = series.kind % COLOURS, ""
-  if series.kind >= COLOURS:
-    dash = f" d{series.kind // COLOURS % _DASHES}"
-  low, high = _TOP, _HEIGHT - _BOTTOM
+def _line(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
+  """The line of a series, that may leave the sight."""
+  if len(series.points) < 2:
+    return ""
+  dash = f" d{series.kind // COLOURS % _DASHES}" if series.kind >= COLOURS else ""
+  path = "L".join(f"{x_axis(p.x):.1f} {y_axis(p.y):.1f}" for p in series.points)
+  name = "faint" if series.faint else "line"
+  return f'<path class="s{series.kind % COLOURS} {name}{dash}" d="M{path}"/>'
 
-  def place(p: Point) -> tuple[float, float]:
-    y = y_axis(p.y) if not y_axis.log or p.y > 0 else high
-    return x_axis(p.x), min(max(y, low - 1), high + 1)  # What is out of sight lies at its edge.
 
-  places = [place(p) for p in series.points]
+def _marks(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
+  """The marks of a series that are in sight, with their bars."""
   parts = []
-  if len(places) > 1:
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    parts.append(f'<path class="{"faint" if series.faint else "line"}{dash}" d="M{path}"/>')
-  for p, (x, y) in zip(series.points, places, strict=True):
-    if not series.marks:
+  for p in series.points if series.marks else ():
+    if not y_axis.holds(p.y):
       continue
-    bar = ""
+    x, bar = x_axis(p.x), ""
     if p.stderr:
-      ends = [place(dataclasses.replace(p, y=p.y + side * 2 * p.stderr))[1] for side in (-1, 1)]
-      bar = f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
+      ends = [p.y + side * 2 * p.stderr for side in (-1, 1)]
+      low, high = (y_axis(min(max(end, y_axis.low), y_axis.high)) for end in ends)
+      bar = f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
     title = f"<title>{html.escape(p.title)}</title>" if p.title else ""
-    parts.append(f"<g>{title}{bar}{_mark(series.kind, x, y)}</g>")
-  return f'<g class="s{kind}">{"".join(parts)}</g>'
+    parts.append(f"<g>{title}{bar}{_mark(series.kind, x, y_axis(p.y))}</g>")
+  return f'<g class="s{series.kind % COLOURS}">{"".join(parts)}</g>' if parts else ""
 
 
 def _labels(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:

@@ -5,22 +5,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sedd_jax.reports.chart import Chart, Dot, Dots, Point, Series
-from sedd_jax.reports.numbers import number, with_error
-from sedd_jax.reports.report import Report
-from sedd_jax.reports.result import STDERR, Result
+from sedd_jax.reports.numbers import cell, number, with_error
+from sedd_jax.reports.report import Report, groups
+from sedd_jax.reports.result import MODEL_FIELDS, STDERR, Result
 from sedd_jax.reports.run import Run
 from sedd_jax.reports.tables import heading
 
 _STRICT = "heldout_bits_per_char_strict"
 # Means of the training loss along a curve.
 _MOST_MEANS = 60
+# Where a report has no runs, models have colours in turn.
+NO_KINDS: Mapping[str, int] = {}
+# Runs whose losses still tell themselves apart.
+_MOST_LOSSES = 8
 # Fields of rows by what a frontier shows, the first that is there.
 _QUALITY = ("perplexity", "generative_perplexity", "mean_sequence_perplexity", "mauve")
 _ENTROPY = ("token_entropy", "unigram_entropy", "entropy")
 _CALLS = ("calls", "network_calls", "nfe", "steps")
-_NAMED_BY = ("temperature", "top_p", "top_k", "steps")
-# Fields that name a model.
-_MODEL = ("model", "run", "checkpoint")
+# Settings along which a frontier runs.
+_SWEPT = ("temperature", "top_p", "top_k", "steps")
 # What a likelihood is compared by, and its unit.
 _LIKELIHOOD = (
   ("bits_per_char", "bits per character"),
@@ -30,11 +33,20 @@ _LIKELIHOOD = (
 )
 
 
+def kinds_of(runs: Sequence[Run]) -> dict[str, int]:
+  """The number of each run's colour, by its group and by its name."""
+  order = groups(runs)
+  of_group = {group: kind for kind, group in enumerate(order)}
+  return {run.name: of_group[run.group] for run in runs} | of_group
+
+
 def run_figures(report: Report) -> list[Chart | Dots]:
   """The curves of all runs in one chart, and their bounds."""
-  runs = list(enumerate(report.runs))
+  kinds = kinds_of(report.runs)
+  runs = [(kinds[run.group], run) for run in report.runs]
   levels = _entropies(report.runs)
-  curves = [series for kind, run in runs for series in _curves(run, kind)]
+  with_loss = len(runs) <= _MOST_LOSSES
+  curves = [series for kind, run in runs for series in _curves(run, kind, with_loss)]
   figures: list[Chart | Dots] = []
   if curves:
     figures.append(
@@ -45,17 +57,20 @@ def run_figures(report: Report) -> list[Chart | Dots]:
         series=curves,
         levels=levels,
         y_range=_sight(curves, levels),
-        note="Thin: training loss, means along the run. Marks: strict bound on held-out text, "
-        "averaged weights, ± two standard errors.",
+        note=("Thin: training loss, means along the run. " if with_loss else "")
+        + "Marks: strict bound on held-out text, averaged weights, ± two standard errors.",
       )
     )
-  rows = [(run.name, _bounds(run, kind)) for kind, run in runs if run.bound]
+  rows: dict[str, list[Dot]] = {}
+  for kind, run in runs:
+    if run.bound:
+      rows.setdefault(run.group, []).extend(_bounds(run, kind))
   if rows:
     figures.append(
       Dots(
         title="Held-out bounds",
         x_label="bits per character",
-        rows=rows,
+        rows=list(rows.items()),
         levels=levels,
         note="Filled: strict bound; hollow: that of the paper, without the ends of the "
         "integral. Bars: two standard errors either way. Left is better.",
@@ -64,53 +79,39 @@ def run_figures(report: Report) -> list[Chart | Dots]:
   return figures
 
 
-def result_figures(result: Result) -> list[Chart | Dots]:
-  """What can be drawn of an evaluation: a frontier, or its values with errors."""
+def result_figures(result: Result, kinds: Mapping[str, int] = NO_KINDS) -> list[Chart | Dots]:
+  """What can be drawn of an evaluation: a frontier, or its values with errors.
+
+  Args:
+    result: one, or several that were joined.
+    kinds: of runs by their names and groups, whose colours models of the same name take.
+  """
   rows = result.points or result.rows
   if result.kind == "likelihood":
-    return _likelihood_figures(result, rows)
+    return _likelihood_figures(result, rows, kinds)
   quality = _first(rows, _QUALITY)
-  figures: list[Chart | Dots] = []
-  if quality is None or len(rows) < 2:
-    return figures
-  for across, title, log_x in (
-    (_first(rows, _ENTROPY), "Quality against diversity", False),
-    (_first(rows, _CALLS), "Quality against cost", True),
-  ):
-    if across is None or len({row[across] for row in rows if _is(row.get(across))}) < 2:
-      continue
-    series = _frontier(rows, across, quality)
-    log_y = "perplexity" in quality
-    series = [
-      s
-      for s in series
-      if (not log_x or all(p.x > 0 for p in s.points))
-      and (not log_y or all(p.y > 0 for p in s.points))
-    ]
-    if not series:
-      continue
-    figures.append(
-      Chart(
-        title=title,
-        x_label=_with_unit(across),
-        y_label=heading(quality) + (" (log scale)" if log_y else ""),
-        series=series,
-        log_x=log_x,
-        log_y=log_y,
-        note=_frontier_note(result, rows, across),
-      )
+  if quality is None:
+    return []
+  diversity, cost = _first(rows, _ENTROPY), _first(rows, _CALLS)
+  found = [
+    _frontier(result, rows, (across, quality), title, swept, kinds)
+    for across, title, swept in (
+      (diversity, "Quality against diversity", _SWEPT),
+      (cost, "Quality against cost", _SWEPT[::-1]),
     )
-  return figures
+    if across is not None
+  ]
+  return [chart for chart in found if chart is not None]
 
 
-def _curves(run: Run, kind: int) -> list[Series]:
+def _curves(run: Run, kind: int, with_loss: bool) -> list[Series]:
   loss = [
     (line["step"], line["train_bits_per_char"])
     for line in run.metrics
     if _is(line.get("train_bits_per_char"))
   ]
   found = []
-  if len(loss) > 1:
+  if with_loss and len(loss) > 1:
     means = [Point(x=x, y=y) for x, y in _means(loss)]
     found.append(Series(name="", kind=kind, points=means, marks=False, faint=True))
   bounds = [
@@ -125,7 +126,7 @@ def _curves(run: Run, kind: int) -> list[Series]:
     if _is(line.get(_STRICT))
   ]
   if bounds:
-    found.append(Series(name=run.name, kind=kind, points=bounds))
+    found.append(Series(name=run.group, kind=kind, points=bounds))
   return found
 
 
@@ -176,61 +177,108 @@ def _entropies(runs: Sequence[Run]) -> list[tuple[str, float]]:
   return levels
 
 
-def _likelihood_figures(result: Result, rows: Sequence[Mapping[str, Any]]) -> list[Chart | Dots]:
+def _likelihood_figures(
+  result: Result, rows: Sequence[Mapping[str, Any]], known: Mapping[str, int]
+) -> list[Chart | Dots]:
   """A name for each text, and below it a value for each model."""
   metric = _first(rows, [name for name, _ in _LIKELIHOOD], least=1)
   if metric is None:
     return []
   having = [row for row in rows if _is(row.get(metric))]
   models = list(dict.fromkeys(_model(row) for row in having))
-  groups: dict[str, list[Dot]] = {}
+  kinds = _kinds(models, known)
+  texts: dict[str, list[Dot]] = {}
   for row in having:
-    kind, stderr = models.index(_model(row)), _stderr(row, metric)
-    words = [str(row[name]) for name in _words(rows) if name not in _MODEL and row.get(name)]
+    kind, stderr = kinds[models.index(_model(row))], _stderr(row, metric)
+    words = [str(row[name]) for name in _words(rows) if name not in MODEL_FIELDS and row.get(name)]
     name = ", ".join(words) or str(row.get("set", result.name))
     said = f"{name}, {_model(row)}: {with_error(row[metric], stderr)}"
-    groups.setdefault(name, []).append(Dot(kind=kind, x=row[metric], stderr=stderr, title=said))
+    texts.setdefault(name, []).append(Dot(kind=kind, x=row[metric], stderr=stderr, title=said))
   return [
     Dots(
       title="Likelihood",
       x_label=dict(_LIKELIHOOD)[metric],
-      rows=list(groups.items()),
-      names=[] if models == [""] else list(enumerate(models)),
+      rows=list(texts.items()),
+      names=[] if models == [""] else list(zip(kinds, models, strict=True)),
       note=f"{result.name}. Bars: two standard errors either way. Left is better.",
     )
   ]
 
 
-def _frontier(rows: Sequence[Mapping[str, Any]], across: str, quality: str) -> list[Series]:
-  """A series for each combination of words in the rows, joined in the order of the rows."""
-  words = _words(rows)
-  named_by = _swept(rows, across)
-  series: dict[str, list[Point]] = {}
-  for row in rows:
-    if not (_is(row.get(across)) and _is(row.get(quality))):
-      continue
-    name = ", ".join(str(row[word]) for word in words if row.get(word) is not None)
-    stderr = _stderr(row, quality)
-    label = "" if named_by is None or not _is(row.get(named_by)) else number(row[named_by])
-    at = f"{heading(across)} {number(row[across])}"
-    said = f"{name or 'samples'}: {heading(quality)} {with_error(row[quality], stderr)}, {at}"
-    if label:
-      said += f", {heading(named_by or '')} {label}"
-    points = series.setdefault(name, [])
-    points.append(Point(x=row[across], y=row[quality], stderr=stderr, label=label, title=said))
-  return [
-    Series(name=name, kind=kind, points=points)
-    for kind, (name, points) in enumerate(series.items())
+def _frontier(
+  result: Result,
+  rows: Sequence[Mapping[str, Any]],
+  axes: tuple[str, str],
+  title: str,
+  swept: Sequence[str],
+  known: Mapping[str, int],
+) -> Chart | None:
+  """A line for each combination of words and settings in the rows but one, along which it runs; or
+  None where nothing varies.
+
+  Args:
+    axes: the fields across and up.
+    swept: settings along which a line may run, the first that varies is taken.
+  """
+  across, quality = axes
+  logs = {across: across in _CALLS, quality: "perplexity" in quality}
+  rows = [
+    row
+    for row in rows
+    if all(_is(row.get(name)) and (row[name] > 0 or not logs[name]) for name in axes)
   ]
-
-
-def _frontier_note(result: Result, rows: Sequence[Mapping[str, Any]], across: str) -> str:
-  note = f"{result.name}. Bars: two standard errors either way."
-  if swept := _swept(rows, across):
-    note += f" Beside the marks: {heading(swept)}."
-  if across in _ENTROPY:
+  if len({row[across] for row in rows}) < 2:
+    return None
+  varying = [name for name in swept if len({row.get(name) for row in rows}) > 1]
+  along, others = (varying[0], varying[1:]) if varying else (None, [])
+  # Settings that go with the one along the line are not lines of their own.
+  others = [name for name in others if not _follows(rows, name, along)]
+  words = _words(rows)
+  lines: dict[tuple[str, str], list[Point]] = {}
+  for row in sorted(rows, key=lambda row: _number(row.get(along or across))):
+    said = [str(row[word]) for word in words if row.get(word) is not None]
+    said += [f"{heading(name)} {cell(row.get(name))}" for name in others]
+    name, stderr = ", ".join(said), _stderr(row, quality)
+    label = "" if along is None else cell(row.get(along))
+    hint = f"{name or 'samples'}: {heading(quality)} {with_error(row[quality], stderr)}, "
+    hint += f"{heading(across)} {number(row[across])}"
+    hint += f", {heading(along)} {label}" if along else ""
+    point = Point(x=row[across], y=row[quality], stderr=stderr, label=label, title=hint)
+    lines.setdefault((_model(row), name), []).append(point)
+  kinds = _kinds([model for model, _ in lines], known)
+  note = f"{result.title}. Bars: two standard errors either way."
+  note += f" Beside the marks: {heading(along)}." if along else ""
+  if across in _ENTROPY and logs[quality]:
     note += " A low perplexity counts for something at the entropy of real text only."
-  return note
+  return Chart(
+    title=title,
+    x_label=_named_axis(across, logs[across]),
+    y_label=_named_axis(quality, logs[quality]),
+    series=[
+      Series(name=name, kind=kind, points=points)
+      for kind, ((_, name), points) in zip(kinds, lines.items(), strict=True)
+    ],
+    log_x=logs[across],
+    log_y=logs[quality],
+    note=note,
+  )
+
+
+def _kinds(models: Sequence[str], known: Mapping[str, int]) -> list[int]:
+  """Colours: those of runs where each line is of another one of them, else in turn."""
+  if len(set(models)) == len(models) and set(models) <= set(known):
+    return [known[model] for model in models]
+  return list(range(len(models)))
+
+
+def _follows(rows: Sequence[Mapping[str, Any]], name: str, along: str | None) -> bool:
+  """Whether each value of one setting comes with one value of the other."""
+  pairs = {(row.get(along or ""), row.get(name)) for row in rows}
+  return len(pairs) == len({first for first, _ in pairs})
+
+
+def _number(value: Any) -> float:
+  return float(value) if _is(value) else math.inf
 
 
 def _words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -244,17 +292,9 @@ def _words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
 
 
-def _swept(rows: Sequence[Mapping[str, Any]], across: str) -> str | None:
-  """The setting that makes the points of a series, where one varies."""
-  for name in _NAMED_BY:
-    if name != across and len({row.get(name) for row in rows if _is(row.get(name))}) > 1:
-      return name
-  return None
-
-
 def _model(row: Mapping[str, Any]) -> str:
   """What gives a row its colour, where it is named."""
-  return next((str(row[name]) for name in _MODEL if row.get(name) is not None), "")
+  return next((str(row[name]) for name in MODEL_FIELDS if row.get(name) is not None), "")
 
 
 def _first(rows: Sequence[Mapping[str, Any]], names: Sequence[str], least: int = 2) -> str | None:
@@ -262,12 +302,10 @@ def _first(rows: Sequence[Mapping[str, Any]], names: Sequence[str], least: int =
   return next((name for name in names if sum(_is(row.get(name)) for row in rows) >= least), None)
 
 
-def _with_unit(name: str) -> str:
-  if name in _ENTROPY:
-    return f"{heading(name)}, nats"
-  return "calls of the network (log scale)" if "calls" in name or name == "nfe" else (
-    f"{heading(name)} (log scale)"
-  )  # fmt: skip
+def _named_axis(name: str, log: bool) -> str:
+  said = "calls of the network" if name in _CALLS[:3] else heading(name)
+  said += ", nats" if name in _ENTROPY else ""
+  return f"{said} (log scale)" if log else said
 
 
 def _stderr(row: Mapping[str, Any], name: str) -> float:

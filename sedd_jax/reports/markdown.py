@@ -4,7 +4,8 @@ import re
 
 from sedd_jax.reports.page import lead, title
 from sedd_jax.reports.report import Report
-from sedd_jax.reports.tables import Table, result_table, run_table, settings_table
+from sedd_jax.reports.result import joined
+from sedd_jax.reports.tables import Table, result_table, run_table, seeds_table, settings_table
 
 MARK = "<!-- sedd report -->"
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
@@ -22,9 +23,8 @@ def markdown_of(report: Report, *, made: float, version: str) -> str:
     )
   if report.runs:
     parts.append(_table(run_table(report)))
-    if table := settings_table(report):
-      parts.append(_table(table))
-  for result in report.results:
+    parts += [_table(t) for t in (seeds_table(report), settings_table(report)) if t]
+  for result in joined(report.results):
     parts.append(_table(result_table(result)))
   if any(run.samples for run in report.runs):
     parts.append("## Samples")

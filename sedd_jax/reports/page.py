@@ -6,14 +6,14 @@ import html
 import importlib.resources
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sedd_jax.reports.chart import Chart, Dots, draw, draw_dots, sign
-from sedd_jax.reports.figures import result_figures, run_figures
-from sedd_jax.reports.report import Report
-from sedd_jax.reports.result import Result
+from sedd_jax.reports.figures import kinds_of, result_figures, run_figures
+from sedd_jax.reports.report import Report, groups
+from sedd_jax.reports.result import Result, joined
 from sedd_jax.reports.run import Run
-from sedd_jax.reports.tables import Table, result_table, run_table, settings_table
+from sedd_jax.reports.tables import Table, result_table, run_table, seeds_table, settings_table
 
 # How a page begins that a report was written into.
 MARK = '<meta name="generator" content="sedd report">'
@@ -45,7 +45,7 @@ def page_of(report: Report, *, made: float, version: str) -> str:
 
 def title(report: Report) -> str:
   """What the report is about."""
-  names = [run.name for run in report.runs] or [result.name for result in report.results]
+  names = groups(report.runs) or [result.name for result in report.results]
   if not names:
     return "Report"
   if len(names) <= 2:
@@ -75,26 +75,27 @@ def _sections(report: Report) -> Iterator[str]:
     yield _heading("Runs")
     yield f'<div class="card">{_table(run_table(report))}</div>'
     yield _pair(run_figures(report))
+    if table := seeds_table(report):
+      yield _heading(table.title)
+      yield f'<div class="card">{_table(table)}</div>'
     if table := settings_table(report):
       yield _heading(table.title)
       yield f'<div class="card">{_table(table)}</div>'
-  last = None
-  for result in report.results:
-    if result.title != last:
-      yield _heading(result.title)
-    last = result.title
-    yield from _result(result)
-  shown = [(kind, run) for kind, run in enumerate(report.runs) if run.samples]
+  kinds = kinds_of(report.runs)
+  for result in joined(report.results):
+    yield _heading(result.title)
+    yield from _result(result, kinds)
+  shown = [(kinds[run.group], run) for run in report.runs if run.samples]
   if shown:
     yield _heading("Samples")
     yield f'<div class="samples">{"".join(_samples(run, kind) for kind, run in shown)}</div>'
 
 
-def _result(result: Result) -> Iterator[str]:
-  yield _pair(result_figures(result))
+def _result(result: Result, kinds: Mapping[str, int]) -> Iterator[str]:
+  yield _pair(result_figures(result, kinds))
   table = result_table(result)
   if table.columns:
-    yield f'<div class="card"><h3>{_text(result.name)}</h3>{_table(table)}</div>'
+    yield f'<div class="card">{_table(table)}</div>'
   if texts := [_named_text(row) for row in result.rows if isinstance(row.get("text"), str)]:
     cards = "".join(
       f'<div class="card"><h3>{_text(name)}</h3><pre>\n{_text(text)}</pre></div>'
@@ -128,7 +129,8 @@ def _figure(figure: Chart | Dots) -> str:
   if isinstance(figure, Dots):
     named, drawing = figure.names, draw_dots(figure)
   else:
-    named = [(series.kind, series.name) for series in figure.series if series.name]
+    # Runs of one group share a name and a sign.
+    named = dict.fromkeys((series.kind, series.name) for series in figure.series if series.name)
     drawing = draw(figure)
   items = "".join(f"<li>{sign(kind)}{_text(name)}</li>" for kind, name in named)
   legend = f'<ul class="legend">{items}</ul>' if items else ""

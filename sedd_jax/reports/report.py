@@ -67,7 +67,8 @@ def collect(paths: Sequence[Path]) -> Report:
         faults.append(f"{file} holds no evaluation: an object with 'kind' and 'rows' is one")
     except (ValueError, OSError) as error:
       faults.append(str(error))
-  runs = [read_run(path, name) for path, name in zip(run_paths, _names(run_paths), strict=True)]
+  runs = _labelled([read_run(*pair) for pair in zip(run_paths, _names(run_paths), strict=True)])
+  results = [_owned(result, runs) for result in results]
   if not (runs or results or faults):
     named = ", ".join(map(str, paths))
     raise FileNotFoundError(f"no run and no {FILE} of an evaluation in {named}")
@@ -81,6 +82,37 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
   names = dict.fromkeys(name for config in configs for name in config)
   fields = {name: [config.get(name) for config in configs] for name in names}
   return {name: values for name, values in fields.items() if values.count(values[0]) < len(values)}
+
+
+def groups(runs: Sequence[Run]) -> list[str]:
+  """The groups of runs in their order: what has a colour of its own."""
+  return list(dict.fromkeys(run.group for run in runs))
+
+
+def _labelled(runs: Sequence[Run]) -> list[Run]:
+  """The runs under the labels of their configs."""
+  labels = [run.label for run in runs]
+  return [
+    dataclasses.replace(
+      run,
+      group=run.label,
+      name=run.label if labels.count(run.label) == 1 else f"{run.label} ({run.name})",
+    )
+    if run.label
+    else run
+    for run in runs
+  ]
+
+
+def _owned(result: Result, runs: Sequence[Run]) -> Result:
+  """The result with the name of the run below which it lies, or which its settings name."""
+  named = result.settings.get("checkpoint")
+  paths = [result.path.resolve(), *([Path(named).resolve()] if isinstance(named, str) else [])]
+  for path in paths:
+    for run in runs:
+      if path.is_relative_to(run.path.resolve()):
+        return dataclasses.replace(result, model=run.name)
+  return result
 
 
 def _whole(config: Mapping[str, Any]) -> Mapping[str, Any]:

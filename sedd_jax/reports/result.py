@@ -16,6 +16,8 @@ TITLES = {
   "generations": "Generations",
 }
 STDERR = "_stderr"
+# Fields of rows and settings that name a model.
+MODEL_FIELDS = ("label", "model", "run", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Result:
     name: unlike that of any other in the report.
     path: of the file.
     kind: what was evaluated: a key of `TITLES`, or another word.
+    model: name of the run that was evaluated, or what else the settings call it.
     rows: objects of numbers and words; `x_stderr` is the standard error of `x`.
     settings: how it was made.
     points: further rows, for plots alone; `rows` are plotted where there are none.
@@ -34,6 +37,7 @@ class Result:
   name: str
   path: Path
   kind: str
+  model: str
   rows: Sequence[Mapping[str, Any]]
   settings: Mapping[str, Any]
   points: Sequence[Mapping[str, Any]]
@@ -69,10 +73,56 @@ def read_result(file: Path, name: str) -> Result:
     name=name,
     path=file,
     kind=kind,
+    model=_model(settings) or name,
     rows=_objects(file, found, "rows"),
     settings=settings,
     points=_objects(file, found, "points"),
   )
+
+
+def joined(results: Sequence[Result]) -> list[Result]:
+  """One result for each kind, with the rows of all: rows say their `model`, and the settings that
+  are not the same in all results. A kind with one result is left as it is.
+  """
+  found = []
+  for kind in sorted({result.kind for result in results}, key=_order):
+    same = [result for result in results if result.kind == kind]
+    found.append(same[0] if len(same) == 1 else _joined(same))
+  return found
+
+
+def _joined(results: Sequence[Result]) -> Result:
+  names = dict.fromkeys(name for result in results for name in result.settings)
+  values = {name: [result.settings.get(name) for result in results] for name in names}
+  differ = [name for name, all_of in values.items() if all_of.count(all_of[0]) < len(all_of)]
+
+  def rows(field: str) -> list[Mapping[str, Any]]:
+    return [
+      {"model": result.model}
+      | {name: result.settings.get(name) for name in differ if name not in MODEL_FIELDS}
+      | dict(row)
+      for result in results
+      for row in getattr(result, field)
+    ]
+
+  return dataclasses.replace(
+    results[0],
+    name=", ".join(dict.fromkeys(result.name for result in results)),
+    rows=rows("rows"),
+    points=rows("points"),
+    settings={name: value for name, (value, *_) in values.items() if name not in differ},
+  )
+
+
+def _order(kind: str) -> tuple[int, str]:
+  return (list(TITLES).index(kind) if kind in TITLES else len(TITLES)), kind
+
+
+def _model(settings: Mapping[str, Any]) -> str:
+  """The last part of the path or id of a model that settings name, or ""."""
+  named = (settings.get(field) for field in MODEL_FIELDS)
+  found = next((value for value in named if isinstance(value, str) and value), "")
+  return found.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _object(file: Path) -> Mapping[str, Any]:

@@ -24,7 +24,8 @@ class Run:
   """A run directory.
 
   Attributes:
-    name: unlike that of any other run in the report.
+    name: unlike that of any other run in the report: its label where no other has it.
+    group: its label, which runs of other seeds share, or else its name.
     path: as it was given.
     faults: what could not be read, a sentence each.
     found: what `interop.info.describe` says; empty where that failed.
@@ -34,6 +35,7 @@ class Run:
   """
 
   name: str
+  group: str
   path: Path
   faults: Sequence[str]
   found: Mapping[str, Any]
@@ -44,6 +46,11 @@ class Run:
   @property
   def config(self) -> Mapping[str, Any]:
     return self.found.get("config", {})
+
+  @property
+  def label(self) -> str:
+    """What its config calls it, or ""."""
+    return str(self.config.get("label") or "")
 
   @property
   def state(self) -> str:
@@ -76,11 +83,13 @@ class Run:
     """What kind of model it is."""
     if self.exact:
       return "autoregressive"
-    diffusion = self.config.get("diffusion")
+    diffusion, objective = self.config.get("diffusion"), self.config.get("objective")
     if not isinstance(diffusion, Mapping):
       return NOTHING
-    said = (diffusion.get(name, NOTHING) for name in ("process", "parameterization"))
-    return ", ".join(map(str, said))
+    said = [str(diffusion.get(name, NOTHING)) for name in ("process", "parameterization")]
+    if objective not in (None, "score_entropy"):
+      said.append(str(objective).replace("_", " "))
+    return ", ".join(said)
 
   def median(self, key: str) -> float | None:
     """Of a key of the metrics, over all its lines."""
@@ -113,6 +122,7 @@ def read_run(path: Path, name: str) -> Run:
     faults.append("it has no checkpoint yet")
   return Run(
     name=name,
+    group=name,
     path=path,
     faults=faults,
     found=found,

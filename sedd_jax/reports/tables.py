@@ -1,11 +1,12 @@
 """Tables of a report, as text: a page, Markdown and a terminal show the same ones."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sedd_jax.reports.numbers import NOTHING, cell, with_error
-from sedd_jax.reports.report import Report, differing
+from sedd_jax.reports.report import Report, differing, groups
 from sedd_jax.reports.result import STDERR, Result
 from sedd_jax.reports.run import Run
 
@@ -71,16 +72,48 @@ def run_table(report: Report) -> Table:
   )
 
 
+def seeds_table(report: Report) -> Table | None:
+  """Means over the runs of each label, or None where no label has several."""
+  rows = []
+  for group in groups(report.runs):
+    bounds = [
+      run.bound["bits_per_char_strict"] for run in report.runs if run.group == group and run.bound
+    ]
+    if bounds:
+      deviation = statistics.stdev(bounds) if len(bounds) > 1 else None
+      shown = NOTHING if deviation is None else f"{deviation:.4f}"
+      rows.append((group, cell(len(bounds)), f"{statistics.mean(bounds):.4f}", shown))
+  if all(count == "1" for _, count, _, _ in rows):
+    return None
+  return Table(
+    title="Means over runs of one label",
+    columns=("label", "runs", "mean bound, bits/char", "deviation between runs"),
+    numeric=(False, True, True, True),
+    rows=tuple(rows),
+    note="Strict bounds. The deviation is between runs: of seeds, where nothing else differs.",
+  )
+
+
 def settings_table(report: Report) -> Table | None:
   """Settings that differ between the runs, or None where none does."""
   runs = [run for run in report.runs if run.config]
-  if not (fields := differing(runs)):
+  fields = {name: values for name, values in differing(runs).items() if name != "label"}
+  if not fields:
     return None
+  names = groups(runs)
+
+  def texts(values: Sequence[Any]) -> list[str]:
+    """The values of each group."""
+    of_group: dict[str, list[str]] = {name: [] for name in names}
+    for run, value in zip(runs, values, strict=True):
+      of_group[run.group].append(cell(value))
+    return [" / ".join(dict.fromkeys(found)) for found in of_group.values()]
+
   return Table(
     title="Settings that differ",
-    columns=("setting", *(run.name for run in runs)),
-    numeric=(False,) * (len(runs) + 1),
-    rows=tuple((name, *map(cell, values)) for name, values in fields.items()),
+    columns=("setting", *names),
+    numeric=(False,) * (len(names) + 1),
+    rows=tuple((name, *texts(values)) for name, values in fields.items()),
     note="All other settings are the same in these runs.",
   )
 
@@ -104,7 +137,7 @@ def result_table(result: Result) -> Table:
   same = {name: text(result.rows[0], name) for name in fixed if name not in columns}
   said = {f"{k}": cell(v) for k, v in result.settings.items() if _is_plain(v)} | same
   return Table(
-    title=f"{result.title}: {result.name}",
+    title=result.title,
     columns=tuple(heading(name) for name in columns),
     numeric=tuple(
       all(_is_number(row[name]) for row in result.rows if row.get(name) is not None)
