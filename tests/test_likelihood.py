@@ -80,7 +80,7 @@ def test_figures_are_those_of_the_terms(task):
 DIFFUSION = ("times", "lambda", "orders")
 
 
-@pytest.mark.parametrize("estimator", DIFFUSION)
+@pytest.mark.parametrize("estimator", ["times", "orders"])
 def test_a_network_that_knows_nothing_has_the_perplexity_of_the_vocabulary(task, estimator):
   """At its zero start every token costs log V when it is scored, and given ones cost nothing."""
   network = network_of()
@@ -96,7 +96,11 @@ def test_a_network_that_knows_nothing_has_the_perplexity_of_the_vocabulary(task,
   assert task.chunks.scored == task.chunks.found
 
 
-@pytest.mark.parametrize("process", [Absorbing(257), Uniform(257)], ids=["absorbing", "uniform"])
+@pytest.mark.parametrize(
+  "process",
+  [Absorbing(257), pytest.param(Uniform(257), marks=pytest.mark.slow)],
+  ids=["absorbing", "uniform"],
+)
 def test_a_number_is_the_same_on_any_batch_and_devices(task, process):
   network = network_of(process, "conditional" if process.mask_id else "score")
   params = random_params(network)
@@ -118,7 +122,8 @@ def test_estimators_agree_on_a_network_without_time(task):
     network, config=dataclasses.replace(network.config, time_input=False)
   )
   params = random_params(network, scale=0.2)
-  found = [scored(network, params, task, Draws(estimator=e, num_times=64)) for e in DIFFUSION]
+  draws = [Draws(estimator=e, num_times=16) for e in DIFFUSION]
+  found = [scored(network, params, task, one, passes=4) for one in draws]
   for one in found:
     error = math.hypot(one["nats_per_token_stderr"], found[-1]["nats_per_token_stderr"])
     assert abs(one["nats_per_token"] - found[-1]["nats_per_token"]) < 4 * error

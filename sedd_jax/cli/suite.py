@@ -133,7 +133,9 @@ def protocol_of(suite: str, name: str | None) -> Protocol:
 
 def table(report: Mapping[str, Any]) -> str:
   """The report as text."""
-  rows = [("set", "perplexity", "bits/char", "nats/token", "tokens", "chunks", "seconds", "tokens")]
+  rows = [
+    ("set", "perplexity", "bits/char", "nats/token", "tokens", "chunks", "seconds", "they are")
+  ]
   rows += [
     (
       found["set"],

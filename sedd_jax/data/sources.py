@@ -199,9 +199,10 @@ class Tfds:
     try:
       records: Any = tfds.data_source(dataset, split=split or "train")
     except ImportError as error:
+      extra = dataset.partition("/")[0]  # Without the name of a configuration.
       raise ImportError(
         f"{self.name} has to be prepared once, and its builder needs a package that is not here "
-        f"({error}). On any machine: pip install tensorflow 'tensorflow-datasets[{dataset}]', then "
+        f"({error}). On any machine: pip install tensorflow 'tensorflow-datasets[{extra}]', then "
         f"tfds build {dataset} --file_format=array_record, and copy the folder "
         "~/tensorflow_datasets here (or name it in TFDS_DATA_DIR). Reading it needs no TensorFlow"
       ) from error
