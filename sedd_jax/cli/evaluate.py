@@ -50,7 +50,10 @@ _DATA = flags.DEFINE_multi_string(
   "several times; without --sets these are the sets to evaluate.",
 )
 _ESTIMATOR = flags.DEFINE_enum(
-  "estimator", "times", ESTIMATORS, "What is drawn: times, masking probabilities or orders."
+  "estimator",
+  None,
+  ESTIMATORS,
+  "What is drawn: times, masking probabilities or orders. Default: times.",
 )
 _TIME_SAMPLING = flags.DEFINE_enum(
   "time_sampling", TIME_SAMPLINGS[0], TIME_SAMPLINGS, "How draws are spaced."

@@ -47,7 +47,7 @@ class Request:
   data: Sequence[str]
   sets: Sequence[str]
   tokenizer: str | None
-  estimator: str
+  estimator: str | None
   time_sampling: Any
   num_times: int | None
   passes: int
@@ -66,7 +66,7 @@ def evaluate(request: Request) -> dict[str, Any]:
   sources = _sources(request.data, protocol)
   names = _names(request.sets, sources, protocol)
   draws = Draws(
-    estimator=request.estimator,
+    estimator=request.estimator or protocol.estimator,
     num_times=protocol.num_times if request.num_times is None else request.num_times,
     time_sampling=request.time_sampling,
   )

@@ -60,6 +60,7 @@ class Protocol:
     figure: what is reported first: `published`, the mean over times in [1e-3, 1] without the ends
       of the integral, as the literature has it; or `strict`, the true bound.
     num_times: draws for each chunk, by default.
+    estimator: by default, a name in `evaluation.bounds.ESTIMATORS`.
   """
 
   name: str
@@ -67,6 +68,7 @@ class Protocol:
   chunking: Chunking
   figure: Figure
   num_times: int
+  estimator: str = "times"
 
   def set_of(self, name: str) -> TestSet:
     """The set of that name.
