@@ -172,7 +172,8 @@ def estimate_rows(
       file = stack.enter_context(RowFile(folder / f"{name}.jsonl", header))
       if len(file.there) > len(rows) or (file.whole and len(file.there) < len(rows)):
         raise ValueError(
-          f"{folder / name}.jsonl is damaged: it has {len(file.there)} rows, and the set {len(rows)}"
+          f"{folder / name}.jsonl is damaged: it has {len(file.there)} rows, and the set has "
+          f"{len(rows)}"
         )
       if len(file.there):
         parts.append(file.there)
