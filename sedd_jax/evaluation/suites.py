@@ -1,7 +1,7 @@
 """Zero-shot protocols as data: which text, how it is cut into chunks, and which number is reported.
 
-One model has another perplexity under each protocol in use, so each is kept as it was done, by name;
-docs/evaluation.md compares them.
+One model has another perplexity under each protocol in use, so each is kept as it was done, by
+name; docs/evaluation.md compares them.
 
   sedd    as SEDD's paper describes it (section 5.3 of arXiv:2310.16834) and the evaluation code of
           RADD does it (ML-GSAI/RADD, data.py and evaluation_modeling.py): five sets, WikiText-2 on
