@@ -8,7 +8,7 @@ N: texts, L: tokens of a text, B: texts in a batch, D: width, W: tokens that it 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import same_tokenizer
-
-
-class JudgeNetwork(Protocol):
-  """What a judge is asked.
-
-  Attributes:
-    vocab_size: V.
-    longest: most tokens that it reads at once.
-    scores_first: whether `log_prob` has a law of the first token.
-  """
-
-  @property
-  def vocab_size(self) -> int: ...
-
-  @property
-  def longest(self) -> int: ...
-
-  @property
-  def scores_first(self) -> bool: ...
-
-  def hidden(self, params: Any, tokens: jax.Array) -> jax.Array:
-    """float[B, L, D]; state i has read tokens 0 to i."""
-    ...
-
-  def log_prob(self, params: Any, tokens: jax.Array) -> jax.Array:
-    """float[B, L], nats, of each token given those before it."""
-    ...
+from sedd_jax.models.causal import Autoregressive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +69,7 @@ class Judge:
     ValueError: batch_size < 1.
   """
 
-  def __init__(self, network: JudgeNetwork, params: Any, *, batch_size: int = 8):
+  def __init__(self, network: Autoregressive, params: Any, *, batch_size: int = 8):
     if batch_size < 1:
       raise ValueError(f"batch_size={batch_size} must be at least 1")
     self.network, self.params, self.batch_size = network, params, batch_size
