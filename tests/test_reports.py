@@ -311,6 +311,23 @@ def test_a_line_of_a_frontier_runs_along_one_setting(tmp_path):
   ]
 
 
+def test_a_run_that_diverged_is_shown(tmp_path):
+  """Python writes NaN and Infinity into JSON, and reads them."""
+  run = make_run(tmp_path / "run")
+  make_run(tmp_path / "well")
+  for name in ("metrics.jsonl", "evaluation.json"):
+    text = (run / name).read_text()
+    (run / name).write_text(re.sub(r'("(heldout_bits|train)[a-z_]*": )[-\d.]+', r"\1NaN", text))
+  report = collect([tmp_path])
+  assert "nan" in run_table(report).rows[0]
+  page = page_of(report, **WHEN)
+  assert "NaN" not in page
+  assert page.count(">nan<") == 2
+  path = tmp_path / "report.json"
+  write_report(report, path, **WHEN)
+  assert json.loads(path.read_text())["runs"][0]["found"]["bound"]["bits_per_char_strict"] is None
+
+
 # Charts.
 
 

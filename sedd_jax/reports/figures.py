@@ -63,7 +63,7 @@ def run_figures(report: Report) -> list[Chart | Dots]:
     )
   rows: dict[str, list[Dot]] = {}
   for kind, run in runs:
-    if run.bound:
+    if run.bound and _is(run.bound["bits_per_char_strict"]):
       rows.setdefault(run.group, []).extend(_bounds(run, kind))
   if rows:
     figures.append(
@@ -160,7 +160,7 @@ def _bounds(run: Run, kind: int) -> list[Dot]:
   strict, stderr = run.bound["bits_per_char_strict"], run.bound["bits_per_char_strict_stderr"]
   said = f"{run.name}, strict: {with_error(strict, stderr)}"
   dots = [Dot(kind=kind, x=strict, stderr=stderr, title=said)]
-  if not run.exact:
+  if not run.exact and _is(run.bound["bits_per_char_paper"]):
     paper, stderr = run.bound["bits_per_char_paper"], run.bound["bits_per_char_paper_stderr"]
     said = f"{run.name}, paper: {with_error(paper, stderr)}"
     dots.append(Dot(kind=kind, x=paper, stderr=stderr, title=said, hollow=True))
