@@ -20,6 +20,7 @@ ARGUMENTS = [
   ("lm1b", "uniform"),
   ("books", "base"),
   ("books", "tiny"),
+  *(("peers", p) for p in ("sedd-absorb", "sedd-uniform", "mdlm", "md4", "d3pm", "udlm", "ar")),
   *(("openwebtext", f"{s},{p}") for s in ("small", "medium", "xl") for p in ("absorb", "uniform")),
 ]
 

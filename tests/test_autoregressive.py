@@ -109,3 +109,28 @@ def test_weights_go_to_a_run_of_the_same_kind_alone(run, tmp_path):
 def test_objective_is_checked():
   with pytest.raises(ValueError, match="objective='next' must be"):
     Experiment(objective="next")
+
+
+def test_a_suite_gives_the_exact_likelihood_of_every_token(run, tmp_path):
+  model = sedd_jax.load(run)
+  text = "The statement is executed. A name refers to an object. " * 3
+  (tmp_path / "text.txt").write_text(text)
+  arguments = [
+    "evaluate", f"--checkpoint={run}", "--suite=zero-shot", "--protocol=strict", "--json",
+    f"--data=lambada={tmp_path / 'text.txt'}",
+  ]  # fmt: skip
+  done = sedd(*arguments)
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  (result,) = report["results"]
+  assert report["estimator"] == "exact"
+  assert result["nats_per_token_stderr"] == 0.0
+  tokens = model.encode(text)
+  assert result["tokens"] == len(tokens) == result["characters"]
+  rows = tokens[: len(tokens) // 32 * 32].reshape(-1, 32)
+  last = model.log_prob(tokens[None, -32:])[0, -(len(tokens) % 32) :]
+  nats = -(model.log_prob(rows).sum() + last.sum()) / len(tokens)
+  np.testing.assert_allclose(result["nats_per_token"], nats, rtol=1e-5)
+  refused = sedd(*arguments, "--estimator=orders")
+  assert refused.returncode == 2
+  assert "'exact'" in refused.stderr

@@ -22,7 +22,8 @@ from sedd_jax.data import (
 )
 from sedd_jax.data.compression import OPENERS
 from sedd_jax.data.detokenizers import DETOKENIZERS
-from sedd_jax.data.sources import Piece
+from sedd_jax.data.faults import Faults
+from sedd_jax.data.sources import Lines, Piece
 from sedd_jax.data.streams import encode
 
 
@@ -94,6 +95,21 @@ def test_text_and_json_lines_are_read_from_all_kinds_of_files(tmp_path, suffix):
   )
   assert documents(corpus, "train") == ("Grüße\nzwei",)
   assert documents(corpus, "heldout") == ("eins", "zwei")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_lines_of_files_of_any_name_are_documents_with_their_ends(tmp_path, suffix):
+  path = tmp_path / f"wiki.test.raw{suffix}"
+  with OPENERS.get(suffix, open)(path, "wt", encoding="utf-8") as file:
+    file.write("eins \n\nzwei\u2028drei")
+  source, faults = Lines(str(path)), Faults("skip")
+  assert [piece.text for piece in source.pieces(faults)] == ["eins \n", "\n", "zwei\u2028drei"]
+  assert all(piece.begins and piece.ends for piece in source.pieces(faults))
+  (tmp_path / "wiki.test.raw").write_bytes(b"\xff\xfe")
+  assert not list(Lines(str(tmp_path / "wiki.test.raw")).pieces(faults))
+  assert "wiki.test.raw" in faults.first[0]
+  with pytest.raises(FileNotFoundError, match="nothing"):
+    next(Lines(f"{tmp_path}/nothing*").pieces(faults))
 
 
 def read(files, **options):

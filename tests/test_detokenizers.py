@@ -3,7 +3,7 @@
 import pytest
 
 from sedd_jax.data.compression import open_any
-from sedd_jax.data.detokenizers import DETOKENIZERS
+from sedd_jax.data.detokenizers import DETOKENIZERS, PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,25 @@ def test_different_lines_of_wikitext_stay_different(shared_path):
     lines = {line.strip() for line in file}
   assert len(lines) > 2000
   assert len({DETOKENIZERS["wikitext"](line) for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "plain"),
+  [
+    # What was published keeps a space before the first word, and of two marks in a row one of its.
+    ("wikitext", " = Robert Boulter = \n", " = Robert Boulter =\n"),
+    ("wikitext", "one . , two , . three", "one., two ,. three"),
+    ("wikitext", "( the\nold ) 1 @,@ 000 boys ' ° \" own \"", '(the\nold) 1,000 boys\'°"own"'),
+    ("wikitext", "5 ° C \n and N of it 's", "5°C\nand 1 of it's"),
+    ("ptb", "it does n't cost $ N N N \n <unk> \\/ s ' x", "it doesn't cost $1 1 N\n? / s' x"),
+    ("ptb", "N cars for N", "N cars for N"),
+    ("lm1b", "see http : / / a.b / c ( now ) for $ 5 ?", "see http://a.b/c (now) for $5?"),
+    ("lm1b", "He said : \" I 'm here , \" and left .", "He said: \"I'm here,\" and left."),
+    ("lm1b", "what ? ! ; no , : yes !", "what?!; no,: yes!"),
+    ("lambada", "“ It \u2019s late , ” he said ", '\n" It \u2019s late , " he said'),
+    ("scientific_papers", "a @-@ b = = c : https : / / d .", "a-b == c: https:// d."),
+    ("none", " as it = is ", " as it = is "),
+  ],
+)  # fmt: skip
+def test_published_rules(name, text, plain):
+  assert PUBLISHED[name](text) == plain

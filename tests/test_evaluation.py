@@ -8,7 +8,7 @@ import pytest
 from test_models import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
-from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, Draws, diffusion_estimate
 from sedd_jax.evaluation.entropies import bigram_bits, unigram_bits
 from sedd_jax.models import Network
 
@@ -63,3 +63,29 @@ def test_bound_does_not_depend_on_the_batch_size(process):
   )
   assert whole.strict.shape == (2, 7)
   np.testing.assert_allclose(parts.strict, whole.strict, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (dict(estimator="dce", num_times=2), "estimator='dce' must be one of times, lambda, orders"),
+    (dict(num_times=3), "num_times=3 must be even and at least 2"),
+    (dict(num_times=0), "num_times=0 must be even and at least 2"),
+  ],
+)
+def test_draws_out_of_range_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Draws(**fields)
+
+
+def test_independent_times_have_the_same_mean():
+  process = Absorbing(10)
+  network = Network(
+    config=small_network(process).config, process=process, parameterization="scaled"
+  )
+  params = jax.jit(network.init)(jax.random.key(0))
+  blocks = np.zeros((64, 8), np.int32)
+  estimate = diffusion_estimate(network, LogLinear(), num_times=64, time_sampling="iid")
+  bound = BoundEstimator(estimate, batch_size=64).bound(params, blocks, chars_per_block=8.0)
+  assert abs(bound.strict - math.log2(10)) < 4 * bound.strict_stderr
+  assert bound.strict_stderr < 0.07

@@ -1,4 +1,4 @@
-"""sedd evaluate: bounds the perplexity of a trained model on its held-out text."""
+"""sedd evaluate: bounds the perplexity of a trained model, on its held-out text or on test sets."""
 
 import json
 import math
@@ -6,30 +6,95 @@ import math
 from absl import flags
 
 import sedd_jax
-from sedd_jax.cli import app
+from sedd_jax.cli import app, suite
 from sedd_jax.data import load_dataset
-from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
+from sedd_jax.diffusion import TIME_SAMPLINGS
+from sedd_jax.evaluation.bounds import ESTIMATORS, BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
 
   sedd evaluate --checkpoint=runs/quickstart
   sedd evaluate --checkpoint=runs/quickstart --num_times=128 --json
+
+With --suite, perplexities on the test sets that papers compare on, by one of their protocols
+(docs/evaluation.md). A killed one goes on where it stopped, if it has --out.
+
+  sedd evaluate --checkpoint=runs/owt --suite=zero-shot --protocol=sedd --out=evaluations/owt
+  sedd evaluate --checkpoint=louaaron/sedd-small --tokenizer=gpt2 --suite=zero-shot \\
+    --protocol=strict --data=lambada=lambada_test.jsonl --num_times=32
 """
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory.")
-_NUM_TIMES = flags.DEFINE_integer("num_times", 32, "Draws of time and noise per block; even.")
+_HELDOUT_TIMES = 32
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory; of a suite, any model.")
+_NUM_TIMES = flags.DEFINE_integer(
+  "num_times",
+  None,
+  f"Draws of time and noise for each block and pass; even. Default: {_HELDOUT_TIMES}, or what the "
+  "protocol says.",
+)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Blocks per call of the network.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of times and corruptions.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_SUITE = flags.DEFINE_string("suite", None, "Test sets to evaluate on: zero-shot.")
+_PROTOCOL = flags.DEFINE_string("protocol", None, "How: sedd, mdlm or strict.")
+_SETS = flags.DEFINE_list("sets", [], "Some of the protocol's sets, separated by commas.")
+_DATA = flags.DEFINE_multi_string(
+  "data",
+  [],
+  "SET=SOURCE: where the text of a set is (files, tfds:NAME@SPLIT, hf:NAME@SPLIT). May be given "
+  "several times; without --sets these are the sets to evaluate.",
+)
+_ESTIMATOR = flags.DEFINE_enum(
+  "estimator",
+  None,
+  ESTIMATORS,
+  "What is drawn: times, masking probabilities (lambda) or orders. Default: times, and exact for "
+  "autoregressive models.",
+)
+_TIME_SAMPLING = flags.DEFINE_enum(
+  "time_sampling", TIME_SAMPLINGS[0], TIME_SAMPLINGS, "How draws are spaced."
+)
+_PASSES = flags.DEFINE_integer("passes", 1, "Independent passes over every block.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Of weights that have none, e.g. gpt2:FOLDER.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the estimates of a suite and its report.")
+_OF_SUITES = (_PROTOCOL, _SETS, _DATA, _ESTIMATOR, _TIME_SAMPLING, _PASSES, _TOKENIZER, _OUT)
 
 
 def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   for flag in (_NUM_TIMES, _BATCH):
-    if flag.value < 1:
+    if flag.value is not None and flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
-  if _NUM_TIMES.value % 2:
+  if (_NUM_TIMES.value or 0) % 2:
     raise ValueError(f"--num_times={_NUM_TIMES.value} must be even")
+  if _SUITE.value is None:
+    _heldout(checkpoint)
+  else:
+    suite.show(suite.evaluate(_request(checkpoint, _SUITE.value)), as_json=_JSON.value)
+
+
+def _request(checkpoint: str, name: str) -> suite.Request:
+  return suite.Request(
+    checkpoint=checkpoint,
+    suite=name,
+    protocol=_PROTOCOL.value,
+    data=_DATA.value,
+    sets=_SETS.value,
+    tokenizer=_TOKENIZER.value,
+    estimator=_ESTIMATOR.value,
+    time_sampling=_TIME_SAMPLING.value,
+    num_times=_NUM_TIMES.value,
+    passes=_PASSES.value,
+    batch_size=_BATCH.value,
+    seed=_SEED.value,
+    out=_OUT.value,
+  )
+
+
+def _heldout(checkpoint: str) -> None:
+  if given := [f"--{flag.name}" for flag in _OF_SUITES if flag.present]:
+    raise ValueError(f"{', '.join(given)}: of suites only, name one with --suite=zero-shot")
+  num_times = _NUM_TIMES.value or _HELDOUT_TIMES
   model = sedd_jax.load(checkpoint)
   if model.tokenizer is None or "experiment" not in model.info:
     raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")
@@ -38,7 +103,7 @@ def main() -> None:
   )
   blocks = dataset.heldout_rows[:]
   estimator = BoundEstimator(
-    model.estimate(_NUM_TIMES.value),
+    model.estimate(num_times),
     batch_size=_BATCH.value,
   )
   bound = estimator.bound(
@@ -51,7 +116,7 @@ def main() -> None:
     bound,
     heldout_entropies(dataset),
     step=model.info["step"],
-    num_times=_NUM_TIMES.value,
+    num_times=num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
     chars_per_token=dataset.chars_per_token,

@@ -7,6 +7,13 @@ Each detokenizer is a list of replacements, made one after the other on every li
 They are called invertible, since one rule says how the spaces were put in. It is not true to the
 letter: `wikitext` also turns its numbers " N " into " 1 ", and text that had no spaces stays as it
 is, so two texts may become one. Bits are counted per character of the detokenized text.
+
+`DETOKENIZERS` are for text of any source: line by line, so that a text may come in pieces.
+`PUBLISHED` are those of published zero-shot evaluations (`evaluation/suites.py`), which must give
+the same tokens: a whole record at a time, with every rule in its place, and with what one would
+mend otherwise (a space before the first word of a line of WikiText stays, and so do the curly
+apostrophes of LAMBADA; of two marks in a row one may keep its space, and which depends on the
+order of the rules). Their rules are those that the data code of SEDD, RADD and MDLM shares.
 """
 
 import re
@@ -71,6 +78,76 @@ _LM1B: Rules = (
 )
 
 
+# In the order of the published code. Each of the six marks has its own rule.
+_PUBLISHED_WIKITEXT: Rules = (
+  (r"s '", "s'"),
+  (r"/' [0-9]/", "/'[0-9]/"),
+  (r" @-@ ", "-"),
+  (r" @,@ ", ","),
+  (r" @\.@ ", "."),
+  *((f" {re.escape(mark)} ", f"{mark} ") for mark in ":;.!?,"),
+  (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+  (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+  (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
+  (r'"\s*([^"]*?)\s*"', r'"\1"'),
+  (r"'\s*([^']*?)\s*'", r"'\1'"),
+  (r"= = = =", "===="),
+  (r"= = =", "==="),
+  (r"= =", "=="),
+  (r" ° ", "°"),
+  (r" \n", "\n"),
+  (r"\n ", "\n"),
+  (r" N ", " 1 "),
+  (r" 's", "'s"),
+)
+
+_PUBLISHED_PTB: Rules = (
+  (r" 's", "'s"),
+  (r"s ' ", "s' "),
+  (r" n't", "n't"),
+  (r" \n ", "\n"),
+  (r"\\/", "/"),
+  (r"(?<= )N(?= )", "1"),
+  (r"\$ 1", "$1"),
+  (r"# 1", "#1"),
+  (r"<unk>", "?"),
+)
+
+_PUBLISHED_LM1B: Rules = (
+  (r"(https?) : / / ", r"\1://"),
+  (r" '(\w+)", r"'\1"),
+  (r" (\w+) \. ", r" \1. "),
+  (r" (\w+) \.$", r" \1."),
+  (r" \? ", "? "),
+  (r" \?$", "?"),
+  (r" ! ", "! "),
+  (r" !$", "!"),
+  (r" , ", ", "),
+  (r" : ", ": "),
+  (r" ; ", "; "),
+  (r" / ", "/"),
+  (r'" ([^"]+) "', r'"\1"'),
+  (r"' ([^']+) '", r"'\1'"),
+  (r"\( ([^()]+) \)", r"(\1)"),
+  (r"\[ ([^\[\]]+) \]", r"[\1]"),
+  (r"\$ ", "$"),
+  (r"£ ", "£"),
+)
+
+
+def _whole(*lists: Rules) -> Callable[[str], str]:
+  compiled = [
+    (re.compile(pattern), replacement) for rules in lists for pattern, replacement in rules
+  ]
+
+  def detokenize(text: str) -> str:
+    for pattern, replacement in compiled:
+      text = pattern.sub(replacement, text)
+    return text
+
+  return detokenize
+
+
 def _line_by_line(rules: Rules) -> Callable[[str], str]:
   compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
 
@@ -88,6 +165,11 @@ def _lambada(text: str) -> str:
   return "\n" + text.translate(_STRAIGHT).strip()
 
 
+def _published_lambada(text: str) -> str:
+  """Straight double quotes alone, and a passage begins on a new line."""
+  return "\n" + text.replace("\u201c", '"').replace("\u201d", '"').strip()
+
+
 _STRAIGHT = {0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'"}
 
 DETOKENIZERS: dict[str, Callable[[str], str]] = {
@@ -96,4 +178,13 @@ DETOKENIZERS: dict[str, Callable[[str], str]] = {
   "ptb": _line_by_line(_PTB),
   "lm1b": _line_by_line(_LM1B),
   "lambada": _lambada,
+}
+
+PUBLISHED: dict[str, Callable[[str], str]] = {
+  "none": str,
+  "wikitext": _whole(_PUBLISHED_WIKITEXT),
+  "ptb": _whole(_PUBLISHED_PTB),
+  "lm1b": _whole(_PUBLISHED_LM1B),
+  "lambada": _published_lambada,
+  "scientific_papers": _whole(_PUBLISHED_WIKITEXT, _PUBLISHED_LM1B),
 }

@@ -96,19 +96,7 @@ class Files:
 
   def paths(self) -> list[Path]:
     """The files, sorted within each glob."""
-    found = []
-    for pattern in self.name.split(","):
-      expanded = os.path.expanduser(pattern.strip())
-      if os.path.isdir(expanded):
-        raise ValueError(
-          f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
-          f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
-        )
-      found_here = glob.glob(expanded, recursive=True)
-      paths = sorted(path for path in found_here if not os.path.isdir(path))
-      if not paths:
-        raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
-      found += [Path(path) for path in paths]
+    found = _globbed(self.name)
     for path in found:
       if _kind(path) not in (".txt", ".jsonl", ""):
         raise ValueError(
@@ -155,6 +143,29 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lines:
+  """Local text files, of any suffix, every line of which is a document, its end included.
+
+  Attributes:
+    name: comma-separated globs.
+
+  Raises (pieces):
+    FileNotFoundError: a glob matches nothing.
+  """
+
+  name: str
+
+  def pieces(self, faults: Faults) -> Iterator[Piece]:
+    for path in _globbed(self.name):
+      try:
+        with open_any(path, text=True) as file:
+          for line in file:
+            yield Piece(line)
+      except _UNREADABLE as error:
+        faults.report(str(path), error)
+
+
+@dataclasses.dataclass(frozen=True)
 class Tfds:
   """A dataset of tensorflow-datasets, without TensorFlow.
 
@@ -188,9 +199,10 @@ class Tfds:
     try:
       records: Any = tfds.data_source(dataset, split=split or "train")
     except ImportError as error:
+      extra = dataset.partition("/")[0]  # Without the name of a configuration.
       raise ImportError(
         f"{self.name} has to be prepared once, and its builder needs a package that is not here "
-        f"({error}). On any machine: pip install tensorflow 'tensorflow-datasets[{dataset}]', then "
+        f"({error}). On any machine: pip install tensorflow 'tensorflow-datasets[{extra}]', then "
         f"tfds build {dataset} --file_format=array_record, and copy the folder "
         "~/tensorflow_datasets here (or name it in TFDS_DATA_DIR). Reading it needs no TensorFlow"
       ) from error
@@ -273,6 +285,24 @@ class Cut:
       position = stop
       if position >= self.last:
         return
+
+
+def _globbed(name: str) -> list[Path]:
+  """The files of comma-separated globs, sorted within each."""
+  found = []
+  for pattern in name.split(","):
+    expanded = os.path.expanduser(pattern.strip())
+    if os.path.isdir(expanded):
+      raise ValueError(
+        f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
+        f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
+      )
+    found_here = glob.glob(expanded, recursive=True)
+    paths = sorted(path for path in found_here if not os.path.isdir(path))
+    if not paths:
+      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
+    found += [Path(path) for path in paths]
+  return found
 
 
 def cut_document(text: str) -> Iterator[Piece]:

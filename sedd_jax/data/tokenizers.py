@@ -1,5 +1,6 @@
 """Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -215,17 +216,22 @@ class BPE:
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
   """Whether two tokenizers give the same tokens, however they were written down."""
+  return _meaning(one) == _meaning(other)
 
-  def meaning(tokenizer: Tokenizer) -> dict[str, Any]:
-    spec = tokenizer.to_json()
-    if spec["kind"] != "bpe":
-      return spec
-    model = json.loads(spec["definition"])["model"]
-    # The library has written a merge as "a b" and as ["a", "b"].
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
 
-  return meaning(one) == meaning(other)
+def fingerprint(tokenizer: Tokenizer) -> str:
+  """A SHA-256, equal for tokenizers that give the same tokens, however they were written down."""
+  return hashlib.sha256(json.dumps(_meaning(tokenizer), sort_keys=True).encode()).hexdigest()
+
+
+def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
+  spec = tokenizer.to_json()
+  if spec["kind"] != "bpe":
+    return spec
+  model = json.loads(spec["definition"])["model"]
+  # The library has written a merge as "a b" and as ["a", "b"].
+  merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+  return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
 
 
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:

@@ -14,7 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion import Noise, Terms, TimeSampling, bound_terms, mean_and_stderr
+from sedd_jax.diffusion import (
+  MIN_TIME,
+  Absorbing,
+  Noise,
+  Terms,
+  TimeSampling,
+  bound_terms,
+  mean_and_stderr,
+  order_terms,
+  share_terms,
+)
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import batch_sharding
 from sedd_jax.parallel.mesh import batch_multiple, distribute
@@ -22,6 +32,41 @@ from sedd_jax.parallel.mesh import batch_multiple, distribute
 # Parameters, padded; clean tokens int[B, L], a given one as ~token; PRNG keys [B] -> [G, B], nats.
 # Pure: it is jitted. The estimate of a sequence depends on its tokens and its key alone.
 Estimate = Callable[[Params, jax.Array, jax.Array], Terms]
+
+ESTIMATORS = ("times", "lambda", "orders", "exact")
+_ANY_ORDER = {"lambda": share_terms, "orders": order_terms}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draws:
+  """What the bound of a diffusion model is estimated from.
+
+  Attributes:
+    estimator: `times`, the integral over time of any model; `lambda` or `orders`, of masking
+      probabilities or of numbers of masked tokens, for absorbing models of the `conditional`
+      parameterization (`diffusion/orders.py`); `exact`, of autoregressive models, which draws
+      nothing.
+    num_times: draws for each sequence and pass; even.
+    time_sampling: `low_discrepancy` or `iid`.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+
+  estimator: str = "times"
+  num_times: int
+  time_sampling: TimeSampling = "low_discrepancy"
+
+  def __post_init__(self):
+    if self.estimator not in ESTIMATORS:
+      raise ValueError(f"estimator={self.estimator!r} must be one of {', '.join(ESTIMATORS)}")
+    if self.num_times < 2 or self.num_times % 2:
+      raise ValueError(f"num_times={self.num_times} must be even and at least 2")
+
+  def published(self, terms: Terms) -> jax.Array:
+    """What the literature reports of these terms, float[G, B]: of `times` the mean over [1e-3, 1],
+    the ends left out; of the others all."""
+    return terms.paper / (1.0 - MIN_TIME) if self.estimator == "times" else terms.strict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +137,62 @@ def exact_estimate(network: Autoregressive) -> Estimate:
   return estimate
 
 
+def any_order_estimate(network: Network, noise: Noise, draws: Draws) -> Estimate:
+  """The bound of a masked model without time (`diffusion/orders.py`).
+
+  Raises:
+    ValueError: the network is not absorbing, or not of the `conditional` parameterization.
+  """
+  process = network.process
+  if not isinstance(process, Absorbing) or network.parameterization != "conditional":
+    raise ValueError(
+      f"the estimator {draws.estimator!r} is for absorbing models of the parameterization "
+      f"'conditional' (MDLM, RADD, MD4), which say p(x_i | tokens not masked); this model is "
+      f"{type(process).__name__.lower()} and {network.parameterization!r}: use 'times'"
+    )
+  terms = _ANY_ORDER[draws.estimator]
+
+  def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
+    return terms(
+      functools.partial(network.score_stats, params),
+      x0_BL,
+      keys_B,
+      process=process,
+      noise=noise,
+      num_draws=draws.num_times,
+      sampling=draws.time_sampling,
+    )
+
+  return estimate
+
+
+def make_estimate(network: Network | Autoregressive, noise: Noise | None, draws: Draws) -> Estimate:
+  """The estimate that some draws stand for.
+
+  Args:
+    network: a score network, or an autoregressive one.
+    noise: the schedule of a score network.
+    draws: which.
+
+  Raises:
+    ValueError: it is not for such a network.
+  """
+  if not isinstance(network, Network) or noise is None:
+    if draws.estimator != "exact":
+      raise ValueError(
+        f"the estimator {draws.estimator!r} is for diffusion models; of an autoregressive one the "
+        "likelihood is 'exact'"
+      )
+    return exact_estimate(network)  # pyright: ignore[reportArgumentType]
+  if draws.estimator == "exact":
+    raise ValueError("the estimator 'exact' is for autoregressive models: use 'times'")
+  if draws.estimator in _ANY_ORDER:
+    return any_order_estimate(network, noise, draws)
+  return diffusion_estimate(
+    network, noise, num_times=draws.num_times, time_sampling=draws.time_sampling
+  )
+
+
 class BoundEstimator:
   """Estimates bounds of one model on any blocks; compiles once.
 
@@ -99,6 +200,9 @@ class BoundEstimator:
     estimate: of the terms of each sequence.
     batch_size: blocks per call; on a mesh, rounded up to what it divides.
     mesh: devices that share the work; by default that of the parameters alone.
+
+  Attributes:
+    batch_size: blocks per call.
   """
 
   def __init__(
@@ -109,7 +213,7 @@ class BoundEstimator:
     mesh: jax.sharding.Mesh | None = None,
   ):
     multiple = 1 if mesh is None else batch_multiple(mesh)
-    self._batch_size = -(-batch_size // multiple) * multiple
+    self.batch_size = -(-batch_size // multiple) * multiple
     self._sharding = None if mesh is None else batch_sharding(mesh)
     whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
 
@@ -151,9 +255,9 @@ class BoundEstimator:
     key_data = np.asarray(jax.random.key_data(key))
     count = len(blocks)
     parts = []
-    for first in range(0, count, self._batch_size):
+    for first in range(0, count, self.batch_size):
       # The last batch is filled up with the last block, so that there is one shape to compile.
-      index = np.minimum(np.arange(first, first + self._batch_size), count - 1)
+      index = np.minimum(np.arange(first, first + self.batch_size), count - 1)
       rows, of_rows = self._placed(blocks[index]), self._placed(numbers[index])
       terms = self._terms(params, rows, of_rows, key_data)
       parts.append(jax.tree.map(lambda x, n=count - first: np.asarray(x)[:, :n], terms))

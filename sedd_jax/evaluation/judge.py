@@ -16,7 +16,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import same_tokenizer
-from sedd_jax.models.causal import Autoregressive
+from sedd_jax.models import Autoregressive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

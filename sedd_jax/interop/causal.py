@@ -38,6 +38,10 @@ class CausalModel(LanguageModel):
     return self.network.vocab_size
 
   @property
+  def dtype(self) -> str:
+    return self.network.dtype
+
+  @property
   def mask_id(self) -> int:
     """Stands in frames where there is no token yet; beyond the vocabulary."""
     return self.network.vocab_size

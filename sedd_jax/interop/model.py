@@ -63,6 +63,11 @@ class LanguageModel:
     raise NotImplementedError
 
   @property
+  def dtype(self) -> str:
+    """Compute dtype of the network."""
+    raise NotImplementedError
+
+  @property
   def mask_id(self) -> int | None:
     """The state that stands where there is no token yet, if there is one."""
     raise NotImplementedError
@@ -245,6 +250,10 @@ class Model(LanguageModel):
   @property
   def vocab_size(self) -> int:
     return self.network.process.vocab_size
+
+  @property
+  def dtype(self) -> str:
+    return self.network.config.dtype
 
   @property
   def mask_id(self) -> int | None:

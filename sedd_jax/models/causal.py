@@ -28,6 +28,7 @@ class Autoregressive(Protocol):
     longest: the most positions it reads.
     start: token that stands before the first one when text is generated.
     scores_first: whether it knows the law of the first token.
+    dtype: compute dtype.
   """
 
   @property
@@ -41,6 +42,9 @@ class Autoregressive(Protocol):
 
   @property
   def scores_first(self) -> bool: ...
+
+  @property
+  def dtype(self) -> str: ...
 
   def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
     """float[B, L, D] of int[B, L]: state i has read tokens 0 to i."""
@@ -101,6 +105,10 @@ class CausalNetwork(Transformer):
   def start(self) -> int:
     """The last state."""
     return self.vocab_size
+
+  @property
+  def dtype(self) -> str:
+    return self.config.dtype
 
   def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
     """float[B, L, D] of int[B, L]: state i has read tokens 0 to i."""

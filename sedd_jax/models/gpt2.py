@@ -122,6 +122,11 @@ class GPT2:
     return self.config.vocab_size
 
   @property
+  def dtype(self) -> str:
+    """Compute dtype."""
+    return self.config.dtype
+
+  @property
   def longest(self) -> int:
     """Most positions that it can read."""
     return self.config.n_positions
