@@ -16,6 +16,7 @@ FLOORS = (
   "training",
   "planning",
   "interop",
+  "studies",
   "reports",
   "cli",
 )

@@ -6,7 +6,7 @@ import math
 from absl import flags
 
 import sedd_jax
-from sedd_jax.cli import app, suite
+from sedd_jax.cli import app, study, suite
 from sedd_jax.data import load_dataset
 from sedd_jax.diffusion import TIME_SAMPLINGS
 from sedd_jax.evaluation.bounds import ESTIMATORS, BoundEstimator, evaluation_report
@@ -23,16 +23,27 @@ With --suite, perplexities on the test sets that papers compare on, by one of th
   sedd evaluate --checkpoint=runs/owt --suite=zero-shot --protocol=sedd --out=evaluations/owt
   sedd evaluate --checkpoint=louaaron/sedd-small --tokenizer=gpt2 --suite=zero-shot \\
     --protocol=strict --data=lambada=lambada_test.jsonl --num_times=32
+
+Samples are graded by a judge, an autoregressive run or GPT-2, and by counting, since a perplexity
+alone can be had for repeating one word (docs/quality.md). A frontier samples in many ways, with
+several temperatures of a baseline as the line to beat.
+
+  sedd evaluate --samples=a.jsonl,b.jsonl --judge=runs/ar --out=evaluations/samples
+  sedd evaluate --frontier --checkpoint=runs/sedd --baseline=runs/ar --judge=runs/ar \\
+    --samplers=tweedie,euler --steps=4,16,64 --out=evaluations/frontier
+  sedd evaluate --infilling --checkpoint=runs/sedd --baseline=runs/ar --judge=runs/ar --out=fill
 """
 _HELDOUT_TIMES = 32
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory; of a suite, any model.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "Run directory; of a suite any model, of a frontier several with commas."
+)
 _NUM_TIMES = flags.DEFINE_integer(
   "num_times",
   None,
   f"Draws of time and noise for each block and pass; even. Default: {_HELDOUT_TIMES}, or what the "
   "protocol says.",
 )
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Blocks per call of the network.")
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Sequences per call of the network.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of times and corruptions.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 _SUITE = flags.DEFINE_string("suite", None, "Test sets to evaluate on: zero-shot.")
@@ -56,21 +67,72 @@ _TIME_SAMPLING = flags.DEFINE_enum(
 )
 _PASSES = flags.DEFINE_integer("passes", 1, "Independent passes over every block.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Of weights that have none, e.g. gpt2:FOLDER.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the estimates of a suite and its report.")
+_OUT = flags.DEFINE_string("out", None, "New folder for what is found, or one to go on with.")
 _OF_SUITES = (_PROTOCOL, _SETS, _DATA, _ESTIMATOR, _TIME_SAMPLING, _PASSES, _TOKENIZER, _OUT)
 
 
+_SAMPLES = flags.DEFINE_list("samples", [], "Files of samples to grade: .jsonl, or .txt.")
+_FRONTIER = flags.DEFINE_bool("frontier", False, "Sample in many ways, and grade them all.")
+_INFILLING = flags.DEFINE_bool("infilling", False, "Fill in held-out text, and grade that.")
+_JUDGE = flags.DEFINE_string("judge", None, "Autoregressive run, folder or hub id of GPT-2.")
+_JUDGE_TOKENIZER = flags.DEFINE_string("judge_tokenizer", None, "gpt2:FOLDER, where it has none.")
+_REFERENCE = flags.DEFINE_string("reference", "", "Real text: a run or files; else the judge's.")
+_LENGTH = flags.DEFINE_integer("length", None, "Tokens of the judge's that samples are cut to.")
+_BASELINE = flags.DEFINE_string("baseline", None, "Autoregressive model to compare with.")
+_SAMPLERS = flags.DEFINE_list("samplers", ["tweedie"], "Of a frontier; of infilling the first.")
+_STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64"], "Of a frontier; the last else.")
+_TEMPERATURES = flags.DEFINE_list("temperatures", ["0.6", "0.8", "0.9", "1"], "Of the baseline.")
+_NUM = flags.DEFINE_integer("num", 256, "Samples of each way, or rows to fill in.")
+_OF_STUDIES = (
+  _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _LENGTH, _BASELINE, _SAMPLERS, _STEPS, _TEMPERATURES, _NUM,
+)  # fmt: skip
+
+
 def main() -> None:
-  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
-  for flag in (_NUM_TIMES, _BATCH):
+  for flag in (_NUM_TIMES, _BATCH, _NUM):
     if flag.value is not None and flag.value < 1:
       raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
   if (_NUM_TIMES.value or 0) % 2:
     raise ValueError(f"--num_times={_NUM_TIMES.value} must be even")
+  modes = [flag for flag in (_SUITE, _SAMPLES, _FRONTIER, _INFILLING) if flag.value]
+  if len(modes) > 1:
+    raise ValueError(f"{' and '.join(f'--{flag.name}' for flag in modes)}: one at a time")
+  if modes and modes[0] is not _SUITE:
+    foreign = (_PROTOCOL, _SETS, _DATA, _ESTIMATOR, _TIME_SAMPLING, _PASSES, _NUM_TIMES)
+    if given := [f"--{flag.name}" for flag in foreign if flag.present]:
+      raise ValueError(f"{', '.join(given)}: of bounds, not of --{modes[0].name}")
+    study.show(_study(modes[0].name), as_json=_JSON.value)
+    return
+  if given := [f"--{flag.name}" for flag in _OF_STUDIES if flag.present]:
+    raise ValueError(f"{', '.join(given)}: of --samples, --frontier and --infilling only")
+  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   if _SUITE.value is None:
     _heldout(checkpoint)
   else:
     suite.show(suite.evaluate(_request(checkpoint, _SUITE.value)), as_json=_JSON.value)
+
+
+def _study(mode: str) -> dict:
+  request = study.Request(
+    checkpoints=[] if _CHECKPOINT.value is None else _CHECKPOINT.value.split(","),
+    tokenizer=_TOKENIZER.value,
+    samples=_SAMPLES.value,
+    judge=_JUDGE.value,
+    judge_tokenizer=_JUDGE_TOKENIZER.value,
+    reference=_REFERENCE.value,
+    length=_LENGTH.value,
+    baseline=_BASELINE.value,
+    samplers=_SAMPLERS.value,
+    steps=study.numbers("steps", _STEPS.value, int),
+    temperatures=study.numbers("temperatures", _TEMPERATURES.value, float),
+    num=_NUM.value,
+    batch_size=_BATCH.value,
+    seed=_SEED.value,
+    out=_OUT.value,
+  )
+  return {"samples": study.samples, "frontier": study.frontier, "infilling": study.infilling}[mode](
+    request
+  )
 
 
 def _request(checkpoint: str, name: str) -> suite.Request:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion.numerics import as_float
 
+# How draws are made, for reports: figures of samples depend on it.
+PRECISION = "float32 Gumbel races in two levels, mode='high': unbiased to 31.9 nats"
 # About the root of GPT-2's vocabulary.
 _GROUP = 256
 

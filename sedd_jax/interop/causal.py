@@ -119,7 +119,7 @@ class CausalModel(LanguageModel):
       )
     if best_of != 1:
       raise ValueError(f"best_of={best_of} must be 1 for an autoregressive model")
-    self.said(settings)
+    self.check(settings)
     started = time.monotonic()
     root = jax.random.key(seed)
     keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
@@ -147,7 +147,7 @@ class CausalModel(LanguageModel):
       calls_by_frame=np.arange(len(frames), dtype=np.int64),
     )
 
-  def said(self, settings: SamplerSettings) -> dict[str, Any]:
+  def check(self, settings: SamplerSettings) -> None:
     default = SamplerSettings()
     if other := [
       f"{field.name}={getattr(settings, field.name)!r}"
@@ -159,6 +159,8 @@ class CausalModel(LanguageModel):
         f"{', '.join(other)}: an autoregressive model makes one token after the other; it has "
         f"{', '.join(_SETTINGS)}"
       )
+
+  def said(self, settings: SamplerSettings) -> dict[str, Any]:
     return {"sampler": "autoregressive"} | {name: getattr(settings, name) for name in _SETTINGS}
 
   def _decoded(

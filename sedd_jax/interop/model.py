@@ -106,6 +106,11 @@ class LanguageModel:
     """Of the bound on text, from so many draws, for a `BoundEstimator`."""
     raise NotImplementedError
 
+  def check(self, settings: SamplerSettings) -> None:
+    """Raises:
+    ValueError: this model cannot be sampled so."""
+    raise NotImplementedError
+
   def said(self, settings: SamplerSettings) -> dict[str, Any]:
     """Of the settings, those that say how samples of this model came about."""
     return {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
@@ -316,6 +321,9 @@ class Model(LanguageModel):
         seconds=best.seconds + other.seconds,
       )
     return best
+
+  def check(self, settings: SamplerSettings) -> None:
+    settings.sampling(self.network.process, self.noise)
 
   def estimate(self, num_times: int) -> Estimate:
     return diffusion_estimate(self.network, self.noise, num_times=num_times)

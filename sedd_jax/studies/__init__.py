@@ -1,0 +1,1 @@
+"""Comparisons of whole models: their samples before a judge, frontiers, infilling."""
