@@ -3,7 +3,8 @@
 A Llama (RMS norms, rotary positions on neighbouring features, grouped keys and values, gated MLP)
 in llama2.c's first file format, with its tokenizer: ../shared/data/README.md. It has the members
 that `evaluation/judge.py` asks of a network, in jax, and draws samples with their log likelihood in
-numpy, so that the two check each other.
+numpy, so that the two check each other. `python tests/stories.py` prints the table of
+docs/quality.md.
 
 B: sequences, L: positions, D: width, H: heads, G: heads of keys and values, K: head width.
 """
@@ -69,9 +70,10 @@ class Stories:
     found = jnp.take_along_axis(log_prob_BLV, tokens[:, 1:, None], axis=-1)[:, :, 0]
     return jnp.pad(found, ((0, 0), (1, 0)))
 
-  def sample(self, params, num, length, seed=0):
+  def sample(self, params, num, length, seed=0, temperature=1.0):
     """Stories as they come: tokens behind BOS int32[num, length], and their log likelihoods in nats
-    float64[num], added up in float64 as they are drawn. The next story may begin in the same row.
+    float64[num] at temperature 1, added up in float64 as they are drawn. The next story may begin
+    in the same row.
     """
     weights = {name: np.asarray(x, np.float64) for name, x in params.items()}
     rng = np.random.default_rng(seed)
@@ -109,7 +111,9 @@ class Stories:
       logits = norm(h, weights["norm"]) @ weights["embedding"].T
       p = np.exp(logits - logits.max(axis=-1, keepdims=True))
       p /= p.sum(axis=-1, keepdims=True)
-      drawn = np.sum(np.cumsum(p, axis=-1) < rng.random(num)[:, None], axis=-1)
+      law = p ** (1 / temperature)
+      law /= law.sum(axis=-1, keepdims=True)
+      drawn = np.sum(np.cumsum(law, axis=-1) < rng.random(num)[:, None], axis=-1)
       token = np.minimum(drawn, self.vocab_size - 1)
       log_likelihood += np.log(p[np.arange(num), token])
       found[:, position] = token
@@ -216,3 +220,48 @@ def _rotated(z_BLHK):
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
   return turned.reshape(z_BLHK.shape)
+
+
+def _table(num=1000, length=96):
+  """What the metrics say of real samples and of what is none."""
+  from sedd_jax.evaluation.judge import Judge
+  from sedd_jax.evaluation.mauve import mauve
+  from sedd_jax.evaluation.quality import quality, verdict
+
+  shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "stories260K"
+  network, params, tokenizer = load_stories(shared)
+  judge = Judge(network, params, batch_size=100)
+  rng = np.random.default_rng(0)
+  reference, own = (network.sample(params, num, length, seed=seed)[0] for seed in (1, 2))
+  again = next(i for i in range(network.vocab_size) if tokenizer.decode([i]) == "ittle")
+  cold, greedy, hot = (
+    network.sample(params, num, length, seed=3, temperature=t)[0] for t in (0.7, 0.01, 1.3)
+  )
+  sets = {
+    "the model's own samples": own,
+    "at temperature 0.7": cold,
+    "at temperature 1.3": hot,
+    "at temperature 0.01": greedy,
+    "own samples, tokens shuffled in each": rng.permuted(own, axis=1),
+    "one token again and again": np.full_like(own, again),
+    "tokens drawn evenly": rng.integers(3, network.vocab_size, own.shape),
+    "half the text, half one token": np.concatenate([own[::2], np.full_like(own[::2], again)]),
+  }
+  nats, features = judge.nats(reference), judge.features(reference)
+  print("| samples | perplexity | token entropy | repetition | novelty | MAUVE | verdict |")
+  print("|---|---|---|---|---|---|---|")
+  for name, rows in sets.items():
+    found, theirs = quality(rows), judge.nats(rows)
+    word = verdict(
+      rows, reference, nats=theirs.per_token, reference_nats=nats.per_token
+    ).word  # fmt: skip
+    near = mauve(judge.features(rows), features)
+    print(
+      f"| {name} | {theirs.perplexity()[0]:.2f} ± {theirs.perplexity()[1]:.2f} "
+      f"| {found.token_entropy:.3f} | {found.repetition:.3f} | {found.novelty:.3f} "
+      f"| {near.mauve:.3f} ± {near.mauve_spread:.3f} | {word} |"
+    )
+
+
+if __name__ == "__main__":
+  _table()

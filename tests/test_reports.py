@@ -26,6 +26,7 @@ from sedd_jax.reports.tables import (
   settings_table,
 )
 from sedd_jax.reports.write import write_report
+from sedd_jax.studies.samples import REAL
 
 NASTY = '</pre><script>alert("x")</script> & | `` <b>'
 WHEN = {"made": 1.7e9, "version": "1.2.3"}
@@ -309,6 +310,55 @@ def test_a_line_of_a_frontier_runs_along_one_setting(tmp_path):
     ("temperature 1", [16, 64]),
     ("temperature 0.5", [16, 64]),
   ]
+
+
+def test_a_run_that_diverged_is_shown(tmp_path):
+  """Python writes NaN and Infinity into JSON, and reads them."""
+  run = make_run(tmp_path / "run")
+  make_run(tmp_path / "well")
+  for name in ("metrics.jsonl", "evaluation.json"):
+    text = (run / name).read_text()
+    (run / name).write_text(re.sub(r'("(heldout_bits|train)[a-z_]*": )[-\d.]+', r"\1NaN", text))
+  report = collect([tmp_path])
+  assert "nan" in run_table(report).rows[0]
+  page = page_of(report, **WHEN)
+  assert "NaN" not in page
+  assert page.count(">nan<") == 2
+  path = tmp_path / "report.json"
+  write_report(report, path, **WHEN)
+  assert json.loads(path.read_text())["runs"][0]["found"]["bound"]["bits_per_char_strict"] is None
+
+
+def test_a_frontier_with_a_baseline_and_real_text(tmp_path):
+  """As `sedd evaluate --frontier` writes it: steps along one line, temperatures along the other."""
+  rows = [
+    {"label": "sedd", "sampler": "tweedie", "steps": s, "temperature": 1.0, "calls": s + 1.0,
+     "perplexity": 50.0 + 100 / s, "token_entropy": 4.0 - 1 / s, "verdict": "poor"}
+    for s in (64, 16)
+  ] + [
+    {"label": "ar", "sampler": "cached", "steps": None, "temperature": t, "calls": 128.0,
+     "perplexity": 40.0 * t, "token_entropy": 3 + t, "verdict": "like text"}
+    for t in (1.0, 0.8)
+  ]  # fmt: skip
+  real = {"label": REAL, "calls": None, "perplexity": 35.0, "token_entropy": 4.1}
+  said = ["sedd, tweedie: not as good as ar"]
+  folder = make_result(tmp_path / "f", "frontier", [*rows, real], headline=said)
+  report = collect([folder])
+  diversity, cost = result_figures(report.results[0])
+  assert [(s.name, [p.label for p in s.points]) for s in diversity.series] == [
+    ("sedd, tweedie", ["16", "64"]),
+    ("ar, cached", ["0.8", "1"]),
+    (REAL, [""]),
+  ]
+  assert [s.name for s in cost.series] == ["sedd, tweedie", "ar, cached"]
+  assert list(cost.levels) == [(REAL, 35.0)]
+  assert "steps, temperature" in diversity.note
+  for text in (page_of(report, **WHEN), markdown_of(report, **WHEN)):
+    assert said[0] in text
+  assert said[0] in sedd("report", folder).stdout
+  found = json.loads((folder / "evaluation.json").read_text())
+  (folder / "evaluation.json").write_text(json.dumps(found | {"headline": "x"}))
+  assert "headline must be a list" in collect([folder]).faults[0]
 
 
 # Charts.

@@ -40,10 +40,15 @@ def main() -> None:
   report = collect([Path(path).expanduser() for path in paths])
   if report.runs:
     _show(run_table(report))
-  tables = [seeds_table(report), *map(result_table, joined(report.results))]
-  for table in filter(None, tables):
+  if table := seeds_table(report):
     print(f"\n{table.title}")
     _show(table)
+  for result in joined(report.results):
+    table = result_table(result)
+    print(f"\n{table.title}")
+    _show(table)
+    for line in result.headline:
+      print(wrap(line, sys.stdout))
   for name, fault in report.problems:
     print(wrap(f"{name}: {fault}" if name else fault, sys.stdout))
   if out is not None:

@@ -154,13 +154,7 @@ def statistics(samples: Sequences) -> dict[str, np.ndarray]:
   Raises:
     ValueError: there are no samples, or one is empty or holds negative ids or no integers.
   """
-  tokens, of_sample = _joined(samples)
-  lengths = np.bincount(of_sample)
-  return {
-    "token_entropy": _token_entropy(tokens, of_sample, lengths),
-    "repetition": _repetition(tokens, of_sample, lengths),
-    "novelty": _novelty(tokens, of_sample, len(lengths)),
-  }
+  return _within(*_joined(samples)) | {"novelty": _novelty(*_joined(samples))}
 
 
 def verdict(
@@ -195,15 +189,13 @@ def verdict(
     )
   if len(reference) < _FEWEST_ROWS:
     raise ValueError(f"{len(reference)} rows of reference text: {_FEWEST_ROWS} at least are needed")
-  of_samples, of_reference = statistics(samples), statistics(reference)
+  of_samples, of_reference = _within(*ours), _within(*theirs)
   # It depends on how many there are, so that rows are taken in groups of as many as samples.
   size = min(len(samples), len(reference))
-  of_samples["novelty"] = statistics(samples[:size])["novelty"]
+  of_samples["novelty"] = _novelty(*_joined(samples[:size]))
+  firsts = range(0, len(reference) - size + 1, size)
   of_reference["novelty"] = np.concatenate(
-    [
-      statistics(reference[first : first + size])["novelty"]
-      for first in range(0, len(reference) - size + 1, size)
-    ]
+    [_novelty(*_joined(reference[first : first + size])) for first in firsts]
   )
   if (nats is None) != (reference_nats is None):
     raise ValueError("nats and reference_nats belong together: give both or none")
@@ -218,6 +210,15 @@ def verdict(
     of_reference["nats_per_token"] = np.asarray(reference_nats, np.float64)
   ranges = tuple(_range(name, of_samples[name], of_reference[name]) for name in of_samples)
   return Verdict(word=_word(ranges), ranges=ranges)
+
+
+def _within(tokens: np.ndarray, of_sample: np.ndarray) -> dict[str, np.ndarray]:
+  """The statistics of each sample by itself."""
+  lengths = np.bincount(of_sample)
+  return {
+    "token_entropy": _token_entropy(tokens, of_sample, lengths),
+    "repetition": _repetition(tokens, of_sample, lengths),
+  }
 
 
 def _word(ranges: Sequence[Range]) -> str:
@@ -302,7 +303,8 @@ def _repetition(tokens: np.ndarray, of_sample: np.ndarray, lengths: np.ndarray) 
   return np.bincount(of_sample, weights=covered, minlength=len(lengths)) / lengths
 
 
-def _novelty(tokens: np.ndarray, of_sample: np.ndarray, num: int) -> np.ndarray:
+def _novelty(tokens: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
+  num = int(of_sample[-1]) + 1
   grams, place = _grams(tokens, of_sample, _SHARED)
   if not len(grams):
     return np.ones(num)

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sedd_jax.reports.chart import Chart, Dot, Dots, Point, Series
+from sedd_jax.reports.chart import COLOURS, Chart, Dot, Dots, Point, Series
 from sedd_jax.reports.numbers import cell, number, with_error
 from sedd_jax.reports.report import Report, groups
 from sedd_jax.reports.result import MODEL_FIELDS, STDERR, Result
 from sedd_jax.reports.run import Run
 from sedd_jax.reports.tables import heading
+from sedd_jax.studies.samples import REAL
 
 _STRICT = "heldout_bits_per_char_strict"
 # Means of the training loss along a curve.
@@ -63,7 +64,7 @@ def run_figures(report: Report) -> list[Chart | Dots]:
     )
   rows: dict[str, list[Dot]] = {}
   for kind, run in runs:
-    if run.bound:
+    if run.bound and _is(run.bound["bits_per_char_strict"]):
       rows.setdefault(run.group, []).extend(_bounds(run, kind))
   if rows:
     figures.append(
@@ -160,7 +161,7 @@ def _bounds(run: Run, kind: int) -> list[Dot]:
   strict, stderr = run.bound["bits_per_char_strict"], run.bound["bits_per_char_strict_stderr"]
   said = f"{run.name}, strict: {with_error(strict, stderr)}"
   dots = [Dot(kind=kind, x=strict, stderr=stderr, title=said)]
-  if not run.exact:
+  if not run.exact and _is(run.bound["bits_per_char_paper"]):
     paper, stderr = run.bound["bits_per_char_paper"], run.bound["bits_per_char_paper_stderr"]
     said = f"{run.name}, paper: {with_error(paper, stderr)}"
     dots.append(Dot(kind=kind, x=paper, stderr=stderr, title=said, hollow=True))
@@ -213,8 +214,7 @@ def _frontier(
   swept: Sequence[str],
   known: Mapping[str, int],
 ) -> Chart | None:
-  """A line for each combination of words and settings in the rows but one, along which it runs; or
-  None where nothing varies.
+  """Lines along one setting each, or None where nothing varies.
 
   Args:
     axes: the fields across and up.
@@ -222,46 +222,71 @@ def _frontier(
   """
   across, quality = axes
   logs = {across: across in _CALLS, quality: "perplexity" in quality}
-  rows = [
-    row
-    for row in rows
-    if all(_is(row.get(name)) and (row[name] > 0 or not logs[name]) for name in axes)
-  ]
-  if len({row[across] for row in rows}) < 2:
+
+  def drawn(row: Mapping[str, Any], name: str) -> bool:
+    return _is(row.get(name)) and (row[name] > 0 or not logs[name])
+
+  placed = [row for row in rows if drawn(row, across) and drawn(row, quality)]
+  if len({row[across] for row in placed}) < 2:
     return None
-  varying = [name for name in swept if len({row.get(name) for row in rows}) > 1]
-  along, others = (varying[0], varying[1:]) if varying else (None, [])
-  # Settings that go with the one along the line are not lines of their own.
-  others = [name for name in others if not _follows(rows, name, along)]
-  words = _words(rows)
-  lines: dict[tuple[str, str], list[Point]] = {}
-  for row in sorted(rows, key=lambda row: _number(row.get(along or across))):
-    said = [str(row[word]) for word in words if row.get(word) is not None]
-    said += [f"{heading(name)} {cell(row.get(name))}" for name in others]
-    name, stderr = ", ".join(said), _stderr(row, quality)
-    label = "" if along is None else cell(row.get(along))
-    hint = f"{name or 'samples'}: {heading(quality)} {with_error(row[quality], stderr)}, "
-    hint += f"{heading(across)} {number(row[across])}"
-    hint += f", {heading(along)} {label}" if along else ""
-    point = Point(x=row[across], y=row[quality], stderr=stderr, label=label, title=hint)
-    lines.setdefault((_model(row), name), []).append(point)
-  kinds = _kinds([model for model, _ in lines], known)
+  lines = _lines([row for row in placed if _model(row) != REAL], rows, swept)
+  kinds = _kinds([_model(line[0]) for _, _, line in lines], known)
+  series = [
+    Series(name=name, kind=kind, points=[_point(row, name, axes, along) for row in line])
+    for kind, (name, along, line) in zip(kinds, lines, strict=True)
+  ]
+  real = [row for row in rows if _model(row) == REAL and drawn(row, quality)]
+  if points := [_point(row, REAL, axes, None) for row in real if row in placed]:
+    series.append(Series(name=REAL, kind=COLOURS - 1, points=points))
+  along = dict.fromkeys(heading(name) for _, name, _ in lines if name is not None)
   note = f"{result.title}. Bars: two standard errors either way."
-  note += f" Beside the marks: {heading(along)}." if along else ""
+  note += f" Beside the marks: {', '.join(along)}." if along else ""
   if across in _ENTROPY and logs[quality]:
     note += " A low perplexity counts for something at the entropy of real text only."
   return Chart(
     title=title,
     x_label=_named_axis(across, logs[across]),
     y_label=_named_axis(quality, logs[quality]),
-    series=[
-      Series(name=name, kind=kind, points=points)
-      for kind, ((_, name), points) in zip(kinds, lines.items(), strict=True)
-    ],
+    series=series,
+    levels=[(REAL, row[quality]) for row in real if row not in placed],
     log_x=logs[across],
     log_y=logs[quality],
     note=note,
   )
+
+
+def _lines(
+  rows: Sequence[Mapping[str, Any]], of: Sequence[Mapping[str, Any]], swept: Sequence[str]
+) -> list[tuple[str, str | None, list[Mapping[str, Any]]]]:
+  """(name, the setting along which it runs, its rows) of each line: rows with the same words, cut
+  further by the settings that vary among them beside one."""
+  words = _words(of)
+  same: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+  for row in rows:
+    said = tuple(str(row[word]) for word in words if row.get(word) is not None)
+    same.setdefault(said, []).append(row)
+  found = []
+  for said, group in same.items():
+    varying = [name for name in swept if len({row.get(name) for row in group}) > 1]
+    along = varying[0] if varying else None
+    # Settings that go with the one along the line make no lines of their own.
+    others = [name for name in varying[1:] if not _follows(group, name, along)]
+    cuts: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in sorted(group, key=lambda row: _number(row.get(along or ""))):
+      beside = tuple(f"{heading(name)} {cell(row.get(name))}" for name in others)
+      cuts.setdefault(beside, []).append(row)
+    found += [(", ".join([*said, *beside]), along, line) for beside, line in cuts.items()]
+  return found
+
+
+def _point(row: Mapping[str, Any], name: str, axes: tuple[str, str], along: str | None) -> Point:
+  across, quality = axes
+  stderr = _stderr(row, quality)
+  label = "" if along is None else cell(row.get(along))
+  said = f"{name or 'samples'}: {heading(quality)} {with_error(row[quality], stderr)}, "
+  said += f"{heading(across)} {number(row[across])}"
+  said += f", {heading(along)} {label}" if along else ""
+  return Point(x=row[across], y=row[quality], stderr=stderr, label=label, title=said)
 
 
 def _kinds(models: Sequence[str], known: Mapping[str, int]) -> list[int]:

@@ -26,6 +26,8 @@ def markdown_of(report: Report, *, made: float, version: str) -> str:
     parts += [_table(t) for t in (seeds_table(report), settings_table(report)) if t]
   for result in joined(report.results):
     parts.append(_table(result_table(result)))
+    if result.headline:
+      parts.append("\n".join(f"- {_text(line)}" for line in result.headline))
   if any(run.samples for run in report.runs):
     parts.append("## Samples")
   for run in report.runs:

@@ -92,6 +92,9 @@ def _sections(report: Report) -> Iterator[str]:
 
 
 def _result(result: Result, kinds: Mapping[str, int]) -> Iterator[str]:
+  if result.headline:
+    items = "".join(f"<li>{_text(line)}</li>" for line in result.headline)
+    yield f'<div class="card"><ul class="headline">{items}</ul></div>'
   yield _pair(result_figures(result, kinds))
   table = result_table(result)
   if table.columns:

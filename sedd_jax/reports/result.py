@@ -32,6 +32,7 @@ class Result:
     rows: objects of numbers and words; `x_stderr` is the standard error of `x`.
     settings: how it was made.
     points: further rows, for plots alone; `rows` are plotted where there are none.
+    headline: sentences that sum it up.
   """
 
   name: str
@@ -41,6 +42,7 @@ class Result:
   rows: Sequence[Mapping[str, Any]]
   settings: Mapping[str, Any]
   points: Sequence[Mapping[str, Any]]
+  headline: Sequence[str] = ()
 
   @property
   def title(self) -> str:
@@ -64,7 +66,7 @@ def read_result(file: Path, name: str) -> Result:
     FileNotFoundError: there is no such file.
   """
   found = _object(file)
-  kind, settings = found.get("kind"), found.get("settings", {})
+  kind, settings = found.get("kind"), found.get("settings") or {}
   if not isinstance(kind, str) or not kind:
     raise ValueError(f"{file}: kind={kind!r} must be a word, such as {', '.join(TITLES)}")
   if not isinstance(settings, Mapping):
@@ -77,6 +79,7 @@ def read_result(file: Path, name: str) -> Result:
     rows=_objects(file, found, "rows"),
     settings=settings,
     points=_objects(file, found, "points"),
+    headline=_headline(file, found),
   )
 
 
@@ -98,7 +101,7 @@ def _joined(results: Sequence[Result]) -> Result:
 
   def rows(field: str) -> list[Mapping[str, Any]]:
     return [
-      {"model": result.model}
+      ({} if any(name in row for name in MODEL_FIELDS) else {"model": result.model})
       | {name: result.settings.get(name) for name in differ if name not in MODEL_FIELDS}
       | dict(row)
       for result in results
@@ -111,6 +114,7 @@ def _joined(results: Sequence[Result]) -> Result:
     rows=rows("rows"),
     points=rows("points"),
     settings={name: value for name, (value, *_) in values.items() if name not in differ},
+    headline=list(dict.fromkeys(line for result in results for line in result.headline)),
   )
 
 
@@ -140,3 +144,10 @@ def _objects(file: Path, found: Mapping[str, Any], field: str) -> list[Mapping[s
   if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
     raise ValueError(f"{file}: {field} must be a list of objects")
   return rows
+
+
+def _headline(file: Path, found: Mapping[str, Any]) -> list[str]:
+  said = found.get("headline") or []
+  if not isinstance(said, list) or not all(isinstance(line, str) for line in said):
+    raise ValueError(f"{file}: headline must be a list of sentences")
+  return said

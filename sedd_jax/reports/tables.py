@@ -11,7 +11,7 @@ from sedd_jax.reports.result import STDERR, Result
 from sedd_jax.reports.run import Run
 
 # What is longer than this is text to read, and stands in no table.
-_LONGEST_CELL = 120
+_LONGEST_CELL = 240
 _UNITS = {"bits_per_char": "bits/char", "nats_per_token": "nats/token", "nats": "nats"}
 
 
