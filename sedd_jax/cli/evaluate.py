@@ -164,10 +164,9 @@ def _heldout(checkpoint: str) -> None:
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
   )
   blocks = dataset.heldout_rows[:]
-  estimator = BoundEstimator(
-    model.estimate(num_times),
-    batch_size=_BATCH.value,
-  )
+  # As the run itself is judged: in discrete time, where it was trained so.
+  objective = model.info["experiment"].make_objective(model.vocab_size)
+  estimator = BoundEstimator(objective.estimate(num_times), batch_size=_BATCH.value)
   bound = estimator.bound(
     model.params,
     blocks,
@@ -178,7 +177,9 @@ def _heldout(checkpoint: str) -> None:
     bound,
     heldout_entropies(dataset),
     step=model.info["step"],
-    num_times=num_times,
+    objective=model.info["experiment"].objective,
+    exact=objective.exact,
+    num_times=None if objective.exact else num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
     chars_per_token=dataset.chars_per_token,
@@ -197,14 +198,21 @@ def _table(report: dict) -> str:
       f"  bound ({name})".ljust(19) + f"{value:.4f} ± {report[f'bits_per_char_{name}_stderr']:.4f}"
     )
 
-  blocks, draws = report["blocks"], report["num_times"]
-  return f"""step {report["step"]}: {blocks} held-out blocks, {draws} draws each
-bits per character (lower is better; ± one standard error of the Monte Carlo estimate)
-{bound("strict")}
-{bound("paper")}
+  head = f"step {report['step']}: {report['blocks']} held-out blocks"
+  if report["exact"]:
+    head = f"{head}\nbits per character (lower is better; exact)"
+    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", ""
+  else:
+    head = (
+      f"{head}, {report['num_times']} draws each\n"
+      "bits per character (lower is better; ± one standard error of the Monte Carlo estimate)"
+    )
+    bounds, what = f"{bound('strict')}\n{bound('paper')}", " (strict)"
+  return f"""{head}
+{bounds}
   bigram entropy   {report["bigram_bits_per_char"]:.4f}
   unigram entropy  {report["unigram_bits_per_char"]:.4f}
-perplexity per token (strict)  {report["perplexity_per_token_strict"]:.3f}"""
+perplexity per token{what}  {report["perplexity_per_token_strict"]:.3f}"""
 
 
 def run() -> None:

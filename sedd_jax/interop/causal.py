@@ -120,7 +120,7 @@ class CausalModel(LanguageModel):
     if best_of != 1:
       raise ValueError(f"best_of={best_of} must be 1 for an autoregressive model")
     self.check(settings)
-    started = time.monotonic()
+    began = time.monotonic()
     root = jax.random.key(seed)
     keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
     made, truncation = np.array(tokens, np.int32), settings.make_truncation()
@@ -141,7 +141,7 @@ class CausalModel(LanguageModel):
       given=given,
       steps=length,
       calls=length,
-      seconds=time.monotonic() - started,
+      seconds=time.monotonic() - began,
       frames=frames,
       times=np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], batch, axis=1),
       calls_by_frame=np.arange(len(frames), dtype=np.int64),
