@@ -21,6 +21,7 @@ ARGUMENTS = [
   ("books", "base"),
   ("books", "tiny"),
   *(("peers", p) for p in ("sedd-absorb", "sedd-uniform", "mdlm", "md4", "d3pm", "udlm", "ar")),
+  *(("autophagy", f"{m},{r}") for m in ("sedd", "ar") for r in ("synthetic", "augmented", "fresh")),
   *(("openwebtext", f"{s},{p}") for s in ("small", "medium", "xl") for p in ("absorb", "uniform")),
 ]
 

@@ -85,13 +85,13 @@ def test_a_network_that_knows_nothing_has_the_perplexity_of_the_vocabulary(task,
   """At its zero start every token costs log V when it is scored, and given ones cost nothing."""
   network = network_of()
   params = jax.jit(network.init)(jax.random.key(0))
-  draws = Draws(estimator=estimator, num_times=32)
+  draws = Draws(estimator=estimator, num_times=8)
   report = scored(network, params, task, draws)
   assert abs(report["perplexity"] - 257) < 4 * report["perplexity_stderr"] + 1e-2
   if estimator == "orders":
     assert report["perplexity_stderr"] < 1e-3, "any number of masked tokens gives the same"
   else:
-    assert 1 < report["perplexity_stderr"] < 60
+    assert 1 < report["perplexity_stderr"] < 150
   assert (task.chunks.rows[-1] < 0).any()
   assert task.chunks.scored == task.chunks.found
 
@@ -280,8 +280,18 @@ def test_other_text_or_damage_is_named(whole, folder, text, tmp_path):
   done = evaluate(folder, other, f"--out={out}")
   assert done.returncode == 2
   assert "holds estimates of something else:\n  sha256: " in done.stderr
-  (out / "lambada.jsonl").write_text((out / "lambada.jsonl").read_text().replace('"row": 3', '"ro'))
-  assert "is no file of estimates" in evaluate(folder, text, f"--out={out}").stderr
+  good = (out / "lambada.jsonl").read_text()
+  for damaged, message in (
+    (good.replace('"row": 3', '"ro'), "is no file of estimates"),
+    (good.replace('"row": 3', '"row": 4'), "its rows are not 0, 1, 2"),
+    (good.replace('"low"', '"high"', 1), "is damaged: 'low'"),
+    ("".join(good.splitlines(keepends=True)[:-1]), "and the set"),
+    ("", "holds estimates of something else"),
+  ):
+    (out / "lambada.jsonl").write_text(damaged)
+    done = evaluate(folder, text, f"--out={out}")
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sedd_jax.data import load_dataset
 from sedd_jax.diffusion import TIME_SAMPLINGS
 from sedd_jax.evaluation.bounds import ESTIMATORS, BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
+from sedd_jax.interop.causal import CausalModel
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
 
@@ -186,6 +187,7 @@ def _heldout(checkpoint: str) -> None:
     corpus=dict(dataset.identity),
     seed=_SEED.value,
     checkpoint=checkpoint,
+    exact=isinstance(model, CausalModel),
   )
   print(json.dumps(report) if _JSON.value else _table(report))
 
@@ -197,14 +199,18 @@ def _table(report: dict) -> str:
       f"  bound ({name})".ljust(19) + f"{value:.4f} ± {report[f'bits_per_char_{name}_stderr']:.4f}"
     )
 
-  blocks, draws = report["blocks"], report["num_times"]
-  return f"""step {report["step"]}: {blocks} held-out blocks, {draws} draws each
-bits per character (lower is better; ± one standard error of the Monte Carlo estimate)
-{bound("strict")}
-{bound("paper")}
+  draws, error = f", {report['num_times']} draws each", "; ± one standard error of the estimate"
+  bounds = f"{bound('strict')}\n{bound('paper')}"
+  what = "strict"
+  if report["exact"]:
+    draws = error = ""
+    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", "exact"
+  return f"""step {report["step"]}: {report["blocks"]} held-out blocks{draws}
+bits per character (lower is better{error})
+{bounds}
   bigram entropy   {report["bigram_bits_per_char"]:.4f}
   unigram entropy  {report["unigram_bits_per_char"]:.4f}
-perplexity per token (strict)  {report["perplexity_per_token_strict"]:.3f}"""
+perplexity per token ({what})  {report["perplexity_per_token_strict"]:.3f}"""
 
 
 def run() -> None:

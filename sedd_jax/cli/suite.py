@@ -31,10 +31,17 @@ from sedd_jax.training import lock
 from sedd_jax.training.rundir import versions
 
 _TELL_SECONDS = 10.0
+# Of a set's result, what `sedd report` shows.
+_OF_A_ROW = (
+  "set", "split", "figure", "perplexity", "perplexity_stderr", "bits_per_char",
+  "bits_per_char_stderr", "nats_per_token", "nats_per_token_stderr", "tokens", "chunks", "seconds",
+  "status",
+)  # fmt: skip
 _FIGURES = {
   "published": "the mean over times in [1e-3, 1], as the literature reports",
   "strict": "a true upper bound (docs/math.md, section 6)",
 }
+_NO_ENDS = "all of the bound, since this estimator has no ends to leave out"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ def evaluate(request: Request) -> dict[str, Any]:
   names = _names(request.sets, sources, protocol)
   model = sedd_jax.load(request.checkpoint, tokenizer=request.tokenizer)
   draws = Draws(
-    estimator=request.estimator or ("times" if isinstance(model, Model) else "exact"),
+    estimator=request.estimator or (protocol.estimator if isinstance(model, Model) else "exact"),
     num_times=protocol.num_times if request.num_times is None else request.num_times,
     time_sampling=request.time_sampling,
   )
@@ -103,12 +110,16 @@ def evaluate(request: Request) -> dict[str, Any]:
       if done := open_folder(folder, settings, allowed=lock.FILE):
         return done
     tasks = read_tasks(protocol, names, sources, tokenizer, model.length, scores_first)
+    results = _results(scorer, protocol, tasks, request, folder)
     report = {
+      "kind": "likelihood",
       **settings,
+      "settings": {**settings, "checkpoint": request.checkpoint},
+      "rows": [{name: one[name] for name in _OF_A_ROW} for one in results],
       "checkpoint": request.checkpoint,
       "step": model.info.get("step"),
       "versions": versions(),
-      "results": _results(scorer, protocol, tasks, request, folder),
+      "results": results,
       "not_evaluated": [one.name for one in protocol.sets if one.name not in names],
     }
     if folder is not None:
@@ -157,6 +168,8 @@ def table(report: Mapping[str, Any]) -> str:
   step = "" if report["step"] is None else f", step {report['step']}"
   passes = "" if report["passes"] == 1 else f" x {report['passes']} passes"
   figure = report["results"][0]["figure"]
+  of_times = figure == "strict" or report["estimator"] == "times"
+  said = _FIGURES[figure] if of_times else _NO_ENDS
   more = []
   if report["not_evaluated"]:
     more.append(f"not evaluated: {', '.join(report['not_evaluated'])}")
@@ -165,16 +178,16 @@ def table(report: Mapping[str, Any]) -> str:
       f"WARNING: the tokens of {', '.join(other)} are not those that this protocol makes of the "
       "published text: the text is another one, and the numbers are not comparable"
     )
-  made = (
-    f"{report['estimator']} ({report['time_sampling']}), {report['num_times']} draws{passes} each"
-  )
-  errors = "; ± one standard error of the Monte Carlo estimate"
+  how = [
+    f"chunks of {report['length']} tokens; {report['estimator']} ({report['time_sampling']}), "
+    f"{report['num_times']} draws{passes} each; seed {report['seed']}",
+    f"{figure}: {said}; ± one standard error of the Monte Carlo estimate",
+  ]
   if report["estimator"] == "exact":
-    made, errors = "exact likelihood", ""
+    how = [f"chunks of {report['length']} tokens; exact likelihood of an autoregressive model"]
   return "\n".join([
     f"{report['suite']}, protocol {report['protocol']}: {report['checkpoint']}{step}",
-    f"chunks of {report['length']} tokens; {made}; seed {report['seed']}",
-    f"{figure}: {_FIGURES[figure]}{errors}",
+    *how,
     "",
     *lines,
     *more,

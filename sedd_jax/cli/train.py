@@ -1,5 +1,6 @@
 """sedd train: trains a model, or goes on with a run."""
 
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from absl import flags
 import sedd_jax
 from sedd_jax.cli import app, distributed
 from sedd_jax.cli.config import config_faults, define_config
+from sedd_jax.studies.generations import run_generations
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 from sedd_jax.training.operations import Operations
@@ -57,7 +59,10 @@ def main() -> int:
     jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   distributed.join()
-  return train(experiment, Path(workdir).expanduser(), operations, load=sedd_jax.load)
+  folder = Path(workdir).expanduser()
+  if experiment.generations.count:
+    return run_generations(experiment, folder, operations, functools.partial(print, flush=True))
+  return train(experiment, folder, operations, load=sedd_jax.load)
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

@@ -183,8 +183,11 @@ def estimate_rows(
     file = None
     if folder is not None:
       file = stack.enter_context(RowFile(folder / f"{name}.jsonl", header))
-      if file.whole and len(file.there) != len(rows):
-        raise ValueError(f"{folder / name}.jsonl is damaged: it has {len(file.there)} rows")
+      if len(file.there) > len(rows) or (file.whole and len(file.there) < len(rows)):
+        raise ValueError(
+          f"{folder / name}.jsonl is damaged: it has {len(file.there)} rows, and the set has "
+          f"{len(rows)}"
+        )
       if len(file.there):
         parts.append(file.there)
     done = sum(map(len, parts))

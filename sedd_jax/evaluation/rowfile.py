@@ -3,6 +3,7 @@
 G: independent estimates of each row.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -119,16 +120,22 @@ class RowFile:
       raise ValueError(
         f"{self._file.name} holds estimates of something else:\n" + "\n".join(changed)
       )
-    rows = lines[1:]
-    if [row.get("row") for row in rows] != list(range(len(rows))):
-      raise ValueError(f"{self._file.name} is damaged: its rows are not 0, 1, 2, ...")
-    columns: list[Any] = [np.array([row[name] for row in rows]).T for name in _NAMES]
-    if not rows:
-      columns = [np.zeros((0, 0)) for _ in _NAMES]
+    try:
+      return self._joined(lines[1:])
+    except (KeyError, TypeError, ValueError) as error:
+      raise ValueError(f"{self._file.name} is damaged: {error}") from error
+
+  @staticmethod
+  def _joined(rows: list[Any]) -> Estimates:
+    if [row["row"] for row in rows] != list(range(len(rows))):
+      raise ValueError("its rows are not 0, 1, 2, ...")
+    columns: list[Any] = [np.zeros((0, 0)) for _ in _NAMES]
+    if rows:
+      columns = [np.array([row[name] for row in rows], np.float64).T for name in _NAMES]
     return Estimates(terms=Terms(*columns), seconds=sum(row["seconds"] for row in rows))
 
   def _parsed(self, line: bytes) -> Any:
-    try:
-      return json.loads(line)
-    except ValueError:
-      raise ValueError(f"{self._file.name} is no file of estimates: {line[:80]!r}") from None
+    with contextlib.suppress(ValueError):
+      if isinstance(found := json.loads(line), dict):
+        return found
+    raise ValueError(f"{self._file.name} is no file of estimates: {line[:80]!r}")

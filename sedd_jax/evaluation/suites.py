@@ -1,7 +1,7 @@
 """Zero-shot protocols as data: which text, how it is cut into chunks, and which number is reported.
 
-Perplexities of one model differ by several percent between the protocols in use, so each is kept as
-it was done, by name; docs/evaluation.md compares them.
+One model has another perplexity under each protocol in use, so each is kept as it was done, by
+name; docs/evaluation.md compares them.
 
   sedd    as SEDD's paper describes it (section 5.3 of arXiv:2310.16834) and the evaluation code of
           RADD does it (ML-GSAI/RADD, data.py and evaluation_modeling.py): five sets, WikiText-2 on
@@ -60,6 +60,7 @@ class Protocol:
     figure: what is reported first: `published`, the mean over times in [1e-3, 1] without the ends
       of the integral, as the literature has it; or `strict`, the true bound.
     num_times: draws for each chunk, by default.
+    estimator: by default, a name in `evaluation.bounds.ESTIMATORS`.
   """
 
   name: str
@@ -67,6 +68,7 @@ class Protocol:
   chunking: Chunking
   figure: Figure
   num_times: int
+  estimator: str = "times"
 
   def set_of(self, name: str) -> TestSet:
     """The set of that name.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data import Dataset, from_json, load_dataset
+from sedd_jax.data import Dataset, Tokenizer, from_json, load_dataset
 from sedd_jax.data.faults import describe
 from sedd_jax.data.rows import spread
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
@@ -51,6 +51,7 @@ def train(
   workdir: Path,
   operations: Operations = Operations(),
   load: Load | None = None,
+  tokenizer: Tokenizer | None = None,
 ) -> int:
   """Runs an experiment, or goes on with it where its last checkpoint is.
 
@@ -59,6 +60,7 @@ def train(
     workdir: the run directory; made if it is not there. All processes must see the same one.
     operations: how to watch it.
     load: reads the model that `init_from` names: `sedd_jax.load`.
+    tokenizer: of a new run, where it is not to be made from its text.
 
   Returns:
     0 when the last step is done; 128 + the signal's number when one ended the run after a save.
@@ -79,11 +81,12 @@ def train(
   mesh = mesh_of(experiment)
   before = rundir.find_run(workdir, experiment)
   beginning = Beginning(experiment, load)
-  tokenizer = rundir.read_json(workdir, rundir.TOKENIZER)
+  if (own := rundir.read_json(workdir, rundir.TOKENIZER)) is not None:
+    tokenizer = from_json(own)
   dataset = load_dataset(
     experiment.data,
     expected=rundir.read_json(workdir, rundir.CORPUS),
-    tokenizer=beginning.tokenizer() if tokenizer is None else from_json(tokenizer),
+    tokenizer=tokenizer or beginning.tokenizer(),
   )
   if before is None:
     beginning.check(dataset.tokenizer)
@@ -324,12 +327,12 @@ class Reporter:
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
-    what, value = "loss" if self._exact else "bound", line["heldout_bits_per_char_strict"]
-    return (
-      f"step {step} held-out {what} {value:.3f} "
-      f"± {line['heldout_bits_per_char_strict_stderr']:.3f} bits/char "
-      f"(bigram {self.entropies['bigram']:.3f})"
-    )
+    found = f"{line['heldout_bits_per_char_strict']:.3f}"
+    if self._exact:
+      what = "cross entropy"
+    else:
+      what, found = "bound", f"{found} ± {line['heldout_bits_per_char_strict_stderr']:.3f}"
+    return f"step {step} held-out {what} {found} bits/char (bigram {self.entropies['bigram']:.3f})"
 
   def _metrics(self, params: Params, numbers: np.ndarray, passes: int) -> dict[str, float]:
     bound = self._estimator.bound(
