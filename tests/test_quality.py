@@ -113,6 +113,18 @@ def test_what_is_no_text_is_named(text):
   assert sides(mixed)["token_entropy"] == "high", "noise and loops do not make up for each other"
 
 
+def test_text_that_repeats_nothing_is_no_worse_for_that(text):
+  """The reference repeats itself and phrases of its other rows; the samples do not."""
+  theirs = text[1::2].copy()
+  theirs[:, :60] = theirs[0, :60]
+  theirs[:, 60:90] = theirs[:, 90:120]
+  found = verdict(text[::2], theirs)
+  ranges = {r.name: r for r in found.ranges}
+  assert ranges["novelty"].above > 0.5
+  assert ranges["repetition"].below > 0.5
+  assert found.word == "like text"
+
+
 def test_the_verdict_with_a_judge(text):
   """Nats under a judge: below those of text is degenerate, above is poor."""
   rng = np.random.default_rng(0)

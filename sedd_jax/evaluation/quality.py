@@ -24,6 +24,14 @@ _QUANTILES = (0.01, 0.99)
 _FEWEST_ROWS = 50
 # A share of samples beyond one end of the range that real text, with 1 %, does not have.
 _MOST_OUTSIDE = 0.25
+# The ends of a range beyond which something is wrong. Text that never repeats itself, nor phrases
+# of other texts, is no worse for that.
+_FAULTS = {
+  "token_entropy": ("low", "high"),
+  "repetition": ("high",),
+  "novelty": ("low",),
+  "nats_per_token": ("low", "high"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,10 +91,11 @@ class Range:
 
   @property
   def side(self) -> str | None:
-    """`low` or `high` where more than a quarter of the samples lies out there, else None."""
-    if max(self.below, self.above) <= _MOST_OUTSIDE:
-      return None
-    return "low" if self.below >= self.above else "high"
+    """`low` or `high` where more than a quarter of the samples lies out there and that is a fault,
+    else None."""
+    shares = {"low": self.below, "high": self.above}
+    outside = {side: shares[side] for side in _FAULTS[self.name] if shares[side] > _MOST_OUTSIDE}
+    return max(outside, key=outside.__getitem__, default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +103,9 @@ class Verdict:
   """Whether samples could be text.
 
   Attributes:
-    word: `degenerate` where more than a quarter of the samples lies beyond the range of real text
-      in a statistic of their tokens, or is likelier under the judge than real text is; else `poor`
-      where more than a quarter is less likely than real text; else `like text`.
+    word: `degenerate` where more than a quarter of the samples has less or more token entropy than
+      real text, more repetition or less novelty, or is likelier under the judge than real text is;
+      else `poor` where more than a quarter is less likely than real text; else `like text`.
     ranges: each statistic.
   """
 

@@ -263,7 +263,8 @@ def _lines(
   words = _words(of)
   same: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
   for row in rows:
-    said = tuple(str(row[word]) for word in words if row.get(word) is not None)
+    # A sampler may be called as its model is.
+    said = tuple(dict.fromkeys(str(row[word]) for word in words if row.get(word) is not None))
     same.setdefault(said, []).append(row)
   found = []
   for said, group in same.items():

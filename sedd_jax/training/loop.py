@@ -327,12 +327,12 @@ class Reporter:
 
   def describe(self, step: int, line: dict[str, float]) -> str:
     """One line about a bound."""
-    what, value = "loss" if self._exact else "bound", line["heldout_bits_per_char_strict"]
-    return (
-      f"step {step} held-out {what} {value:.3f} "
-      f"± {line['heldout_bits_per_char_strict_stderr']:.3f} bits/char "
-      f"(bigram {self.entropies['bigram']:.3f})"
-    )
+    found = f"{line['heldout_bits_per_char_strict']:.3f}"
+    if self._exact:
+      what = "cross entropy"
+    else:
+      what, found = "bound", f"{found} ± {line['heldout_bits_per_char_strict_stderr']:.3f}"
+    return f"step {step} held-out {what} {found} bits/char (bigram {self.entropies['bigram']:.3f})"
 
   def _metrics(self, params: Params, numbers: np.ndarray, passes: int) -> dict[str, float]:
     bound = self._estimator.bound(
