@@ -273,13 +273,14 @@ def test_a_folder_of_something_else_is_refused(folder, text, tmp_path):
 def test_other_text_or_damage_is_named(whole, folder, text, tmp_path):
   out = tmp_path / "out"
   out.mkdir()
-  for name in ("settings.json", "lambada.jsonl"):
+  for name in ("settings.json", "lambada.jsonl", "evaluation.json"):
     (out / name).write_bytes((whole[0] / name).read_bytes())
   other = tmp_path / "other.jsonl"
   other.write_text(text.read_text().replace("says", "told"))
   done = evaluate(folder, other, f"--out={out}")
   assert done.returncode == 2
   assert "holds estimates of something else:\n  sha256: " in done.stderr
+  (out / "evaluation.json").unlink()
   good = (out / "lambada.jsonl").read_text()
   for damaged, message in (
     (good.replace('"row": 3', '"ro'), "is no file of estimates"),

@@ -81,7 +81,10 @@ def test_a_table_says_perplexity_with_entropy_and_why_samples_are_bad(runs, real
   other = sedd(*arguments, "--seed=1")
   assert other.returncode == 2
   assert "seed: 0 -> 1" in other.stderr
-  write_samples(file, ["abab" * 8] * 40)
+  assert "mauve" not in report["rows"][1], "of 40 texts it says nothing"
+  assert "mauve" in report["rows"][0]
+  write_samples(file, ["abab" * 8])
+  assert sedd(*arguments[:3]).returncode == 0, "one sample is graded too"
   changed = sedd(*arguments)
   assert changed.returncode == 2
   assert "samples: " in changed.stderr

@@ -80,6 +80,7 @@ def evaluate(request: Request) -> dict[str, Any]:
   )
   if request.passes < 1:
     raise ValueError(f"--passes={request.passes} must be at least 1")
+  sources = {name: sources.get(name, protocol.set_of(name).source) for name in names}
   tokenizer = _tokenizer(model, request.checkpoint)
   scorer = make_scorer(
     model.network,
@@ -107,7 +108,9 @@ def evaluate(request: Request) -> dict[str, Any]:
     if request.out is not None:
       folder = Path(request.out)
       stack.enter_context(lock.FolderLock(folder, _say, "--out"))
-      if done := open_folder(folder, settings, allowed=lock.FILE):
+      done = open_folder(folder, settings, allowed=lock.FILE)
+      # Text from another place may be another one: then the rows say whether it is.
+      if done and all(one["source"] == sources.get(one["set"]) for one in done["results"]):
         return done
     tasks = read_tasks(protocol, names, sources, tokenizer, model.length, scores_first)
     results = _results(scorer, protocol, tasks, request, folder)

@@ -16,6 +16,9 @@ from sedd_jax.evaluation.judge import Judge, Nats
 from sedd_jax.evaluation.mauve import mauve
 from sedd_jax.evaluation.quality import flat, quality, verdict
 
+# Of fewer texts MAUVE is about the clusters: 6 samples of noise have 1.
+_FEWEST_FOR_MAUVE = 50
+
 
 class Grader:
   """Grades sets of samples against one judge and one piece of real text.
@@ -54,7 +57,8 @@ class Grader:
 
     Returns:
       `perplexity` (of all tokens together) and `mean_sequence_perplexity` under the judge, the
-      fields of `Quality`, `mauve`, its spread and its number of texts, `verdict` and its `reasons`.
+      fields of `Quality`, `mauve`, its spread and its number of texts (50 at least, or these are
+      left out), `verdict` and its `reasons`.
 
     Raises:
       ValueError: samples are of another length.
@@ -79,6 +83,8 @@ class Grader:
   def _mauve(self, samples: np.ndarray) -> Mapping[str, Any]:
     # Numbers of texts change the figure: as many of either, of the set that has more the first.
     size = min(len(samples), len(self._reference))
+    if size < _FEWEST_FOR_MAUVE:
+      return {}
     found = mauve(
       self._judge.features(samples[:size]),
       self._reference_features[:size],
