@@ -14,6 +14,7 @@ import sedd_jax
 from sedd_jax.cli import evaluate
 from sedd_jax.data import load_dataset
 from sedd_jax.interop.info import describe
+from sedd_jax.models import CausalNetwork
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 
@@ -111,7 +112,9 @@ def test_info_says_that_it_is_no_diffusion_model(run):
   assert "objective     autoregressive" in shown
   assert "cross entropy" in shown
   assert not any(word in shown for word in ("diffusion", "noise", "strict", "±"))
-  assert describe(run)["parameters"] == sedd_jax.load(run).network.num_parameters()
+  network = sedd_jax.load(run).network
+  assert isinstance(network, CausalNetwork)
+  assert describe(run)["parameters"] == network.num_parameters()
 
 
 def test_the_seconds_of_a_sample_are_its_own(run):

@@ -195,7 +195,7 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str) -> list[str]:
     else:
       said.append(
         f"{label}, {sampler}: not as good as {baseline} with up to "
-        f"{max(row['calls'] for row in points):g} calls; {_shortfall(sound)}"
+        f"{max(row['calls'] for row in points):g} calls; {_shortfall(points)}"
       )
   return said
 
@@ -207,14 +207,14 @@ def _compared(calls: float, baseline: float) -> str:
   return f"{many / few:.3g} times {'fewer' if calls < baseline else 'more'}"
 
 
-def _shortfall(sound: Sequence[dict[str, Any]]) -> str:
-  """Why none of the points of a line, but for the degenerate ones, is enough."""
-  if not sound:
-    return "all of it is degenerate"
-  gap = min(row.get("nats_above_baseline", math.inf) for row in sound)
-  if gap == math.inf:
-    return "at best beyond the baseline's entropies"
-  return f"at best {gap:.3g} nats a token worse"
+def _shortfall(points: Sequence[dict[str, Any]]) -> str:
+  """Why none of the points of a line is enough."""
+  sound = [row for row in points if row["verdict"] != "degenerate"]
+  gap = min(row.get("nats_above_baseline", math.inf) for row in sound or points)
+  how = "beyond the baseline's entropies" if gap == math.inf else f"{gap:.3g} nats a token worse"
+  if gap < 0:
+    how = f"{-gap:.3g} nats a token better"
+  return f"at best {how}" if sound else f"all of it is degenerate, at best {how}"
 
 
 def _sample(frontier: Frontier, way: Way, path: Path) -> None:
