@@ -12,7 +12,7 @@ from test_loop import TINY
 import sedd_jax
 from sedd_jax.cli import study
 from sedd_jax.studies import frontier, infilling
-from sedd_jax.studies.jury import common_length, heldout_rows, make_jury
+from sedd_jax.studies.jury import Jury, common_length, heldout_rows, make_jury
 from sedd_jax.training.loop import train
 
 SMALL = dataclasses.replace(
@@ -229,6 +229,31 @@ def test_filling_gives_an_autoregressive_model_the_prefix_alone(runs):
   other = np.where(np.arange(32) >= 24, 0, rows)
   again = infilling.fill(model, other, gap, settings, seed=0, batch=5)
   np.testing.assert_array_equal(again.tokens[:, gap], filled.tokens[:, gap])
+
+
+class Pairs:
+  """A tokenizer of two characters a token."""
+
+  eos_id = None
+
+  def encode_batch(self, texts):
+    return [np.arange(len(text) // 2) for text in texts]
+
+  def to_json(self):
+    return {"kind": "pairs"}
+
+
+def test_real_text_of_a_run_is_joined_where_its_rows_are_few_tokens_of_the_judges(runs):
+  model = sedd_jax.load(runs / "ar")
+  name = str(runs / "ar")
+  jury = Jury(model=model, tokenizer=Pairs(), name=name, reference=name, batch_size=8)
+  held = heldout_rows(model, "ar")
+  rows = jury.real_rows(24)  # Of 32 characters each, 16 pairs.
+  pieces = held.size // (64 * 24)
+  assert rows.shape[1] == 24
+  assert held.size // 2 // 24 - pieces <= len(rows) <= held.size // 2 // 24
+  own = make_jury(name, "", tokenizer=None, batch_size=8)
+  np.testing.assert_array_equal(own.real_rows(32), held)
 
 
 def test_a_frontier_of_a_run_that_was_trained_on_is_another(runs, tmp_path):

@@ -19,6 +19,8 @@ from sedd_jax.interop.model import LanguageModel
 # Of real text: enough for MAUVE's usual numbers.
 _MOST_ROWS = 4000
 _FEWEST_TOKENS = 16
+# Tokens of a run that are translated at once, in rows of the judge's length.
+_ROWS_IN_PIECE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +54,9 @@ class Jury:
     """Texts in the judge's tokens."""
     return self.tokenizer.encode_batch(list(texts))
 
-  def of_model(self, model: LanguageModel, tokens: np.ndarray) -> list[np.ndarray]:
+  def of_model(
+    self, model: LanguageModel, tokens: np.ndarray | Sequence[np.ndarray]
+  ) -> list[np.ndarray]:
     """Tokens of a model in the judge's."""
     if model.tokenizer is None:
       raise ValueError("a model without a tokenizer cannot be judged: name it with --tokenizer")
@@ -64,10 +68,11 @@ class Jury:
     Raises:
       ValueError: there is too little text.
     """
-    rows = [row[:length] for row in self._real_texts(length) if len(row) >= length]
-    if not rows:
+    whole = [text[: len(text) // length * length] for text in self._real_texts(length)]
+    rows = np.concatenate(whole).reshape(-1, length)
+    if not len(rows):
       raise ValueError(f"--reference={self.reference} has no {length} tokens in a row")
-    return np.stack(rows)[spread(len(rows), _MOST_ROWS)].astype(np.int32)
+    return rows[spread(len(rows), _MOST_ROWS)].astype(np.int32)
 
   @functools.cached_property
   def judge(self) -> Judge:
@@ -79,17 +84,17 @@ class Jury:
     return Grader(self.judge, self.real_rows(length))
 
   def _real_texts(self, length: int) -> list[np.ndarray]:
-    """Pieces of real text in the judge's tokens, each as long as the text allows up to a row."""
+    """Pieces of real text in the judge's tokens: of a run, neighbouring rows joined, since a row of
+    its tokens may be few of the judge's, and those of single rows that are enough no fair sample.
+    """
     if (Path(self.reference) / "config.json").is_file():
       run = load(self.reference)
       tokens = heldout_rows(run, self.reference)
-      per_row = max(1, -(-length // max(1, tokens.shape[1])))
-      joined = tokens[: len(tokens) // per_row * per_row].reshape(-1, per_row * tokens.shape[1])
-      return self.of_model(run, joined)
+      pieces = min(max(1, tokens.size // (_ROWS_IN_PIECE * length)), len(tokens))
+      return self.of_model(run, [piece.reshape(-1) for piece in np.array_split(tokens, pieces)])
     corpus = load_corpus(self.reference, self.reference)
     text = "\n".join(piece.text for piece in corpus.pieces("heldout"))
-    (whole,) = self.tokens([text])
-    return list(whole[: len(whole) // length * length].reshape(-1, length))
+    return self.tokens([text])
 
 
 def make_jury(name: str, reference: str, *, tokenizer: str | None, batch_size: int) -> Jury:
