@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import jax
 import numpy as np
@@ -10,7 +11,9 @@ from command import sedd
 from test_loop import TINY, final_state, with_steps
 
 import sedd_jax
+from sedd_jax.cli import evaluate
 from sedd_jax.data import load_dataset
+from sedd_jax.interop.info import describe
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 
@@ -96,6 +99,26 @@ def test_evaluate_prints_one_number_without_an_error_bar(run):
   np.testing.assert_allclose(
     report["bits_per_char_strict"], stored["heldout_bits_per_char_strict"], rtol=1e-6
   )
+  assert report["exact"]
+  assert report["num_times"] is None
+  shown = evaluate._table(report)
+  assert f"cross entropy    {report['bits_per_char_strict']:.4f}\n" in shown
+  assert not any(word in shown for word in ("bound", "draws", "±"))
+
+
+def test_info_says_that_it_is_no_diffusion_model(run):
+  shown = sedd("info", str(run)).stdout
+  assert "objective     autoregressive" in shown
+  assert "cross entropy" in shown
+  assert not any(word in shown for word in ("diffusion", "noise", "strict", "±"))
+  assert describe(run)["parameters"] == sedd_jax.load(run).network.num_parameters()
+
+
+def test_the_seconds_of_a_sample_are_its_own(run):
+  model = sedd_jax.load(run)
+  began = time.monotonic()
+  made = model.generate(np.zeros((1, 32), int), np.zeros((1, 32), bool))
+  assert 0 < made.seconds < time.monotonic() - began
 
 
 def test_weights_go_to_a_run_of_the_same_kind_alone(run, tmp_path):

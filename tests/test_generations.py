@@ -21,7 +21,7 @@ LOOP = dataclasses.replace(
   report=dataclasses.replace(
     TINY.report, evaluate_every=0, preview_every=0, samples=1, final_blocks=16
   ),
-  generations=GenerationsConfig(count=2, rows=40, steps=2),
+  generations=GenerationsConfig(count=1, rows=40, steps=2),
 )
 
 
@@ -58,11 +58,10 @@ def test_each_generation_sees_the_samples_of_the_one_before(loop):
   real = load_dataset(TINY.data)
   first = "".join(real.tokenizer.decode(row) for row in real.train_rows[0][:40])
   assert seen(loop, 0) == first
-  for number in (1, 2):
-    lines = (loop / f"gen_{number - 1:03d}" / "samples.jsonl").read_text().splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    assert len(texts) == 40
-    assert seen(loop, number) == "".join(texts)
+  lines = (loop / "gen_000" / "samples.jsonl").read_text().splitlines()
+  texts = [json.loads(line)["text"] for line in lines]
+  assert len(texts) == 40
+  assert seen(loop, 1) == "".join(texts)
 
 
 def test_rows_are_cut_again_as_they_were_sampled(loop):
@@ -78,10 +77,10 @@ def test_rows_are_cut_again_as_they_were_sampled(loop):
 def test_every_generation_is_judged_on_the_same_real_text(loop):
   report = json.loads((loop / "evaluation.json").read_text())
   assert report["kind"] == "generations"
-  assert [row["generation"] for row in report["rows"]] == [0, 1, 2]
+  assert [row["generation"] for row in report["rows"]] == [0, 1]
   corpora = [
     json.loads((loop / f"gen_{i:03d}" / "config.json").read_text())["data"]["heldout_files"]
-    for i in range(3)
+    for i in range(2)
   ]
   assert len(set(corpora)) == 1
   for row in report["rows"]:
@@ -93,11 +92,11 @@ def test_every_generation_is_judged_on_the_same_real_text(loop):
 
 def test_a_finished_loop_takes_more_generations_and_no_other_settings(loop):
   before = json.loads((loop / "evaluation.json").read_text())["rows"]
-  more = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, count=3))
+  more = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, count=2))
   assert run(more, loop) == 0
   after = json.loads((loop / "evaluation.json").read_text())["rows"]
-  assert after[:3] == before
-  assert len(after) == 4
+  assert after[:2] == before
+  assert len(after) == 3
   other = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, rows=20))
   with pytest.raises(ValueError, match="generations"):
     run(other, loop)
@@ -126,6 +125,7 @@ def test_what_a_regime_shows_the_third_generation(tmp_path, regime, files):
       assert file.read_text() == "".join(real.tokenizer.decode(row) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_loop_of_an_autoregressive_model(tmp_path):
   fields = {
     "data.length": 32, "model.width": 16, "model.blocks": 1, "model.heads": 2,

@@ -11,7 +11,6 @@ from sedd_jax.data import load_dataset
 from sedd_jax.diffusion import TIME_SAMPLINGS
 from sedd_jax.evaluation.bounds import ESTIMATORS, BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
-from sedd_jax.interop.causal import CausalModel
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
 
@@ -165,10 +164,9 @@ def _heldout(checkpoint: str) -> None:
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
   )
   blocks = dataset.heldout_rows[:]
-  estimator = BoundEstimator(
-    model.estimate(num_times),
-    batch_size=_BATCH.value,
-  )
+  # As the run itself is judged: in discrete time, where it was trained so.
+  objective = model.info["experiment"].make_objective(model.vocab_size)
+  estimator = BoundEstimator(objective.estimate(num_times), batch_size=_BATCH.value)
   bound = estimator.bound(
     model.params,
     blocks,
@@ -179,7 +177,9 @@ def _heldout(checkpoint: str) -> None:
     bound,
     heldout_entropies(dataset),
     step=model.info["step"],
-    num_times=num_times,
+    objective=model.info["experiment"].objective,
+    exact=objective.exact,
+    num_times=None if objective.exact else num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
     chars_per_token=dataset.chars_per_token,
@@ -187,7 +187,6 @@ def _heldout(checkpoint: str) -> None:
     corpus=dict(dataset.identity),
     seed=_SEED.value,
     checkpoint=checkpoint,
-    exact=isinstance(model, CausalModel),
   )
   print(json.dumps(report) if _JSON.value else _table(report))
 
@@ -199,18 +198,21 @@ def _table(report: dict) -> str:
       f"  bound ({name})".ljust(19) + f"{value:.4f} ± {report[f'bits_per_char_{name}_stderr']:.4f}"
     )
 
-  draws, error = f", {report['num_times']} draws each", "; ± one standard error of the estimate"
-  bounds = f"{bound('strict')}\n{bound('paper')}"
-  what = "strict"
+  head = f"step {report['step']}: {report['blocks']} held-out blocks"
   if report["exact"]:
-    draws = error = ""
-    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", "exact"
-  return f"""step {report["step"]}: {report["blocks"]} held-out blocks{draws}
-bits per character (lower is better{error})
+    head = f"{head}\nbits per character (lower is better; exact)"
+    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", ""
+  else:
+    head = (
+      f"{head}, {report['num_times']} draws each\n"
+      "bits per character (lower is better; ± one standard error of the Monte Carlo estimate)"
+    )
+    bounds, what = f"{bound('strict')}\n{bound('paper')}", " (strict)"
+  return f"""{head}
 {bounds}
   bigram entropy   {report["bigram_bits_per_char"]:.4f}
   unigram entropy  {report["unigram_bits_per_char"]:.4f}
-perplexity per token ({what})  {report["perplexity_per_token_strict"]:.3f}"""
+perplexity per token{what}  {report["perplexity_per_token_strict"]:.3f}"""
 
 
 def run() -> None:

@@ -62,13 +62,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   if found["parameters"] is not None:
     yield "parameters", f"{found['parameters']:,}"
   if found["kind"] in _OURS:
-    model, diffusion = config["model"], config["diffusion"]
+    model = config["model"]
     shape = f"width {model['width']}, {model['blocks']} block(s), {model['heads']} heads"
     yield "model", f"{shape}, {model['dtype']}"
-    yield (
-      "diffusion",
-      f"{diffusion['process']}, {diffusion['noise']} noise, {diffusion['parameterization']}",
-    )
+    yield _kind(config)
     yield "sequences", f"{found['length']} tokens"
   if found.get("vocab_size"):
     yield "tokenizer", f"{found['tokenizer'] or 'not known'}, {found['vocab_size']:,} tokens"
@@ -80,10 +77,15 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "began from", config["init_from"]
   if bound := found.get("bound"):
     text = "in the report at the end" if bound["at_end"] else "on the way"
-    yield (
-      "bound",
+    figures = (
       f"{bound['bits_per_char_strict']:.3f} ± {bound['bits_per_char_strict_stderr']:.3f} bits/char "
-      f"strict, {bound['bits_per_char_paper']:.3f} paper, at step {bound['step']:,}, {text}",
+      f"strict, {bound['bits_per_char_paper']:.3f} paper"
+    )
+    if _is_causal(config):
+      figures = f"{bound['bits_per_char_strict']:.3f} bits/char"
+    yield (
+      "cross entropy" if _is_causal(config) else "bound",
+      f"{figures}, at step {bound['step']:,}, {text}",
     )
   if last := found.get("last"):
     yield "training", ", ".join(_training(last))
@@ -96,6 +98,21 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   yield "on disk", f"{found['bytes'] / 2**20:,.1f} MiB"
   for fault in found.get("config_faults", ()):
     yield "not known here", fault
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+  return config.get("objective") == "autoregressive"
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
+  """What sort of model it is: of an autoregressive one, `diffusion` means nothing."""
+  if _is_causal(config):
+    return "objective", "autoregressive"
+  diffusion = config["diffusion"]
+  said = f"{diffusion['process']}, {diffusion['noise']} noise, {diffusion['parameterization']}"
+  if config.get("objective") == "discrete_time":
+    said += f", {diffusion['timesteps']:,} steps"
+  return "diffusion", said
 
 
 def _sized(corpus: Mapping[str, Any]) -> str:

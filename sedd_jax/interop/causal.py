@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.diffusion import Truncation
-from sedd_jax.evaluation.bounds import BoundEstimator, Estimate, exact_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, exact_estimate
 from sedd_jax.interop.generation import Generation, OnProgress
 from sedd_jax.interop.model import LanguageModel, SequenceBound
 from sedd_jax.interop.settings import SamplerSettings
@@ -74,11 +74,6 @@ class CausalModel(LanguageModel):
     """
     return np.asarray(self._log_prob(self.params, self._readable(tokens)))
 
-  def estimate(self, num_times: int) -> Estimate:
-    """-log p itself, which takes no draws."""
-    del num_times
-    return exact_estimate(self.network)
-
   def bound(self, tokens: jax.typing.ArrayLike) -> SequenceBound:
     """-log p of each sequence, nats; the fields of a bound, with errors of 0.
 
@@ -86,7 +81,7 @@ class CausalModel(LanguageModel):
       tokens: int[B, L], in [0, V).
     """
     tokens = np.asarray(self._readable(tokens))
-    estimator = BoundEstimator(self.estimate(0), batch_size=min(len(tokens), _BATCH))
+    estimator = BoundEstimator(exact_estimate(self.network), batch_size=min(len(tokens), _BATCH))
     nats = np.mean(estimator.terms(self.params, tokens).strict, axis=0)
     zero = np.zeros_like(nats)
     return SequenceBound(paper=nats, strict=nats, paper_stderr=zero, strict_stderr=zero)
@@ -120,7 +115,7 @@ class CausalModel(LanguageModel):
     if best_of != 1:
       raise ValueError(f"best_of={best_of} must be 1 for an autoregressive model")
     self.check(settings)
-    started = time.monotonic()
+    began = time.monotonic()
     root = jax.random.key(seed)
     keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
     made, truncation = np.array(tokens, np.int32), settings.make_truncation()
@@ -141,7 +136,7 @@ class CausalModel(LanguageModel):
       given=given,
       steps=length,
       calls=length,
-      seconds=time.monotonic() - started,
+      seconds=time.monotonic() - began,
       frames=frames,
       times=np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], batch, axis=1),
       calls_by_frame=np.arange(len(frames), dtype=np.int64),

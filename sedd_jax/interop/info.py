@@ -115,7 +115,9 @@ def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, lis
     experiment = Experiment.from_config(config.values)
   except ValueError as error:
     return None, str(error).split("\n")
-  return (None if vocab_size is None else experiment.network(vocab_size).num_parameters()), []
+  if vocab_size is None:
+    return None, []
+  return experiment.make_objective(vocab_size).network.num_parameters(), []
 
 
 def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sedd_jax.data import Tokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise
-from sedd_jax.evaluation.bounds import BoundEstimator, Estimate, diffusion_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
 from sedd_jax.interop.generation import Generation, Generator, OnProgress
 from sedd_jax.interop.settings import SamplerSettings
 from sedd_jax.models import Network, Params
@@ -100,10 +100,6 @@ class LanguageModel:
     Raises:
       ValueError: the arrays don't fit the model, or an argument is out of range.
     """
-    raise NotImplementedError
-
-  def estimate(self, num_times: int) -> Estimate:
-    """Of the bound on text, from so many draws, for a `BoundEstimator`."""
     raise NotImplementedError
 
   def check(self, settings: SamplerSettings) -> None:
@@ -324,9 +320,6 @@ class Model(LanguageModel):
 
   def check(self, settings: SamplerSettings) -> None:
     settings.sampling(self.network.process, self.noise)
-
-  def estimate(self, num_times: int) -> Estimate:
-    return diffusion_estimate(self.network, self.noise, num_times=num_times)
 
   def bound(
     self, tokens: jax.typing.ArrayLike, *, num_times: int = 64, seed: int = 0
