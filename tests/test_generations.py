@@ -9,6 +9,7 @@ from command import sedd
 from test_loop import TINY
 
 from sedd_jax.data import load_dataset
+from sedd_jax.data.tokenizers import Bytes, Chars
 from sedd_jax.studies import generations
 from sedd_jax.studies.generations import run_generations
 from sedd_jax.training.experiment import Experiment, GenerationsConfig
@@ -74,6 +75,26 @@ def test_rows_are_cut_again_as_they_were_sampled(loop):
   np.testing.assert_array_equal(np.concatenate([part[:] for part in own.train_rows]), tokens)
 
 
+def test_every_generation_draws_its_own_random_words(loop):
+  """Samples of two alike models would be alike otherwise, and `augmented` text repeat itself."""
+  folders = [loop / f"gen_{number:03d}" for number in range(3)]
+  trained = [json.loads((folder / "config.json").read_text())["seed"] for folder in folders]
+  sampled = [
+    json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["seed"] for folder in folders
+  ]
+  assert trained == sampled
+  assert trained[0] == LOOP.seed
+  assert len(set(trained)) == 3
+
+
+def test_text_that_would_be_cut_otherwise_is_refused(tmp_path):
+  """Samples of bytes need not be UTF-8, and line ends of files become \\n."""
+  for tokenizer in (Bytes(), Chars("a\r\n")):
+    real = dataclasses.replace(load_dataset(TINY.data), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"data\.tokenizer='chars'"):
+      generations._check_text(LOOP.generations, real)
+
+
 def test_every_generation_is_judged_on_the_same_real_text(loop):
   report = json.loads((loop / "evaluation.json").read_text())
   assert report["kind"] == "generations"
@@ -112,12 +133,15 @@ def test_a_finished_loop_takes_more_generations_and_no_other_settings(loop):
 )
 def test_what_a_regime_shows_the_third_generation(tmp_path, regime, files):
   experiment = dataclasses.replace(
-    LOOP, generations=dataclasses.replace(LOOP.generations, regime=regime)
+    LOOP,
+    data=dataclasses.replace(LOOP.data, detokenizer="wikitext"),
+    generations=dataclasses.replace(LOOP.generations, regime=regime),
   )
   real = load_dataset(TINY.data)
   own = generations._experiment_of(experiment, tmp_path, 2, real)
   assert own.data.files == ";".join(str(tmp_path / file) for file in files)
   assert own.generations.count == 0
+  assert own.data.detokenizer == "none", "it was applied when the text was read"
   for number in (0, 2):
     file = tmp_path / "text" / f"real_{number:03d}.txt"
     if str(file) in own.data.files:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from command import sedd
 from test_loop import TINY
 
 import sedd_jax
+from sedd_jax.cli import study
 from sedd_jax.studies import frontier, infilling
 from sedd_jax.studies.jury import common_length, heldout_rows, make_jury
 from sedd_jax.training.loop import train
@@ -79,6 +81,10 @@ def test_a_table_says_perplexity_with_entropy_and_why_samples_are_bad(runs, real
   other = sedd(*arguments, "--seed=1")
   assert other.returncode == 2
   assert "seed: 0 -> 1" in other.stderr
+  write_samples(file, ["abab" * 8] * 40)
+  changed = sedd(*arguments)
+  assert changed.returncode == 2
+  assert "samples: " in changed.stderr
 
 
 def test_samples_that_cannot_be_judged_are_refused_by_name(runs, tmp_path):
@@ -106,8 +112,8 @@ def test_a_frontier_is_sampled_graded_and_gone_on_with(runs, tmp_path, monkeypat
   out = tmp_path / "frontier"
   arguments = [
     "evaluate", "--frontier", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
-    f"--judge={runs / 'ar'}", "--steps=2,4",
-    "--temperatures=0.5,1", "--num=24", "--batch_size=12", f"--out={out}",
+    f"--judge={runs / 'ar'}", "--steps=2,4", "--temperatures=0.5,1", "--num=24",
+    "--batch_size=12", "--length=20", f"--out={out}",
   ]  # fmt: skip
   sample = frontier._sample
   made = []
@@ -134,6 +140,8 @@ def test_a_frontier_is_sampled_graded_and_gone_on_with(runs, tmp_path, monkeypat
     ("ar", "autoregressive", 32.0), ("ar", "autoregressive", 32.0), ("held-out text", None, None),
   ]  # fmt: skip
   assert "high" in report["settings"]["precision"]
+  assert report["settings"]["judged_length"] == 20
+  assert {row["tokens"] for row in rows[:-1]} == {24 * 20}
   assert rows[2]["token_entropy"] < rows[3]["token_entropy"]
   assert len(report["headline"]) == 2
   assert "masked, tweedie" in done.stdout
@@ -166,22 +174,31 @@ def test_gaps_are_measured_at_equal_entropy():
   said = frontier.headline(rows, "ar")
   assert said[0].startswith("ar at temperature 1:")
   assert "good, good: as good as ar" in said[1]
-  assert "8 calls on, 8 times fewer" in said[1]
+  assert "with 8 calls, 8 times fewer" in said[1]
   assert "not as good" in said[2]
   assert "0.405 nats a token worse" in said[2]
   assert "beyond the baseline's entropies" in said[3]
   rows[2]["verdict"] = "degenerate"
-  assert "16 calls on" in frontier.headline(rows, "ar")[1]
+  assert "with 16 calls" in frontier.headline(rows, "ar")[1]
+  rows[3]["calls"] = 128
+  assert "with 128 calls, 2 times more" in frontier.headline(rows, "ar")[1]
+  rows[3]["verdict"] = "degenerate"
+  assert "not as good as ar with up to 128 calls; all of it" in frontier.headline(rows, "ar")[1]
 
 
 def test_infilling_keeps_what_is_given_and_grades_all_alike(runs, tmp_path):
   out = tmp_path / "fill"
-  done = sedd(
+  arguments = [
     "evaluate", "--infilling", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
-    f"--judge={runs / 'ar'}", "--steps=4", "--num=24", "--batch_size=10", f"--out={out}",
-  )  # fmt: skip
+    f"--judge={runs / 'ar'}", "--num=24", "--batch_size=10", "--length=24", f"--out={out}",
+  ]  # fmt: skip
+  done = sedd(*arguments, "--steps=4")
   assert done.returncode == 0, done.stderr
   report = json.loads((out / "evaluation.json").read_text())
+  other = sedd(*arguments, "--steps=2")
+  assert other.returncode == 2
+  assert "ways: " in other.stderr
+  assert {row["tokens"] for row in report["rows"]} == {24 * 24}
   assert [(row["prompt"], row["label"]) for row in report["rows"]] == [
     (prompt, label)
     for prompt in ("prefix", "suffix", "middle")
@@ -209,6 +226,26 @@ def test_filling_gives_an_autoregressive_model_the_prefix_alone(runs):
   other = np.where(np.arange(32) >= 24, 0, rows)
   again = infilling.fill(model, other, gap, settings, seed=0, batch=5)
   np.testing.assert_array_equal(again.tokens[:, gap], filled.tokens[:, gap])
+
+
+def test_a_frontier_of_a_run_that_was_trained_on_is_another(runs, tmp_path):
+  """Samples that are there are of the weights that were."""
+  settings = {"mode": "frontier"}
+  request = study.Request(
+    checkpoints=["a"], tokenizer=None, samples=(), judge="b", judge_tokenizer=None, reference="",
+    length=None, baseline="b", samplers=(), steps=(), temperatures=(), num=1, batch_size=1, seed=0,
+    out=str(tmp_path / "out"),
+  )  # fmt: skip
+  jury = make_jury(str(runs / "ar"), "", tokenizer=None, batch_size=8)
+  model = sedd_jax.load(runs / "sedd")
+  with study._folder(request, settings, jury, {"a": model}) as (_, done):
+    assert done is None
+  later = dataclasses.replace(model, params=jax.tree.map(lambda p: p + 1, model.params))
+  with (
+    pytest.raises(ValueError, match="weights: "),
+    study._folder(request, settings, jury, {"a": later}),
+  ):
+    pass
 
 
 def test_common_length_is_that_of_the_shortest_or_what_is_asked():

@@ -178,7 +178,6 @@ def _heldout(checkpoint: str) -> None:
     heldout_entropies(dataset),
     step=model.info["step"],
     objective=model.info["experiment"].objective,
-    exact=objective.exact,
     num_times=None if objective.exact else num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
@@ -198,21 +197,18 @@ def _table(report: dict) -> str:
       f"  bound ({name})".ljust(19) + f"{value:.4f} ± {report[f'bits_per_char_{name}_stderr']:.4f}"
     )
 
-  head = f"step {report['step']}: {report['blocks']} held-out blocks"
+  draws, error = f", {report['num_times']} draws each", "; ± one standard error of the estimate"
+  bounds = f"{bound('strict')}\n{bound('paper')}"
+  what = "strict"
   if report["exact"]:
-    head = f"{head}\nbits per character (lower is better; exact)"
-    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", ""
-  else:
-    head = (
-      f"{head}, {report['num_times']} draws each\n"
-      "bits per character (lower is better; ± one standard error of the Monte Carlo estimate)"
-    )
-    bounds, what = f"{bound('strict')}\n{bound('paper')}", " (strict)"
-  return f"""{head}
+    draws = error = ""
+    bounds, what = f"  cross entropy    {report['bits_per_char_strict']:.4f}", "exact"
+  return f"""step {report["step"]}: {report["blocks"]} held-out blocks{draws}
+bits per character (lower is better{error})
 {bounds}
   bigram entropy   {report["bigram_bits_per_char"]:.4f}
   unigram entropy  {report["unigram_bits_per_char"]:.4f}
-perplexity per token{what}  {report["perplexity_per_token_strict"]:.3f}"""
+perplexity per token ({what})  {report["perplexity_per_token_strict"]:.3f}"""
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import sedd_jax
 from sedd_jax.data.rows import spread
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.evaluation.folder import close_folder, open_folder
+from sedd_jax.evaluation.likelihood import weights_hash
 from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.model import LanguageModel
 from sedd_jax.interop.settings import SamplerSettings
@@ -60,7 +62,8 @@ def samples(request: Request) -> dict[str, Any]:
   if missing := [str(file) for file in files if not file.is_file()]:
     raise FileNotFoundError(f"--samples: there is no file {', '.join(missing)}")
   jury = _jury(request)
-  with _folder(request, {"mode": "samples", "samples": list(request.samples)}) as (folder, done):
+  settings = {"mode": "samples", "samples": {name: _sha256(Path(name)) for name in request.samples}}
+  with _folder(request, settings, jury) as (folder, done):
     if done is not None:
       return done
     return _close(folder, grade_files(files, jury, request.length))
@@ -83,11 +86,11 @@ def frontier(request: Request) -> dict[str, Any]:
     batch=request.batch_size,
   )
   settings = {"mode": "frontier", "ways": [way.name for way in ways], "num": request.num}
-  with _folder(request, settings) as (folder, done):
+  with _folder(request, settings, jury, models) as (folder, done):
     if done is not None:
       return done
     assert folder is not None
-    return _close(folder, frontiers.measure(wanted, jury, folder, _say))
+    return _close(folder, frontiers.measure(wanted, jury, folder, _say, request.length))
 
 
 def infilling(request: Request) -> dict[str, Any]:
@@ -100,8 +103,13 @@ def infilling(request: Request) -> dict[str, Any]:
     settings = dataclasses.replace(settings, steps=request.steps[-1])
   ways = dict.fromkeys(labels, settings) | {baseline: SamplerSettings()}
   rows = heldout_rows(models[labels[0]], request.checkpoints[0])
-  rows = rows[spread(len(rows), request.num)]
-  with _folder(request, {"mode": "infilling", "num": request.num}) as (folder, done):
+  rows = rows[spread(len(rows), request.num), : min(model.length for model in models.values())]
+  asked = {
+    "mode": "infilling",
+    "num": request.num,
+    "ways": {label: models[label].said(ways[label]) for label in models},
+  }
+  with _folder(request, asked, jury, models) as (folder, done):
     if done is not None:
       return done
     found = fillings.measure(
@@ -111,6 +119,7 @@ def infilling(request: Request) -> dict[str, Any]:
       seed=request.seed,
       batch=request.batch_size,
       say=_say,
+      judged_length=request.length,
     )
     return _close(folder, found)
 
@@ -208,9 +217,15 @@ def _models(request: Request) -> dict[str, LanguageModel]:
 
 @contextlib.contextmanager
 def _folder(
-  request: Request, settings: Mapping[str, Any]
+  request: Request,
+  settings: Mapping[str, Any],
+  jury: Jury,
+  models: Mapping[str, LanguageModel] | None = None,
 ) -> Iterator[tuple[Path | None, dict[str, Any] | None]]:
-  """The folder, if one is asked for, and the report in it, if it is whole."""
+  """The folder, if one is asked for, and the report in it, if it is whole.
+
+  What it holds is of these weights: a run that was trained on is another model.
+  """
   if request.out is None:
     yield None, None
     return
@@ -219,6 +234,8 @@ def _folder(
     name: getattr(request, name)
     for name in ("checkpoints", "judge", "reference", "length", "baseline", "seed")
   }
+  asked["judge_weights"] = weights_hash(jury.model.params)
+  asked["weights"] = {name: weights_hash(model.params) for name, model in (models or {}).items()}
   with lock.FolderLock(folder, _say, "--out"):
     yield folder, open_folder(folder, {**settings, **asked}, allowed=lock.FILE)
 
@@ -228,6 +245,10 @@ def _close(folder: Path | None, report: dict[str, Any]) -> dict[str, Any]:
   if folder is not None:
     close_folder(folder, report)
   return report
+
+
+def _sha256(file: Path) -> str:
+  return hashlib.sha256(file.expanduser().read_bytes()).hexdigest()
 
 
 def _say(text: str) -> None:

@@ -86,7 +86,9 @@ def ways_of(
   return found
 
 
-def measure(frontier: Frontier, jury: Jury, folder: Path, say: Say) -> dict[str, Any]:
+def measure(
+  frontier: Frontier, jury: Jury, folder: Path, say: Say, judged_length: int | None = None
+) -> dict[str, Any]:
   """Samples every way, into files of their own that a killed run goes on with, and grades them.
 
   Args:
@@ -94,9 +96,13 @@ def measure(frontier: Frontier, jury: Jury, folder: Path, say: Say) -> dict[str,
     jury: grades.
     folder: gets `samples/WAY.jsonl`.
     say: told what is going on.
+    judged_length: tokens of the judge's that all are cut to, as in `samples.grade_files`.
 
   Returns:
     `kind`, `settings`, `rows` and `headline`, for JSON.
+
+  Raises:
+    ValueError: samples are too short.
   """
   (folder / "samples").mkdir(exist_ok=True)
   files = []
@@ -108,10 +114,11 @@ def measure(frontier: Frontier, jury: Jury, folder: Path, say: Say) -> dict[str,
     files.append(file)
   read = [read_samples(file) for file in files]
   tokens = [jury.tokens([line["text"] for line in lines]) for lines in read]
-  length = common_length([row for rows in tokens for row in rows], None)
+  length = common_length([row for rows in tokens for row in rows], judged_length)
   grader = jury.grader(length)
   rows = []
-  for way, lines, samples in zip(frontier.ways, read, tokens, strict=True):
+  for way, lines, found in zip(frontier.ways, read, tokens, strict=True):
+    samples = cut(found, length, way.name)
     model = frontier.models[way.label]
     said = model.said(way.settings)
     rows.append({
@@ -120,7 +127,8 @@ def measure(frontier: Frontier, jury: Jury, folder: Path, say: Say) -> dict[str,
       "steps": way.settings.steps,
       "temperature": way.settings.temperature,
       "calls": float(np.mean([line["calls"] for line in lines])),
-      **grader(cut(samples, length)),
+      **grader(samples),
+      "left_out": len(found) - len(samples),
     })  # fmt: skip
     say(_line(rows[-1]))
   baseline = frontier.ways[-1].label
@@ -154,7 +162,8 @@ def add_gaps(rows: Sequence[dict[str, Any]], baseline: str) -> None:
 
 
 def headline(rows: Sequence[dict[str, Any]], baseline: str) -> list[str]:
-  """A sentence for each line: the fewest calls for the baseline's quality, if any are enough."""
+  """A sentence for each line: the fewest calls for the baseline's quality, if any are enough.
+  Degenerate text never is, whatever its perplexity."""
   plain = min(
     (row for row in rows if row["label"] == baseline),
     key=lambda row: abs(math.log(row["temperature"])),
@@ -168,30 +177,44 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str) -> list[str]:
     if row["label"] != baseline:
       lines.setdefault((row["label"], row["sampler"]), []).append(row)
   for (label, sampler), points in lines.items():
-    # Within two standard errors of the estimate, and of text that could be real.
+    sound = [row for row in points if row["verdict"] != "degenerate"]
+    # Within two standard errors of the estimate.
     enough = [
       row
-      for row in points
+      for row in sound
       if row.get("nats_above_baseline", math.inf)
       <= 2 * row.get("perplexity_stderr", 0.0) / row["perplexity"]
-      and row["verdict"] != "degenerate"
     ]
     if enough:
       least = min(enough, key=lambda row: row["calls"])
       said.append(
         f"{label}, {sampler}: as good as {baseline} at the same entropy "
-        f"({least['token_entropy']:.4g} nats) from {least['calls']:g} calls on, "
-        f"{plain['calls'] / least['calls']:.3g} times fewer"
+        f"({least['token_entropy']:.4g} nats) with {least['calls']:g} calls, "
+        f"{_compared(least['calls'], plain['calls'])}"
       )
     else:
-      best = min(points, key=lambda row: row.get("nats_above_baseline", math.inf))
-      gap = best.get("nats_above_baseline")
-      how = "beyond the baseline's entropies" if gap is None else f"{gap:.3g} nats a token worse"
       said.append(
         f"{label}, {sampler}: not as good as {baseline} with up to "
-        f"{max(row['calls'] for row in points):g} calls; at best {how}"
+        f"{max(row['calls'] for row in points):g} calls; {_shortfall(sound)}"
       )
   return said
+
+
+def _compared(calls: float, baseline: float) -> str:
+  if calls == baseline:
+    return "as many"
+  many, few = max(calls, baseline), min(calls, baseline)
+  return f"{many / few:.3g} times {'fewer' if calls < baseline else 'more'}"
+
+
+def _shortfall(sound: Sequence[dict[str, Any]]) -> str:
+  """Why none of the points of a line, but for the degenerate ones, is enough."""
+  if not sound:
+    return "all of it is degenerate"
+  gap = min(row.get("nats_above_baseline", math.inf) for row in sound)
+  if gap == math.inf:
+    return "at best beyond the baseline's entropies"
+  return f"at best {gap:.3g} nats a token worse"
 
 
 def _sample(frontier: Frontier, way: Way, path: Path) -> None:

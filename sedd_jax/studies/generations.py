@@ -3,7 +3,8 @@
 The experiment of "Self-Consuming Generative Models Go MAD" (arXiv:2307.01850) with text. Three
 regimes, its section 2: fully synthetic, synthetic augmentation with fixed real text, and fresh real
 text in each generation. Sampling bias is the temperature. Every generation starts from random
-weights, trains as long, and is judged on the same real held-out text.
+weights of its own (or those of `init_from`), trains as long, and is judged on the same real
+held-out text.
 
 A loop is a directory:
 
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 
 from sedd_jax.data import Dataset, Tokenizer, load_dataset
+from sedd_jax.data.tokenizers import Chars
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.quality import flat, quality
 from sedd_jax.interop.causal import CausalModel
@@ -60,8 +62,8 @@ def run_generations(
     0 when the last generation is judged; 128 + the signal's number when one ended it after a save.
 
   Raises:
-    ValueError: the text is too short, the tokenizer has an end-of-text token, the directory holds
-      another loop, or there are several processes.
+    ValueError: the text is too short, the tokenizer is not `chars`, the directory holds another
+      loop, or there are several processes.
     FileExistsError: the directory holds something else.
   """
   if jax.process_count() > 1:
@@ -103,10 +105,27 @@ def _experiment_of(experiment: Experiment, workdir: Path, number: int, real: Dat
   first = 0 if loop.regime == "augmented" else max(0, number - 1)
   parts += [workdir / f"gen_{i:03d}" / _WRITTEN for i in range(first, number)]
   data = dataclasses.replace(
-    experiment.data, files=";".join(map(str, parts)), heldout_files=str(heldout), weights=()
+    experiment.data,
+    files=";".join(map(str, parts)),
+    heldout_files=str(heldout),
+    weights=(),
+    detokenizer="none",  # Done, where the text was read first.
   )
-  label = f"{experiment.label or workdir.name}, generation {number}"
-  return dataclasses.replace(experiment, data=data, label=label, generations=GenerationsConfig())
+  return dataclasses.replace(
+    experiment,
+    label=f"{experiment.label or workdir.name}, generation {number}",
+    seed=_seed_of(experiment.seed, number),
+    data=data,
+    generations=GenerationsConfig(),
+  )
+
+
+def _seed_of(seed: int, number: int) -> int:
+  """The seed of a generation. With one for all, they would start from the same weights and draw
+  the same random words, so that samples of later ones repeat those before."""
+  if not number:
+    return seed
+  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] % 2**31)
 
 
 def _real(text: Path, number: int, loop: GenerationsConfig, real: Dataset) -> Path:
@@ -162,10 +181,12 @@ def _judged(
 
 
 def _check_text(loop: GenerationsConfig, real: Dataset) -> None:
-  if real.tokenizer.eos_id is not None:
+  tokenizer = real.tokenizer
+  if not isinstance(tokenizer, Chars) or "\r" in tokenizer.characters:
     raise ValueError(
-      "generations need a tokenizer without an end-of-text token, 'chars' or 'bytes': what is "
-      "sampled is written as text and must be cut into the same tokens again"
+      "generations need data.tokenizer='chars', and text whose lines do not end in \\r\\n: what is "
+      "sampled is written as text and must be cut into the same tokens again, and bytes, for "
+      "example, need not be UTF-8"
     )
   wanted = loop.rows * (loop.count + 1 if loop.regime == "fresh" else 1)
   there = sum(map(len, real.train_rows))

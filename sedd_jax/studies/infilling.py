@@ -89,6 +89,7 @@ def measure(
   seed: int,
   batch: int,
   say: Say,
+  judged_length: int | None = None,
 ) -> dict[str, Any]:
   """A row for each model and prompt, and one for the real text.
 
@@ -99,6 +100,7 @@ def measure(
     seed: of all samples.
     batch: rows at a time.
     say: told what is going on.
+    judged_length: tokens of the judge's that all are cut to, as in `samples.grade_files`.
 
   Returns:
     `kind`, `settings` and `rows`, for JSON. Beside a grade of the whole text each row has
@@ -114,7 +116,9 @@ def measure(
       gap = gap_of(prompt, rows.shape[1])
       filled[label, prompt] = fill(model, rows, gap, settings, seed=seed, batch=batch)
   tokens = {key: jury.of_model(source, one.tokens) for key, one in filled.items()}
-  length = common_length([row for found in [real, *tokens.values()] for row in found], None)
+  length = common_length(
+    [row for found in [real, *tokens.values()] for row in found], judged_length
+  )
   grader = jury.grader(length)
   found = []
   for prompt in PROMPTS:
@@ -124,7 +128,7 @@ def measure(
       "prompt": prompt,
       "label": "the text itself",
       "nats_from_gap": _nats_from(jury, real, heads),
-      **grader(cut(real, length)),
+      **grader(cut(real, length, "the text itself")),
     })  # fmt: skip
     for label, (model, settings) in models.items():
       one = filled[label, prompt]
@@ -135,7 +139,7 @@ def measure(
         "calls": one.calls,
         "nats_from_gap": _nats_from(jury, tokens[label, prompt], heads),
         "accuracy": float(np.mean((one.tokens == rows)[:, gap])),
-        **grader(cut(tokens[label, prompt], length)),
+        **grader(cut(tokens[label, prompt], length, f"{label}, {prompt}")),
       })  # fmt: skip
       say(f"{prompt}, {label}: {found[-1]['nats_from_gap']:.4f} nats a token from the gap on")
   settings = {

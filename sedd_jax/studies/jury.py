@@ -159,6 +159,13 @@ def common_length(rows: Sequence[np.ndarray], asked: int | None) -> int:
   return least
 
 
-def cut(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-  """The first tokens of those that have so many, int32[N, length]."""
-  return np.array([row[:length] for row in rows if len(row) >= length], np.int32)
+def cut(rows: Sequence[np.ndarray], length: int, name: str) -> np.ndarray:
+  """The first tokens of those that have so many, int32[N, length].
+
+  Raises:
+    ValueError: none has; the message says whose they are, `name`.
+  """
+  long = [row[:length] for row in rows if len(row) >= length]
+  if not long:
+    raise ValueError(f"{name}: no sample has {length} of the judge's tokens")
+  return np.array(long, np.int32)
