@@ -77,14 +77,14 @@ def test_rows_are_cut_again_as_they_were_sampled(loop):
 
 def test_every_generation_draws_its_own_random_words(loop):
   """Samples of two alike models would be alike otherwise, and `augmented` text repeat itself."""
-  folders = [loop / f"gen_{number:03d}" for number in range(3)]
+  folders = [loop / f"gen_{number:03d}" for number in range(2)]
   trained = [json.loads((folder / "config.json").read_text())["seed"] for folder in folders]
   sampled = [
     json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["seed"] for folder in folders
   ]
   assert trained == sampled
   assert trained[0] == LOOP.seed
-  assert len(set(trained)) == 3
+  assert len(set(trained)) == 2
 
 
 def test_text_that_would_be_cut_otherwise_is_refused(tmp_path):

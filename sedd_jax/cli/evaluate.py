@@ -178,6 +178,7 @@ def _heldout(checkpoint: str) -> None:
     heldout_entropies(dataset),
     step=model.info["step"],
     objective=model.info["experiment"].objective,
+    exact=objective.exact,
     num_times=None if objective.exact else num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
