@@ -22,7 +22,7 @@ LOOP = dataclasses.replace(
   report=dataclasses.replace(
     TINY.report, evaluate_every=0, preview_every=0, samples=1, final_blocks=16
   ),
-  generations=GenerationsConfig(count=2, rows=40, steps=2),
+  generations=GenerationsConfig(count=1, rows=40, steps=2),
 )
 
 
@@ -59,11 +59,10 @@ def test_each_generation_sees_the_samples_of_the_one_before(loop):
   real = load_dataset(TINY.data)
   first = "".join(real.tokenizer.decode(row) for row in real.train_rows[0][:40])
   assert seen(loop, 0) == first
-  for number in (1, 2):
-    lines = (loop / f"gen_{number - 1:03d}" / "samples.jsonl").read_text().splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    assert len(texts) == 40
-    assert seen(loop, number) == "".join(texts)
+  lines = (loop / "gen_000" / "samples.jsonl").read_text().splitlines()
+  texts = [json.loads(line)["text"] for line in lines]
+  assert len(texts) == 40
+  assert seen(loop, 1) == "".join(texts)
 
 
 def test_rows_are_cut_again_as_they_were_sampled(loop):
@@ -78,14 +77,14 @@ def test_rows_are_cut_again_as_they_were_sampled(loop):
 
 def test_every_generation_draws_its_own_random_words(loop):
   """Samples of two alike models would be alike otherwise, and `augmented` text repeat itself."""
-  folders = [loop / f"gen_{number:03d}" for number in range(3)]
+  folders = [loop / f"gen_{number:03d}" for number in range(2)]
   trained = [json.loads((folder / "config.json").read_text())["seed"] for folder in folders]
   sampled = [
     json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["seed"] for folder in folders
   ]
   assert trained == sampled
   assert trained[0] == LOOP.seed
-  assert len(set(trained)) == 3
+  assert len(set(trained)) == 2
 
 
 def test_text_that_would_be_cut_otherwise_is_refused(tmp_path):
@@ -99,10 +98,10 @@ def test_text_that_would_be_cut_otherwise_is_refused(tmp_path):
 def test_every_generation_is_judged_on_the_same_real_text(loop):
   report = json.loads((loop / "evaluation.json").read_text())
   assert report["kind"] == "generations"
-  assert [row["generation"] for row in report["rows"]] == [0, 1, 2]
+  assert [row["generation"] for row in report["rows"]] == [0, 1]
   corpora = [
     json.loads((loop / f"gen_{i:03d}" / "config.json").read_text())["data"]["heldout_files"]
-    for i in range(3)
+    for i in range(2)
   ]
   assert len(set(corpora)) == 1
   for row in report["rows"]:
@@ -114,11 +113,11 @@ def test_every_generation_is_judged_on_the_same_real_text(loop):
 
 def test_a_finished_loop_takes_more_generations_and_no_other_settings(loop):
   before = json.loads((loop / "evaluation.json").read_text())["rows"]
-  more = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, count=3))
+  more = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, count=2))
   assert run(more, loop) == 0
   after = json.loads((loop / "evaluation.json").read_text())["rows"]
-  assert after[:3] == before
-  assert len(after) == 4
+  assert after[:2] == before
+  assert len(after) == 3
   other = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, rows=20))
   with pytest.raises(ValueError, match="generations"):
     run(other, loop)
@@ -150,6 +149,7 @@ def test_what_a_regime_shows_the_third_generation(tmp_path, regime, files):
       assert file.read_text() == "".join(real.tokenizer.decode(row) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_loop_of_an_autoregressive_model(tmp_path):
   fields = {
     "data.length": 32, "model.width": 16, "model.blocks": 1, "model.heads": 2,

@@ -178,6 +178,7 @@ def _heldout(checkpoint: str) -> None:
     heldout_entropies(dataset),
     step=model.info["step"],
     objective=model.info["experiment"].objective,
+    exact=objective.exact,
     num_times=None if objective.exact else num_times,
     blocks=len(blocks),
     tokens=dataset.heldout_rows.tokens(),
@@ -186,7 +187,6 @@ def _heldout(checkpoint: str) -> None:
     corpus=dict(dataset.identity),
     seed=_SEED.value,
     checkpoint=checkpoint,
-    exact=objective.exact,
   )
   print(json.dumps(report) if _JSON.value else _table(report))
 
