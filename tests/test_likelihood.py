@@ -19,6 +19,7 @@ from sedd_jax.evaluation.likelihood import estimate_rows, make_scorer, read_task
 from sedd_jax.evaluation.rowfile import Estimates, RowFile
 from sedd_jax.evaluation.suites import SEDD, STRICT, Golden
 from sedd_jax.interop.export import export
+from sedd_jax.models.gpt2 import GPT2, GPT2Config
 
 LENGTH = 24
 TOKENIZER = Bytes(eos=True)
@@ -28,6 +29,20 @@ NOISE = LogLinear()
 def network_of(process=Absorbing(257), parameterization="conditional"):
   network = small_network(process, width=16, blocks=1)
   return dataclasses.replace(network, parameterization=parameterization)
+
+
+def test_gpt2_is_scored_on_any_devices_but_for_the_first_token():
+  network = GPT2(GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=2))
+  keys = iter(jax.random.split(jax.random.key(0), 99))
+  params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), network.shapes())
+  rows = np.random.default_rng(0).integers(11, size=(5, 8))
+  draws = Draws(estimator="exact", num_times=2)
+  scorer = make_scorer(network, None, params, draws, batch_size=3, devices=jax.devices()[:2])
+  found = scorer.estimator.terms(scorer.params, rows).strict
+  logits = np.asarray(network.logits(params, rows), np.float64)[:, :-1]
+  law = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  nats = -np.take_along_axis(law, rows[:, 1:, None], axis=-1).sum((1, 2))
+  np.testing.assert_allclose(found, np.stack([nats, nats]), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

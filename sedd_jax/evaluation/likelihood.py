@@ -29,7 +29,7 @@ from sedd_jax.evaluation.rowfile import Estimates, RowFile
 from sedd_jax.evaluation.suites import Golden, Protocol, TestSet, golden_of
 from sedd_jax.evaluation.texts import documents
 from sedd_jax.models import Autoregressive, CausalNetwork, Network, Params
-from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
+from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh
 
 # Told (set, rows done, rows) after every batch.
 OnProgress = Callable[[str, int, int], None]
@@ -78,7 +78,7 @@ def make_scorer(
   estimate: Estimate = make_estimate(network, noise, draws)
   return Scorer(
     estimator=BoundEstimator(estimate, batch_size=batch_size, mesh=mesh),
-    params=jax.device_put(params, tree_shardings(mesh, params)),
+    params=jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P())),
     published=draws.published,
   )
 
