@@ -121,6 +121,7 @@ def evaluate(request: Request) -> dict[str, Any]:
       "rows": [{name: one[name] for name in _OF_A_ROW} for one in results],
       "checkpoint": request.checkpoint,
       "step": model.info.get("step"),
+      "scores_first": scores_first,
       "versions": versions(),
       "results": results,
       "not_evaluated": [one.name for one in protocol.sets if one.name not in names],
@@ -188,6 +189,8 @@ def table(report: Mapping[str, Any]) -> str:
   ]
   if report["estimator"] == "exact":
     how = [f"chunks of {report['length']} tokens; exact likelihood of an autoregressive model"]
+    if not report.get("scores_first", True):
+      how.append("the first token of every chunk is not scored: this model has no law of it")
   return "\n".join([
     f"{report['suite']}, protocol {report['protocol']}: {report['checkpoint']}{step}",
     *how,
