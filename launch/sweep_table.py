@@ -17,6 +17,7 @@ from sweep_grid import text
 DONE = "done"
 SUBMITTED = "submitted"
 _STRICT = "heldout_bits_per_char_strict"
+_LOOP = "generations"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,11 @@ class Row:
     overrides: its own.
     status: `done`; else `failed (code)`, `stopped (code)`, `no result` (it ended with 0),
       `submitted`, `unfinished` or `not started`.
-    step: its last step that left a trace; None without one.
+    step: its last step that left a trace; None without one. Of a self-consuming loop that of its
+      newest generation.
     steps: that it is to train for.
-    strict: bits per character at the end, or else from the latest evaluation; None without one.
+    strict: bits per character at the end, or else from the latest evaluation; None without one. Of
+      a loop that of its newest generation.
     stderr: its standard error.
   """
 
@@ -44,9 +47,11 @@ class Row:
 
 
 def is_done(workdir: Path, steps: int) -> bool:
-  """Whether a run has its evaluation at the last step."""
-  evaluation = _read(workdir / "evaluation.json")
-  return evaluation is not None and evaluation.get("step", -1) >= steps
+  """Whether a run has its evaluation at the last step, or a loop its last generation."""
+  evaluation = _read(workdir / "evaluation.json") or {}
+  if evaluation.get("kind") == _LOOP:
+    return len(evaluation["rows"]) > evaluation["settings"]["count"]
+  return evaluation.get("step", -1) >= steps
 
 
 def make_row(
@@ -61,7 +66,11 @@ def make_row(
     noted: exit code of its last start, or `SUBMITTED`, or None.
   """
   done = is_done(workdir, steps)
-  lines = [_read(workdir / "evaluation.json") or {}] if done else _metrics(workdir)
+  evaluation = _read(workdir / "evaluation.json") or {}
+  if evaluation.get("kind") == _LOOP:
+    lines = [_last_generation(evaluation, steps)]
+  else:
+    lines = [evaluation] if done else _metrics(workdir)
   judged = [line for line in lines if _STRICT in line]
   last = judged[-1] if judged else {}
   step = lines[-1].get("step") if lines else None
@@ -87,6 +96,13 @@ def make_row(
     strict=last.get(_STRICT),
     stderr=last.get(f"{_STRICT}_stderr"),
   )
+
+
+def _last_generation(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
+  """What a run would say that is the newest generation of a loop."""
+  row = report["rows"][-1]
+  name = _STRICT.removeprefix("heldout_")
+  return {"step": steps, _STRICT: row[name], f"{_STRICT}_stderr": row[f"{name}_stderr"]}
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
@@ -126,9 +142,13 @@ def _means(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[Table]:
   if not any(len(found) > 1 for found in groups.values()):
     return
   table = Table(*keys, "seeds", "mean strict bound", "deviation between seeds")
-  for values, found in sorted(groups.items(), key=lambda group: statistics.fmean(group[1])):
-    spread = f"{statistics.stdev(found):.4f}" if len(found) > 1 else ""
-    table.add_row(*values, str(len(found)), f"{statistics.fmean(found):.4f}", spread)
+  means = {values: statistics.fmean(found) for values, found in groups.items()}
+  for values in sorted(means, key=lambda values: (math.isnan(means[values]), means[values])):
+    found = groups[values]
+    # Of a run that diverged the bound is NaN, of which `stdev` makes an error.
+    known = len(found) > 1 and math.isfinite(means[values])
+    spread = f"{statistics.stdev(found):.4f}" if known else ""
+    table.add_row(*values, str(len(found)), f"{means[values]:.4f}", spread)
   yield table
 
 

@@ -260,6 +260,22 @@ def test_rows_tell_how_far_a_run_is(tmp_path):
   assert row(tmp_path / "none") == ("not started", None, None, None)
 
 
+def test_a_loop_is_done_with_its_last_generation(tmp_path):
+  rows = [
+    {"generation": i, "bits_per_char_strict": 2.0 + i, "bits_per_char_strict_stderr": 0.1}
+    for i in range(3)
+  ]
+  for there, status in ((2, "unfinished"), (3, "done")):
+    report = {"kind": "generations", "settings": {"count": 2}, "rows": rows[:there]}
+    folder = tmp_path / status
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    found = sweep_table.make_row(folder, {}, 1000, None)
+    assert (found.status, found.step) == (status, 1000)
+    assert (found.strict, found.stderr) == (rows[there - 1]["bits_per_char_strict"], 0.1)
+    assert sweep_table.is_done(folder, 1000) == (status == "done")
+
+
 def test_the_table_has_the_best_first(tmp_path):
   def row(name, status, strict, **overrides):
     return sweep_table.Row(
@@ -285,7 +301,10 @@ def test_the_table_has_the_best_first(tmp_path):
   ]
   assert lines[1] == ["e", "5", "x,y", "done", "5", "10", "2.25", "0.01"]
   assert lines[5] == ["a", "1", "", "failed (2)", "5", "10", "", ""]
-  assert sweep_table.render(rows).row_count == 5
+  every, means = sweep_table.render(rows).renderables
+  assert (every.row_count, means.row_count) == (5, 2)
+  assert list(means.columns[-2].cells) == ["2.2500", "nan"], "best first"
+  assert list(means.columns[-1].cells) == ["", ""]
 
 
 # ------------------------------------------------------------------------------------- For real
