@@ -99,7 +99,7 @@ def test_what_is_no_text_is_named(text):
 
   def sides(samples):
     found = verdict(samples, reference)
-    assert found.word == "degenerate"
+    assert found.word == ("poor" if samples is noise else "degenerate")
     assert len(found.reasons) >= 1
     return {r.name: r.side for r in found.ranges if r.side}
 

@@ -81,7 +81,9 @@ _LENGTH = flags.DEFINE_integer("length", None, "Tokens of the judge's that sampl
 _BASELINE = flags.DEFINE_string("baseline", None, "Autoregressive model to compare with.")
 _SAMPLERS = flags.DEFINE_list("samplers", ["tweedie"], "Of a frontier; of infilling the first.")
 _STEPS = flags.DEFINE_list("steps", ["4", "8", "16", "32", "64"], "Of a frontier; the last else.")
-_TEMPERATURES = flags.DEFINE_list("temperatures", ["0.6", "0.8", "0.9", "1"], "Of the baseline.")
+_TEMPERATURES = flags.DEFINE_list(
+  "temperatures", ["0.6", "0.8", "0.9", "1", "1.1", "1.2"], "Of the baseline."
+)
 _NUM = flags.DEFINE_integer("num", 256, "Samples of each way, or rows to fill in.")
 _OF_STUDIES = (
   _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _LENGTH, _BASELINE, _SAMPLERS, _STEPS, _TEMPERATURES, _NUM,

@@ -64,14 +64,18 @@ class Judge:
     network: the judge, for example GPT-2 (`models/gpt2.py`).
     params: its parameters.
     batch_size: texts in a batch.
+    longest: W, where the network was trained to read fewer tokens than it can.
 
   Raises:
     ValueError: batch_size < 1.
   """
 
-  def __init__(self, network: Autoregressive, params: Any, *, batch_size: int = 8):
+  def __init__(
+    self, network: Autoregressive, params: Any, *, batch_size: int = 8, longest: int | None = None
+  ):
     if batch_size < 1:
       raise ValueError(f"batch_size={batch_size} must be at least 1")
+    self._longest = network.longest if longest is None else min(longest, network.longest)
     self.network, self.params, self.batch_size = network, params, batch_size
     self._log_prob = jax.jit(network.log_prob)
     self._hidden_at = jax.jit(
@@ -97,14 +101,14 @@ class Judge:
     """
     rows = self._checked(texts)
     unscored = 0 if self.network.scores_first else 1
-    step = self.network.longest - unscored
+    step = self._longest - unscored
     if step < 1:
       raise ValueError("a judge that reads one token at a time and has no law of it scores nothing")
     owner, windows = [], []
     for number, row in enumerate(rows):
       for first in range(0, max(1, len(row) - unscored), step):
         owner.append(number)
-        windows.append(row[first : first + self.network.longest])
+        windows.append(row[first : first + self._longest])
     sums = np.zeros(len(rows))
     for first, tokens, lengths in self._batches(windows):
       log_prob = np.asarray(self._log_prob(self.params, tokens), np.float64)
@@ -129,7 +133,7 @@ class Judge:
     Raises:
       ValueError: there are no texts, or one is empty or holds other tokens.
     """
-    rows = [row[: self.network.longest] for row in self._checked(texts)]
+    rows = [row[: self._longest] for row in self._checked(texts)]
     found = [
       np.asarray(self._hidden_at(self.params, tokens, lengths - 1), np.float32)
       for _, tokens, lengths in self._batches(rows)

@@ -24,6 +24,8 @@ _QUANTILES = (0.01, 0.99)
 _FEWEST_ROWS = 50
 # A share of samples beyond one end of the range that real text, with 1 %, does not have.
 _MOST_OUTSIDE = 0.25
+# Beyond these ends lies text that is noisier than real text, as of few steps; it is not collapsed.
+_NOISY = {("nats_per_token", "high"), ("token_entropy", "high")}
 # The ends of a range beyond which something is wrong. Text that never repeats itself, nor phrases
 # of other texts, is no worse for that.
 _FAULTS = {
@@ -103,9 +105,10 @@ class Verdict:
   """Whether samples could be text.
 
   Attributes:
-    word: `degenerate` where more than a quarter of the samples has less or more token entropy than
-      real text, more repetition or less novelty, or is likelier under the judge than real text is;
-      else `poor` where more than a quarter is less likely than real text; else `like text`.
+    word: `degenerate` where more than a quarter of the samples has less token entropy than real
+      text, more repetition or less novelty, or is likelier under the judge than real text is; else
+      `poor` where more than a quarter has more token entropy or is less likely than real text; else
+      `like text`.
     ranges: each statistic.
   """
 
@@ -231,8 +234,8 @@ def _within(tokens: np.ndarray, of_sample: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _word(ranges: Sequence[Range]) -> str:
-  sides = {r.name: r.side for r in ranges if r.side}
-  if sides == {"nats_per_token": "high"}:
+  sides = {(r.name, r.side) for r in ranges if r.side}
+  if sides and sides <= _NOISY:
     return "poor"
   return "degenerate" if sides else "like text"
 

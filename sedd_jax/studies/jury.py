@@ -77,7 +77,8 @@ class Jury:
   @functools.cached_property
   def judge(self) -> Judge:
     """Says how likely texts are."""
-    return Judge(self.model.network, self.model.params, batch_size=self.batch_size)
+    model = self.model
+    return Judge(model.network, model.params, batch_size=self.batch_size, longest=model.length)
 
   def grader(self, length: int) -> Grader:
     """Grades samples of so many tokens of the judge's."""
