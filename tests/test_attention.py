@@ -97,6 +97,7 @@ def test_splash_runs_on_each_devices_own_part(sizes):
   assert not re.findall("all-gather|all-reduce|all-to-all|collective", compiled.as_text())
 
 
+@pytest.mark.slow
 def test_splash_of_a_whole_network_equals_xla():
   process = Absorbing(10)
   tokens = jax.random.randint(jax.random.key(0), (2, 128), 0, 11)

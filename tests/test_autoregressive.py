@@ -29,6 +29,7 @@ def run(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_run_stopped_halfway_ends_where_an_uninterrupted_one_does(run, tmp_path):
   assert train(with_steps(4, AR), tmp_path / "ar") == 0
   assert train(AR, tmp_path / "ar") == 0

@@ -101,6 +101,7 @@ def check_work(result, *, dense, needed, bytes_needed):
   assert result["work"]["bytes_needed"] == pytest.approx(bytes_needed, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_step_counted_by_hand():
   result = line("train", *TINY)
   check_jax(result, "train")

@@ -88,6 +88,7 @@ def test_the_far_tail_is_drawn_as_often_as_it_should():
   assert 0.01 < too_few(count) < 0.99
 
 
+@pytest.mark.slow
 def test_the_tail_test_rejects_float32_gumbel_noise():
   # What jax.random.categorical races in its default mode; its argmax is left out to save time.
   def tails_win(key):

@@ -52,7 +52,11 @@ def test_fresh_scaled_network_is_bounded_by_the_uniform_law(noise):
   assert bound.paper <= bound.strict
 
 
-@pytest.mark.parametrize("process", [Absorbing(10), Uniform(10)], ids=["absorbing", "uniform"])
+@pytest.mark.parametrize(
+  "process",
+  [Absorbing(10), pytest.param(Uniform(10), marks=pytest.mark.slow)],
+  ids=["absorbing", "uniform"],
+)
 def test_bound_does_not_depend_on_the_batch_size(process):
   network = small_network(process)
   params = random_params(network)

@@ -320,12 +320,12 @@ def test_half_precision_weights_are_read(exported):
 
 
 def test_another_layouts_config_is_named(exported):
-  def as_gpt2(config):
+  def as_bert(config):
     config.clear()
-    config.update(model_type="gpt2")
+    config.update(model_type="bert")
 
-  with pytest.raises(ValueError, match="model_type='gpt2' must be 'mdlm'"):
-    sedd_jax.load(changed(exported, as_gpt2))
+  with pytest.raises(ValueError, match="model_type='bert' must be 'mdlm' or 'gpt2'"):
+    sedd_jax.load(changed(exported, as_bert))
 
 
 def test_nothing_is_overwritten(exported, tmp_path):

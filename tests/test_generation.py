@@ -346,6 +346,7 @@ def test_one_process_at_a_time_writes_a_file(tmp_path):
   first.close()
 
 
+@pytest.mark.slow
 def test_templates_of_one_length_share_batches(x64):
   texts = [template("ab[[4]]"), template("[[4]]cd"), template("a[[5]]"), template("[[4]]cde")]
   made = list(generate(model(), order_of(1, templates=texts), batch=8))

@@ -111,6 +111,7 @@ def test_every_generation_is_judged_on_the_same_real_text(loop):
     assert row["token_entropy"] > 0
 
 
+@pytest.mark.slow
 def test_a_finished_loop_takes_more_generations_and_no_other_settings(loop):
   before = json.loads((loop / "evaluation.json").read_text())["rows"]
   more = dataclasses.replace(LOOP, generations=dataclasses.replace(LOOP.generations, count=2))

@@ -131,6 +131,7 @@ def test_a_number_is_the_same_on_any_batch_and_devices(task, process):
         assert got["figures"][figure][name] == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.slow
 def test_estimators_agree_on_a_network_without_time(task):
   network = network_of()
   network = dataclasses.replace(

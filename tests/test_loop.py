@@ -210,6 +210,7 @@ def test_changed_config_is_refused_with_the_difference(run):
     train(other, run)
 
 
+@pytest.mark.slow
 def test_changed_corpus_is_refused_by_name(tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("the quick brown fox " * 200)

@@ -66,11 +66,12 @@ def one_device(experiment):
 
 
 MESHES = [
+  (4, dict(replica=1, fsdp=2, tensor=2), 4),
+]
+MORE_MESHES = [
   (2, dict(replica=1, tensor=2), 4),
   (4, dict(replica=1, fsdp=4), 4),
   (4, dict(replica=1, fsdp=2, tensor=2), 1),
-]
-MORE_MESHES = [
   (1, dict(replica=1), 4),
   (2, dict(fsdp=2), 1),
   (4, dict(replica=2, tensor=2), 4),

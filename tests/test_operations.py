@@ -170,6 +170,7 @@ with Watchdog(0.5) as dog:
   assert done.stderr.count("Timeout (0:00:00.5") > 1, "said once only"
 
 
+@pytest.mark.slow
 def test_profile_and_compilation_cache_of_a_run(tmp_path):
   cache = tmp_path / "cache"
   run = [

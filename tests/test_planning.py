@@ -642,6 +642,7 @@ def test_accumulation_does_the_same_work(tiny):
   assert halves.hlo_flops_per_step == pytest.approx(2 * tiny.hlo_flops_per_step, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_output_layer_counts_in_the_share_of_rows_that_need_it():
   """TINY has 32 rows on a device, in tiles of 8, and 128 columns: the last half are padding."""
   uniform = dataclasses.replace(TINY, diffusion=DiffusionConfig.paper("uniform"))
@@ -928,6 +929,7 @@ def test_what_does_not_fit_exits_with_1_and_is_null(config_file):
   assert "nan" not in done.stdout
 
 
+@pytest.mark.slow
 def test_meshes_stand_side_by_side(config_file):
   arguments = (config_file, "--topology=v5e:2x2", "--vocab_size=65")
   compare = "--compare=fsdp=4;fsdp=2,tensor=2"

@@ -142,6 +142,7 @@ def test_heldout_text_that_is_prepared_too_is_found_there(config, tmp_path):
   np.testing.assert_array_equal(shards.heldout_rows[:], text.heldout_rows[:])
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_of_padded_documents(tmp_path):
   lines = [json.dumps({"text": "abc" * (i % 5)}) for i in range(400)]
   (tmp_path / "a.jsonl").write_text("\n".join(lines))

@@ -20,8 +20,8 @@ from sedd_jax.data import DataConfig, load_dataset
 from sedd_jax.parallel import MeshConfig, make_mesh
 from sedd_jax.training import checkpoints as checkpoints_module
 from sedd_jax.training import loop, manifest, rundir
+from sedd_jax.training import objectives as objectives_module
 from sedd_jax.training import program as program_module
-from sedd_jax.training import step as step_module
 from sedd_jax.training.checkpoints import Checkpoints, load_meta, newest_whole, room_note
 from sedd_jax.training.experiment import CheckpointConfig
 from sedd_jax.training.lock import FolderLock, take
@@ -497,7 +497,7 @@ def test_all_differences_are_listed_at_once(run):
 def poisoned(monkeypatch):
   """Batches of some steps whose loss is not a number, whatever the parameters."""
   batches = load_dataset(QUICK.data).batches(QUICK.train.batch_size, QUICK.seed)
-  entropy = step_module.denoising_score_entropy
+  entropy = objectives_module.denoising_score_entropy
 
   def poison(*wanted):
     bad = np.stack([batches[step - 1][0] for step in wanted])
@@ -506,7 +506,7 @@ def poisoned(monkeypatch):
       hit = jnp.any(jnp.all(jnp.asarray(bad)[:, None, :] == x0[None], axis=2))
       return entropy(scores, x0, *arguments, **keywords) * jnp.where(hit, jnp.nan, 1.0)
 
-    monkeypatch.setattr(step_module, "denoising_score_entropy", with_poison)
+    monkeypatch.setattr(objectives_module, "denoising_score_entropy", with_poison)
     return batches
 
   return poison

@@ -436,8 +436,8 @@ def test_rows_in_tiles_sample_what_dense_rows_do(process, step, x64):
   ("process", "step", "length"),
   [
     (Absorbing(3), Tweedie(), 6),  # Tensor shares the positions,
-    (Absorbing(3), Tweedie(), 5),  # and cannot.
-    (Uniform(3), Trapezoidal(), 6),
+    pytest.param(Absorbing(3), Tweedie(), 5, marks=pytest.mark.slow),  # and cannot.
+    pytest.param(Uniform(3), Trapezoidal(), 6, marks=pytest.mark.slow),
     (Absorbing(3), Confidence(), 6),
   ],
   ids=str,

@@ -120,7 +120,13 @@ def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
 
 
 @pytest.mark.parametrize(
-  ("remat", "unroll"), [("dots", 1), ("narrow", 2), ("full", 1), ("full", 3)]
+  ("remat", "unroll"),
+  [
+    ("narrow", 2),
+    pytest.param("dots", 1, marks=pytest.mark.slow),
+    pytest.param("full", 1, marks=pytest.mark.slow),
+    ("full", 3),
+  ],
 )
 def test_loss_and_gradient_are_the_same_for_any_rematerialisation(remat, unroll):
   """Dropout on: what is made again is what was there. 3 blocks unrolled by 2 leave one over."""
@@ -178,7 +184,12 @@ def dropout_keeps_its_share_and_the_mean(rate, width):
 
 
 @pytest.mark.parametrize(
-  "axes", [dict(fsdp=4, replica=1), dict(fsdp=2, tensor=2, replica=1)], ids=str
+  "axes",
+  [
+    pytest.param(dict(fsdp=4, replica=1), marks=pytest.mark.slow),
+    dict(fsdp=2, tensor=2, replica=1),
+  ],
+  ids=str,
 )
 def test_three_steps_are_the_same_on_any_mesh(axes):
   """Dropout on; one device against four, for the whole state."""
