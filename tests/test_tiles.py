@@ -86,7 +86,8 @@ def relative(got, want):
     *(
       pytest.param(*more, marks=pytest.mark.slow)
       for more in (
-        ("float32", 1e-5, 3), ("float32", 1e-5, 300), ("float64", 1e-10, 3), ("float64", 1e-10, 9001),
+        ("float32", 1e-5, 3), ("float32", 1e-5, 300),
+        ("float64", 1e-10, 3), ("float64", 1e-10, 9001),
       )
     ),
   ],
