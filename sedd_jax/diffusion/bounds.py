@@ -19,6 +19,7 @@ B: sequences, G: independent groups of draws, D: all draws.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -97,41 +98,17 @@ def bound_terms(
   if not isinstance(process, Uniform):
     pieces.append((_high, end_draws))
 
-  # One row per draw: its piece, its group, its place in the group, and the shift of its time.
-  schedule = [
-    (piece, group, i, i / count)
-    for piece, (_, count) in enumerate(pieces)
-    for group in range(num_groups)
-    for i in range(count)
-  ]
-  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
   branches = [functools.partial(substitution, noise) for substitution, _ in pieces]
   stats_beyond = _carried_on(stats_fn, last)
 
-  def one_draw(_, draw):
-    piece, group, i, shift = draw
-
-    def of_example(key):
-      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
-      key_time, key_corrupt = jax.random.split(key)
-      # One random shift for the evenly spaced times of a group; corruptions are independent.
-      if time_sampling == "low_discrepancy":
-        u = (jax.random.uniform(key_time) + shift) % 1.0
-      else:
-        u = jax.random.uniform(jax.random.fold_in(key_time, i))
-      return u, jax.random.fold_in(key_corrupt, i)
-
-    u_B, corrupt_keys = jax.vmap(of_example)(keys)
+  def one_draw(piece, u_B, corrupt_keys):
     total_B, weight_B = jax.lax.switch(piece, branches, u_B)
     entropy_B = score_entropy_at(stats_beyond, x0, total_B, corrupt_keys, process=process)
-    return None, weight_B * entropy_B
+    return weight_B * entropy_B
 
-  _, values_DB = jax.lax.scan(one_draw, None, schedule_D)
-  estimates, start = [], 0
-  for _, count in pieces:
-    stop = start + num_groups * count
-    estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
-    start = stop
+  estimates = group_means(
+    one_draw, [count for _, count in pieces], keys, num_groups=num_groups, sampling=time_sampling
+  )
   if isinstance(process, Uniform):
     prior_B = jnp.sum(x0 >= 0, axis=1) * _prior_divergence(process, last)
     estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
@@ -148,6 +125,56 @@ def check_draws(name: str, draws: int, num_groups: int, sampling: TimeSampling) 
     raise ValueError(f"time_sampling={sampling!r} must be one of {', '.join(TIME_SAMPLINGS)}")
   if num_groups < 1 or draws < 1 or draws % num_groups:
     raise ValueError(f"{name}={draws} must be a positive multiple of num_groups={num_groups}")
+
+
+def group_means(
+  one_draw: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  draws: Sequence[int],
+  keys: jax.Array,
+  *,
+  num_groups: int,
+  sampling: TimeSampling,
+) -> list[jax.Array]:
+  """Means over the draws of each group of each piece of a bound, float[G, B] for each piece.
+
+  Args:
+    one_draw: of a piece int32[], a number u[B] in [0, 1) and keys [B] to float[B].
+    draws: of a group, for each piece.
+    keys: PRNG keys [B]; what a sequence draws depends on its key alone.
+    num_groups: G.
+    sampling: `low_discrepancy` spaces the numbers of a group evenly from a random shift on; `iid`
+      draws each by itself. The other random words are independent either way.
+  """
+  # One row per draw: its piece, its group, its place in the group, and the shift of its number.
+  schedule = [
+    (piece, group, i, i / count)
+    for piece, count in enumerate(draws)
+    for group in range(num_groups)
+    for i in range(count)
+  ]
+
+  def body(_, draw):
+    piece, group, i, shift = draw
+
+    def of_example(key):
+      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
+      key_number, key_rest = jax.random.split(key)
+      if sampling == "low_discrepancy":
+        u = (jax.random.uniform(key_number) + shift) % 1.0
+      else:
+        u = jax.random.uniform(jax.random.fold_in(key_number, i))
+      return u, jax.random.fold_in(key_rest, i)
+
+    return None, one_draw(piece, *jax.vmap(of_example)(keys))
+
+  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
+  _, values_DB = jax.lax.scan(body, None, schedule_D)
+  means, start = [], 0
+  for count in draws:
+    stop = start + num_groups * count
+    means.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
+    start = stop
+  return means
 
 
 def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:

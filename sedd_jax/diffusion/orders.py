@@ -29,7 +29,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.bounds import END_SHARE, Terms, check_draws
+from sedd_jax.diffusion.bounds import END_SHARE, Terms, check_draws, group_means
 from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, TimeSampling
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import bernoulli, log_expm1
@@ -164,39 +164,13 @@ def _estimates(
   """float[G, B] for each piece, a masking and its draws in a group."""
   counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
   maskings = [masking for masking, _ in pieces]
-  # One row per draw: its piece, its group, its place in the group, and the shift of its number.
-  schedule = [
-    (piece, group, i, i / count)
-    for piece, (_, count) in enumerate(pieces)
-    for group in range(num_groups)
-    for i in range(count)
-  ]
 
-  def one_draw(_, draw):
-    piece, group, i, shift = draw
-
-    def of_example(key):
-      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
-      key_number, key_mask = jax.random.split(key)
-      if sampling == "low_discrepancy":
-        u = (jax.random.uniform(key_number) + shift) % 1.0
-      else:
-        u = jax.random.uniform(jax.random.fold_in(key_number, i))
-      return u, jax.random.fold_in(key_mask, i)
-
-    u_B, mask_keys = jax.vmap(of_example)(keys)
+  def one_draw(piece, u_B, mask_keys):
     masked, share_B, weight_B = jax.lax.switch(piece, maskings, u_B, counts, mask_keys)
-    nats_B = _cross_entropy(stats_fn, x0, masked, share_B, process, noise)
-    return None, weight_B * nats_B
+    return weight_B * _cross_entropy(stats_fn, x0, masked, share_B, process, noise)
 
-  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
-  _, values_DB = jax.lax.scan(one_draw, None, schedule_D)
-  estimates, start = [], 0
-  for _, count in pieces:
-    stop = start + num_groups * count
-    estimates.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
-    start = stop
-  return estimates
+  draws = [count for _, count in pieces]
+  return group_means(one_draw, draws, keys, num_groups=num_groups, sampling=sampling)
 
 
 def _cross_entropy(
