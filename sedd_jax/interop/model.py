@@ -1,5 +1,6 @@
 """A trained model in one object: score, sample, infill, bound. `causal.py` has the other kind."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class SequenceBound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageModel:
+class LanguageModel(abc.ABC):
   """What every model here can do, whatever its network: text to tokens and back, and samples.
 
   Attributes:
@@ -58,20 +59,21 @@ class LanguageModel:
   info: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
+  @abc.abstractmethod
   def vocab_size(self) -> int:
     """V, number of real tokens."""
-    raise NotImplementedError
 
   @property
+  @abc.abstractmethod
   def dtype(self) -> str:
     """Compute dtype of the network."""
-    raise NotImplementedError
 
   @property
+  @abc.abstractmethod
   def mask_id(self) -> int | None:
     """The state that stands where there is no token yet, if there is one."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def generate(
     self,
     tokens: jax.typing.ArrayLike,
@@ -100,12 +102,11 @@ class LanguageModel:
     Raises:
       ValueError: the arrays don't fit the model, or an argument is out of range.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def check(self, settings: SamplerSettings) -> None:
     """Raises:
     ValueError: this model cannot be sampled so."""
-    raise NotImplementedError
 
   def said(self, settings: SamplerSettings) -> dict[str, Any]:
     """Of the settings, those that say how samples of this model came about."""
