@@ -32,6 +32,8 @@ _SHOWN = (
   "nats_above_baseline", "nats_from_gap", "accuracy", "token_entropy", "distinct_2", "repetition",
   "mauve", "verdict",
 )  # fmt: skip
+# And what tells its rows apart.
+_WHICH = ("prompt", "label", "sampler", "steps", "temperature")
 Number = TypeVar("Number", int, float)
 
 
@@ -139,7 +141,8 @@ def show(report: Mapping[str, Any], *, as_json: bool) -> None:
     print(f"all: {table.note}")
   for row in report["rows"]:
     if row.get("reasons"):
-      print(f"{row.get('prompt', '')} {row['label']}: {row['reasons']}".strip())
+      which = [str(row[name]) for name in _WHICH if row.get(name) is not None]
+      print(f"{' '.join(which)}: {row['reasons']}")
   for line in report.get("headline", ()):
     print(line)
 
