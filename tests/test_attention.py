@@ -157,6 +157,7 @@ def test_rematerialisation_runs_the_forward_kernel_again_only_where_nothing_is_k
   assert calls == [forward, 1]
 
 
+@pytest.mark.slow
 def test_blocks_attend_through_per_shard():
   calls = []
 

@@ -125,6 +125,7 @@ def test_the_seconds_of_a_sample_are_its_own(run):
   assert 0 < made.seconds < time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_weights_go_to_a_run_of_the_same_kind_alone(run, tmp_path):
   tuned = dataclasses.replace(with_steps(1, AR), init_from=str(run))
   assert train(tuned, tmp_path / "tuned", load=sedd_jax.load) == 0

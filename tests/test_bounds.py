@@ -196,6 +196,7 @@ def test_estimated_paper_lies_below_estimated_strict(process, noise):
   assert (terms.paper <= terms.strict).all()
 
 
+@pytest.mark.slow
 def test_an_estimate_depends_on_its_key_alone():
   toy, noise = random_toy(Absorbing(3), wrong=WRONG), LogLinear()
   x0, keys = jnp.asarray(toy.states[toy.clean[2:6]]), jax.random.split(jax.random.key(5), 4)

@@ -102,6 +102,7 @@ def test_the_tail_test_rejects_float32_gumbel_noise():
 # More states than one race takes: groups of 256, the last one partial.
 
 
+@pytest.mark.slow
 def test_many_states_follow_the_weights(strict_keys):
   weights = np.random.default_rng(0).dirichlet(np.full(1000, 0.5))
   weights[256:512] = 0.0  # A group that is never drawn.

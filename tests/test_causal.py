@@ -84,7 +84,10 @@ def test_gradient_of_the_tiled_likelihood_equals_that_of_dense_logits(x64):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), grad, want_grad)
 
 
-@pytest.mark.parametrize("truncation", [Truncation(), Truncation(temperature=0.7, top_k=2)])
+@pytest.mark.parametrize(
+  "truncation",
+  [Truncation(temperature=0.7, top_k=2), pytest.param(Truncation(), marks=pytest.mark.slow)],
+)
 def test_law_of_decoding_is_the_models(truncation):
   network = causal_network(3)
   params = random_params(network)

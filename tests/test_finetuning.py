@@ -88,6 +88,7 @@ def test_weights_and_average_are_the_sources_to_the_bit(sources, kind, mesh):
   assert str(sources[kind]) in said
 
 
+@pytest.mark.slow
 def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_path):
   moved = shutil.copytree(source, tmp_path / "source")
   experiment, workdir = tuned(moved), tmp_path / "run"

@@ -108,6 +108,7 @@ def test_recording_and_progress_change_nothing(x64):
   assert shares[-1] == 1.0
 
 
+@pytest.mark.slow
 def test_best_of_keeps_the_lowest_bound(x64):
   settings = SamplerSettings(steps=4)
   best = model().generate(*nothing(4), settings=settings, best_of=4)

@@ -142,6 +142,7 @@ def test_metrics_report_the_loss_before_each_update(run):
   assert first["learning_rate"] == pytest.approx(1e-3 * 2 / 5)
 
 
+@pytest.mark.slow
 def test_finished_run_resumed_changes_nothing(run):
   before = final_state(run)
   assert train(TINY, run) == 0

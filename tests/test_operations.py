@@ -186,6 +186,7 @@ def test_profile_and_compilation_cache_of_a_run(tmp_path):
   assert "mfu" not in last, "a CPU has no peak in the table"
 
 
+@pytest.mark.slow
 def test_bucket_as_workdir_is_refused_with_what_would_do():
   run = [*command("gs://bucket/run", "--config.train.steps=6")]
   done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=REPOSITORY)

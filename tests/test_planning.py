@@ -915,6 +915,7 @@ def test_json_is_all_that_stdout_holds(config_file):
   assert "compiling for v5e:2x2 with fsdp=-1: batch 4, accumulation 1, remat none" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_exits_with_1_and_is_null(config_file):
   arguments = (config_file, "--topology=v5e:2x2", "--vocab_size=65", "--batch=4096")
   done = sedd_plan(*arguments, "--json", prelude=ON_CPU)

@@ -119,6 +119,7 @@ def test_corrupt_draws_from_transition_at_little_noise(process, strict_keys):
     assert chi_square_p_value(counts[token], expected[token]) > 1e-3
 
 
+@pytest.mark.slow
 def test_corrupt_is_right_below_the_steps_of_float32_uniforms():
   # Uniforms in steps of 2^-23 jump with probability 1.2e-7 at least: 24 jumps here, where 4 belong.
   process, total, draws = Absorbing(3), 2e-8, 200

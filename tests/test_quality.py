@@ -263,6 +263,7 @@ def stories(request):
   return network, params, tokenizer, tokens, log_likelihood
 
 
+@pytest.mark.slow
 def test_a_judge_of_its_own_samples_finds_their_likelihood(stories):
   """numpy draws them in float64, jax judges them in float32."""
   network, params, _, tokens, log_likelihood = stories

@@ -251,10 +251,12 @@ def _size(path):
 
 
 # `sedd train` whose saves take a minute.
+# A shell starts what runs in its background with Ctrl-C ignored, and that is inherited.
 _SLOW_SAVES = """
-import time
+import signal, time
 from sedd_jax.cli import train
 from sedd_jax.training import manifest
+signal.signal(signal.SIGINT, signal.default_int_handler)
 manifest.write_manifest = lambda folder: time.sleep(60)
 train.run()
 """

@@ -412,8 +412,8 @@ by_rows = pytest.mark.parametrize(
   [
     (Absorbing(3), Tweedie()),
     (Uniform(3), Trapezoidal()),  # Compares two calls, row by row.
-    (Absorbing(3), Trapezoidal()),
-    (Absorbing(3), Ancestral()),  # Asks for the rows that turn alone.
+    pytest.param(Absorbing(3), Trapezoidal(), marks=pytest.mark.slow),
+    pytest.param(Absorbing(3), Ancestral(), marks=pytest.mark.slow),  # Rows that turn alone.
     (Absorbing(3), Confidence()),  # Rules that return more than a token.
   ],
   ids=str,
@@ -475,6 +475,7 @@ def test_sampling_holds_no_scores_of_all_positions():
   assert largest(text(network.scores(params))) <= 16 * 128 * 5000 / 8
 
 
+@pytest.mark.slow
 def test_kernels_are_cast_once_and_scores_stay_the_same():
   network, params = rows_network(Absorbing(20), dtype="bfloat16")
   params = jax.tree.map(lambda x: x.astype(jnp.float32), params)

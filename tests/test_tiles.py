@@ -164,6 +164,7 @@ def test_large_outputs_give_what_dense_rows_give_and_no_nan(parameterization, si
   assert all(np.all(np.isfinite(g)) for g in grads)
 
 
+@pytest.mark.slow
 def test_products_of_bfloat16_are_summed_in_float32():
   process, arrays, x, x0, total = problem(Absorbing, 9001, width=256)
   rounded = tuple(z.astype(jnp.bfloat16) for z in arrays[:2])
