@@ -16,7 +16,7 @@ The second command trains all of them, three seeds each, and prints the table. N
 
 They differ in nothing else, also not in learning rate, which was not tuned for any. Text: the
 embedded one; docs/results.md has bits per character on text8's first 3 million characters.
-Cost of a run: about that of configs/quickstart.py, 4 minutes on 2 CPU cores.
+Cost of a run as it stands: not measured.
 """
 
 import dataclasses
