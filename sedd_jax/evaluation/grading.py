@@ -25,7 +25,7 @@ class Grader:
 
   Args:
     judge: reads samples and real text.
-    reference: int[R, L], rows of held-out text in the judge's tokens, 100 at least; half of them are
+    reference: int[R, L], 100 rows or more of held-out text in the judge's tokens; half of them are
       kept to be graded themselves.
     clusterings: of MAUVE, with different seeds.
 
