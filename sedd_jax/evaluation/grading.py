@@ -27,19 +27,18 @@ class Grader:
     judge: reads samples and real text.
     reference: int[R, L], 100 rows or more of held-out text in the judge's tokens; half of them are
       kept to be graded themselves.
-    clusterings: of MAUVE, with different seeds.
 
   Raises:
     ValueError: there are too few rows.
   """
 
-  def __init__(self, judge: Judge, reference: np.ndarray, *, clusterings: int = 5):
+  def __init__(self, judge: Judge, reference: np.ndarray):
     if len(reference) < 100:
       raise ValueError(
         f"{len(reference)} rows of {reference.shape[1]} tokens of real text: 100 at least are "
         "needed, half of them to be graded themselves; give more text, or shorter rows"
       )
-    self._judge, self._clusterings = judge, clusterings
+    self._judge = judge
     # Neighbours in the text go to different halves.
     self._reference, self._held_back = reference[::2], reference[1::2]
 
@@ -88,7 +87,6 @@ class Grader:
     found = mauve(
       self._judge.features(samples[:size]),
       self._reference_features[:size],
-      seeds=self._clusterings,
     )
     return {"mauve": found.mauve, "mauve_spread": found.mauve_spread, "mauve_texts": found.texts}
 
