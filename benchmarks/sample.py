@@ -9,7 +9,7 @@ from benchmarks.inputs import disturbed_params
 from benchmarks.measure import Compiled, measure, print_measured
 from benchmarks.options import parser, read
 from benchmarks.work import sampling_work
-from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.parallel.mesh import distribute
 
 

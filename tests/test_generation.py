@@ -11,10 +11,10 @@ from oracle import quick_compilation as quick_compilation
 
 from sedd_jax.data.tokenizers import Chars
 from sedd_jax.diffusion import Absorbing, LogLinear, Uniform
-from sedd_jax.interop.model import Model
-from sedd_jax.interop.samples import Order, SampleFile, generate, records, to_line
-from sedd_jax.interop.settings import SamplerSettings
-from sedd_jax.interop.templates import Template, between, parse_template
+from sedd_jax.generation.model import Model
+from sedd_jax.generation.samples import Order, SampleFile, generate, records, to_line
+from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import Template, between, parse_template
 from sedd_jax.models import Network, ScoreTransformerConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

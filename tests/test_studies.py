@@ -223,7 +223,7 @@ def test_filling_gives_an_autoregressive_model_the_prefix_alone(runs):
   rows = heldout_rows(model, "ar")[:5]
   gap = infilling.gap_of("middle", 32)
   assert gap.nonzero()[0].tolist() == list(range(8, 24))
-  settings = sedd_jax.interop.settings.SamplerSettings()
+  settings = sedd_jax.generation.settings.SamplerSettings()
   filled = infilling.fill(model, rows, gap, settings, seed=0, batch=2)
   np.testing.assert_array_equal(filled.tokens[:, ~gap], rows[:, ~gap])
   other = np.where(np.arange(32) >= 24, 0, rows)

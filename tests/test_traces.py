@@ -18,11 +18,11 @@ from browser import PROGRAMS, Page, find_chromium
 from PIL import Image
 
 from sedd_jax.data import Bytes, Chars
-from sedd_jax.traces import Trace, check_trace_path, gif, text, write_trace
-from sedd_jax.traces.cells import MASK, cells_of, visible
-from sedd_jax.traces.frame import frames_of
-from sedd_jax.traces.grid import NEWLINE, columns, fit, grid_of
-from sedd_jax.traces.page import page_data, page_of
+from sedd_jax.generation.traces import Trace, check_trace_path, gif, text, write_trace
+from sedd_jax.generation.traces.cells import MASK, cells_of, visible
+from sedd_jax.generation.traces.frame import frames_of
+from sedd_jax.generation.traces.grid import NEWLINE, columns, fit, grid_of
+from sedd_jax.generation.traces.page import page_data, page_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Characters of one to four bytes, wide ones, controls, and all that could end a script early.
@@ -232,7 +232,7 @@ def test_a_wheel_holds_the_template(tmp_path):
   code = "from setuptools import build_meta; build_meta.build_wheel('.')"
   subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
   (wheel,) = source.glob("*.whl")
-  assert "sedd_jax/traces/page.html" in zipfile.ZipFile(wheel).namelist()
+  assert "sedd_jax/generation/traces/page.html" in zipfile.ZipFile(wheel).namelist()
 
 
 # ---- The page as a file ------------------------------------------------------------------------
@@ -695,7 +695,7 @@ def opened(trace, tokenizer):
 
 
 def test_gif_has_the_colours_of_the_page():
-  page = (REPOSITORY / "sedd_jax" / "traces" / "page.html").read_text()
+  page = (REPOSITORY / "sedd_jax" / "generation" / "traces" / "page.html").read_text()
   for name in ("paper", "ink", "quiet", "given", "new", "mask"):
     colour = re.search(rf"--{name}: #(\w+);", page)[1]
     assert tuple(bytes.fromhex(colour)) == getattr(gif, f"_{name.upper()}")

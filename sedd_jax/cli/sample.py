@@ -13,12 +13,12 @@ from absl import flags
 import sedd_jax
 from sedd_jax.cli import app
 from sedd_jax.diffusion import SAMPLERS
-from sedd_jax.interop.generation import Generation, OnProgress
-from sedd_jax.interop.model import LanguageModel
-from sedd_jax.interop.samples import Order, SampleFile, check_path, generate, records, to_line
-from sedd_jax.interop.settings import SamplerSettings
-from sedd_jax.interop.templates import Template, between, parse_template
-from sedd_jax.traces import Trace, check_trace_path, write_trace
+from sedd_jax.generation.generator import Generation, OnProgress
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.samples import Order, SampleFile, check_path, generate, records, to_line
+from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import Template, between, parse_template
+from sedd_jax.generation.traces import Trace, check_trace_path, write_trace
 
 USAGE = """Prints samples, fills in templates, or writes many samples to a file.
 

@@ -14,9 +14,9 @@ from sedd_jax.data.rows import spread
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.likelihood import weights_hash
-from sedd_jax.interop.causal import CausalModel
-from sedd_jax.interop.model import LanguageModel
-from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.reports.result import Result
 from sedd_jax.reports.tables import plain, result_table
 from sedd_jax.studies import frontier as frontiers

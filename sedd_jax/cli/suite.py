@@ -26,7 +26,7 @@ from sedd_jax.evaluation.likelihood import (
   weights_hash,
 )
 from sedd_jax.evaluation.suites import SUITES, Protocol
-from sedd_jax.interop.model import LanguageModel, Model
+from sedd_jax.generation.model import LanguageModel, Model
 from sedd_jax.training import lock
 from sedd_jax.training.rundir import versions
 

@@ -1,1 +1,1 @@
-"""Weights in and out: the original's PyTorch layouts, and one loader for everything."""
+"""Other people's layouts of weights, and one loader for everything."""

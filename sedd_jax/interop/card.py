@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sedd_jax.diffusion import Absorbing
-from sedd_jax.interop.model import Model
+from sedd_jax.generation.model import Model
 
 # How to load, by layout.
 _LOADING = {

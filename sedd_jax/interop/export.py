@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.model import Model
 from sedd_jax.interop.card import model_card
-from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.exported import TOKENIZER, exported_config
 from sedd_jax.interop.load import load
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import (
   ROTARY,
   original_config,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json
+from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import make_model
 from sedd_jax.interop.weights import read_weights
 from sedd_jax.training.experiment import DiffusionConfig, Experiment

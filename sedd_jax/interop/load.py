@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.model import Model
 from sedd_jax.interop import gpt2, mdlm
-from sedd_jax.interop.causal import CausalModel
 from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tokenizer
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
 from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights

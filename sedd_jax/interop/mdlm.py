@@ -7,8 +7,8 @@ The network is the original's. It predicts clean tokens, the mask excluded and u
 from pathlib import Path
 
 from sedd_jax.diffusion import Absorbing, LogLinear
+from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import make_model
 from sedd_jax.interop.weights import Tensors, read_weights
 from sedd_jax.models import Network, ScoreTransformerConfig

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Noise, Process, Uniform
+from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.weights import Tensors, read_average, read_weights
 from sedd_jax.models import Network, Params, ScoreTransformerConfig
 

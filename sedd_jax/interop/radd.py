@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sedd_jax.diffusion import Absorbing
+from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
-from sedd_jax.interop.model import Model
 from sedd_jax.interop.original import make_model, read_noise
 from sedd_jax.interop.weights import Tensors, read_weights
 from sedd_jax.models import Network, ScoreTransformerConfig

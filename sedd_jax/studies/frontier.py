@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.diffusion.categorical import PRECISION
-from sedd_jax.interop.model import LanguageModel
-from sedd_jax.interop.samples import Order, SampleFile, generate
-from sedd_jax.interop.settings import SamplerSettings
-from sedd_jax.interop.templates import Template
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.samples import Order, SampleFile, generate
+from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import Template
 from sedd_jax.studies.jury import Jury, common_length, cut
 from sedd_jax.studies.samples import REAL, read_samples
 

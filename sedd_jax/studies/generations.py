@@ -27,11 +27,11 @@ from sedd_jax.data import Dataset, Tokenizer, load_dataset
 from sedd_jax.data.tokenizers import Chars
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.quality import flat, quality
-from sedd_jax.interop.causal import CausalModel
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.samples import Order, SampleFile, generate
+from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import Template
 from sedd_jax.interop.load import load
-from sedd_jax.interop.samples import Order, SampleFile, generate
-from sedd_jax.interop.settings import SamplerSettings
-from sedd_jax.interop.templates import Template
 from sedd_jax.training import lock, rundir
 from sedd_jax.training.experiment import Experiment, GenerationsConfig
 from sedd_jax.training.loop import train

@@ -13,9 +13,9 @@ import numpy as np
 
 from sedd_jax.diffusion.categorical import PRECISION
 from sedd_jax.evaluation.grading import Grader
-from sedd_jax.interop.causal import CausalModel
-from sedd_jax.interop.model import LanguageModel
-from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.studies.jury import Jury, common_length, cut
 
 Say = Callable[[str], None]

@@ -12,9 +12,9 @@ from sedd_jax.data import Tokenizer, load_corpus, load_dataset
 from sedd_jax.data.rows import spread
 from sedd_jax.evaluation.grading import Grader
 from sedd_jax.evaluation.judge import Judge, retokenized
-from sedd_jax.interop.causal import CausalModel
+from sedd_jax.generation.causal import CausalModel
+from sedd_jax.generation.model import LanguageModel
 from sedd_jax.interop.load import load
-from sedd_jax.interop.model import LanguageModel
 
 # Of real text: enough for MAUVE's usual numbers.
 _MOST_ROWS = 4000

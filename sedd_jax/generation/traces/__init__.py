@@ -1,6 +1,6 @@
 """Replays of generation: what the samples looked like after each step, as a page, GIF or text."""
 
-from sedd_jax.traces.trace import Trace
-from sedd_jax.traces.write import SUFFIXES, check_trace_path, write_trace
+from sedd_jax.generation.traces.trace import Trace
+from sedd_jax.generation.traces.write import SUFFIXES, check_trace_path, write_trace
 
 __all__ = ["SUFFIXES", "Trace", "check_trace_path", "write_trace"]

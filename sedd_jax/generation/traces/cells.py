@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sedd_jax.data import Tokenizer
-from sedd_jax.traces.trace import Trace
+from sedd_jax.generation.traces.trace import Trace
 
 MASK = 0  # The entry of masks in every table of cells.
 

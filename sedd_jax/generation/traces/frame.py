@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from sedd_jax.traces.trace import Trace
+from sedd_jax.generation.traces.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

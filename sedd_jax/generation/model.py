@@ -13,8 +13,8 @@ import numpy as np
 from sedd_jax.data import Tokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise
 from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
-from sedd_jax.interop.generation import Generation, Generator, OnProgress
-from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.generation.generator import Generation, Generator, OnProgress
+from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
 
 # Numbers of samples lie below this; what is above makes the keys of candidates.

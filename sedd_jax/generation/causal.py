@@ -12,9 +12,9 @@ import numpy as np
 
 from sedd_jax.diffusion import Truncation
 from sedd_jax.evaluation.bounds import BoundEstimator, exact_estimate
-from sedd_jax.interop.generation import Generation, OnProgress
-from sedd_jax.interop.model import LanguageModel, SequenceBound
-from sedd_jax.interop.settings import SamplerSettings
+from sedd_jax.generation.generator import Generation, OnProgress
+from sedd_jax.generation.model import LanguageModel, SequenceBound
+from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Autoregressive, Params, decode
 from sedd_jax.parallel import MeshConfig, batch_sharding, make_mesh
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.interop.generation import Generation, OnProgress
-from sedd_jax.interop.model import LanguageModel
-from sedd_jax.interop.settings import SamplerSettings
-from sedd_jax.interop.templates import Template
+from sedd_jax.generation.generator import Generation, OnProgress
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import Template
 from sedd_jax.training.lock import take
 
 _PART = ".part"

@@ -7,10 +7,10 @@ from textwrap import wrap
 
 import numpy as np
 
-from sedd_jax.traces.cells import Cells
-from sedd_jax.traces.frame import Frame, frames_of
-from sedd_jax.traces.grid import EMPTY, NEWLINE, Grid, fit, grid_of, trimmed
-from sedd_jax.traces.trace import Trace
+from sedd_jax.generation.traces.cells import Cells
+from sedd_jax.generation.traces.frame import Frame, frames_of
+from sedd_jax.generation.traces.grid import EMPTY, NEWLINE, Grid, fit, grid_of, trimmed
+from sedd_jax.generation.traces.trace import Trace
 
 MOST_FRAMES = 96
 MOST_ROWS = 72

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from sedd_jax.data import Tokenizer
-from sedd_jax.traces.cells import Cells, cells_of
-from sedd_jax.traces.gif import gif_of
-from sedd_jax.traces.page import page_of
-from sedd_jax.traces.text import text_of
-from sedd_jax.traces.trace import Trace
+from sedd_jax.generation.traces.cells import Cells, cells_of
+from sedd_jax.generation.traces.gif import gif_of
+from sedd_jax.generation.traces.page import page_of
+from sedd_jax.generation.traces.text import text_of
+from sedd_jax.generation.traces.trace import Trace
 
 SUFFIXES = (".html", ".gif", ".txt")
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.traces.cells import Cells
-from sedd_jax.traces.trace import Trace
+from sedd_jax.generation.traces.cells import Cells
+from sedd_jax.generation.traces.trace import Trace
 
 
 def page_of(trace: Trace, cells: Cells) -> str:
   """The page: `page.html` with the data filled in."""
-  template = importlib.resources.files("sedd_jax.traces").joinpath("page.html").read_text("utf-8")
+  template = (
+    importlib.resources.files("sedd_jax.generation.traces").joinpath("page.html").read_text("utf-8")
+  )
   checkpoint = trace.settings.get("checkpoint", "")
   fill = {
     "title": html.escape(f"Trace of {checkpoint}" if checkpoint else "Trace"),
