@@ -7,9 +7,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling tiny programs: LLVM's optimizer would double it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # And what one test has compiled, the next need not, nor the processes that tests start.
-# The workers of xdist share it.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sedd_jax_tests")
+# The workers of xdist share it. One that the environment names is used, and kept for the next run.
+_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sedd_jax_tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import atexit
@@ -20,8 +21,8 @@ import jax
 import numpy as np
 import pytest
 
-if "PYTEST_XDIST_WORKER" not in os.environ:
-  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if _CACHE is not None:
+  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

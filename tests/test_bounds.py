@@ -19,7 +19,6 @@ from sedd_jax.diffusion import (
   LogLinear,
   Uniform,
   bound_terms,
-  dense_log_score,
   from_log_score,
   mean_and_stderr,
 )
@@ -231,7 +230,7 @@ def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
 
   def log_score_fn(x_BL, total_B):
     raw = jnp.zeros((*x_BL.shape, process.num_states))
-    return dense_log_score(raw, x_BL, total_B[:, None], vocab_size=3, parameterization="scaled")
+    return process.parameterization("scaled").log_score(raw, x_BL, total_B[:, None])
 
   terms = jax.jit(
     lambda keys: bound_terms(
@@ -258,9 +257,7 @@ def test_low_discrepancy_times_beat_independent_ones():
 
   def log_score_fn(x_BL, total_B):
     raw = jnp.zeros((*x_BL.shape, process.num_states))
-    return dense_log_score(
-      raw, x_BL, total_B[:, None], vocab_size=3, parameterization="conditional"
-    )
+    return process.parameterization("conditional").log_score(raw, x_BL, total_B[:, None])
 
   def spread(num_groups):
     def main(key):

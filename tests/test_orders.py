@@ -21,7 +21,6 @@ from sedd_jax.diffusion import (
   Geometric,
   LogLinear,
   bound_terms,
-  dense_log_score,
   from_log_score,
   mean_and_stderr,
   order_terms,
@@ -51,13 +50,9 @@ class MaskedToy(Toy):
     return 1.5 * jnp.sin(phase) + self.timed * jnp.cos(phase + total_B[:, None, None])
 
   def log_score_fn(self, x_BL, total_B):
-    return dense_log_score(
-      self.raw(x_BL, total_B),
-      x_BL,
-      total_B[:, None],
-      vocab_size=self.process.vocab_size,
-      parameterization="conditional",
-    )
+    raw_BLS = self.raw(x_BL, total_B)
+    conditional = self.process.parameterization("conditional")
+    return conditional.log_score(raw_BLS, x_BL, total_B[:, None])
 
   @functools.cached_property
   def clean_states(self):
@@ -222,7 +217,7 @@ def test_low_discrepancy_beats_independent_draws_of_long_sequences(estimator):
 
   def log_score_fn(x, total):
     raw = jnp.zeros((*x.shape, process.num_states))
-    return dense_log_score(raw, x, total[:, None], vocab_size=2, parameterization="conditional")
+    return process.parameterization("conditional").log_score(raw, x, total[:, None])
 
   def error(sampling):
     choice = {"num_draws": 16, "sampling": sampling}

@@ -10,12 +10,11 @@ import pytest
 from sedd_jax.diffusion import (
   Absorbing,
   Columns,
+  Rows,
   Uniform,
-  dense_log_score,
   map_rows,
-  stats_of_columns,
 )
-from sedd_jax.diffusion.tiles import Rows, row_sums, tile_shape
+from sedd_jax.diffusion.tiles import row_sums, tile_shape
 
 CASES = [
   (Absorbing, "score"),
@@ -44,27 +43,16 @@ def problem(make, vocab, *, batch=3, length=50, width=16, dtype=jnp.float32, sha
 
 def losses(process, parameterization, x, x0, total):
   """The score entropy of each position by tiles and by dense rows, as functions of the arrays."""
+  outputs = process.parameterization(parameterization)
 
   def tiled(hidden, kernel, bias):
-    stats = stats_of_columns(
-      hidden,
-      Columns(kernel, bias, 0),
-      x,
-      x0,
-      total,
-      process.can_jump_back(x),
-      num_states=process.num_states,
-      vocab_size=process.vocab_size,
-      parameterization=parameterization,
-    )
+    rows = Rows(x, x0, process.needs_score(x))
+    stats = outputs.stats(hidden, Columns(kernel, bias, 0), rows, total)
     return process.score_entropy_from_stats(stats, x, x0, total)
 
   def dense(hidden, kernel, bias):
     raw = (hidden @ kernel + bias[None, None, :])[..., : process.num_states]
-    log_score = dense_log_score(
-      raw, x, total, vocab_size=process.vocab_size, parameterization=parameterization
-    )
-    return process.score_entropy(log_score, x, x0, total)
+    return process.score_entropy(outputs.log_score(raw, x, total), x, x0, total)
 
   return tiled, dense
 

@@ -16,9 +16,16 @@ from sedd_jax.diffusion.losses import (
   implicit_score_entropy,
   sample_times,
 )
-from sedd_jax.diffusion.noise import Geometric, LogLinear, Noise
-from sedd_jax.diffusion.orders import order_terms, share_terms, step_cross_entropy, step_terms
-from sedd_jax.diffusion.process import Absorbing, Process, Uniform
+from sedd_jax.diffusion.noise import NOISES, Geometric, LogLinear, Noise
+from sedd_jax.diffusion.orders import (
+  order_terms,
+  share_terms,
+  step_cross_entropy,
+  step_terms,
+  supports_orders,
+)
+from sedd_jax.diffusion.parameterizations import Parameterization
+from sedd_jax.diffusion.process import PROCESSES, Absorbing, Process, Uniform
 from sedd_jax.diffusion.samplers import (
   SAMPLERS,
   Ancestral,
@@ -47,19 +54,15 @@ from sedd_jax.diffusion.sampling import (
   sample,
 )
 from sedd_jax.diffusion.schedules import END_TIME, Adaptive, Schedule, Times, even_times
-from sedd_jax.diffusion.score import (
-  Parameterization,
-  ScoreStats,
-  dense_log_score,
-  dense_stats,
-  stats_of_columns,
-)
-from sedd_jax.diffusion.tiles import Columns, map_rows
+from sedd_jax.diffusion.score import ScoreStats, dense_stats
+from sedd_jax.diffusion.tiles import Columns, Rows, map_rows
 
 __all__ = [
   "END_TIME",
   "MIN_TIME",
+  "NOISES",
   "NO_LIMIT",
+  "PROCESSES",
   "SAMPLERS",
   "TIME_SAMPLINGS",
   "Absorbing",
@@ -83,6 +86,7 @@ __all__ = [
   "Process",
   "ReMDM",
   "Row",
+  "Rows",
   "Sampler",
   "Sampling",
   "Schedule",
@@ -100,7 +104,6 @@ __all__ = [
   "Uniform",
   "bound_terms",
   "denoising_score_entropy",
-  "dense_log_score",
   "dense_stats",
   "enumerated_denoising_score_entropy",
   "even_times",
@@ -116,7 +119,7 @@ __all__ = [
   "sample_categorical",
   "sample_times",
   "share_terms",
-  "stats_of_columns",
   "step_cross_entropy",
   "step_terms",
+  "supports_orders",
 ]

@@ -33,7 +33,7 @@ from sedd_jax.diffusion.losses import (
 )
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
-from sedd_jax.diffusion.process import Process, Uniform
+from sedd_jax.diffusion.process import Process
 from sedd_jax.diffusion.score import ScoreStats
 
 # Draws in `low` and `high` for each one in `main`: they carry about a thousandth of the integral.
@@ -95,7 +95,8 @@ def bound_terms(
   end_draws = -(-draws // END_SHARE)
   last = noise.total(1.0)
   pieces = [(_low, end_draws), (_main, draws)]
-  if not isinstance(process, Uniform):
+  prior_kl = process.prior_kl(last)
+  if prior_kl is None:
     pieces.append((_high, end_draws))
 
   branches = [functools.partial(substitution, noise) for substitution, _ in pieces]
@@ -109,8 +110,8 @@ def bound_terms(
   estimates = group_means(
     one_draw, [count for _, count in pieces], keys, num_groups=num_groups, sampling=time_sampling
   )
-  if isinstance(process, Uniform):
-    prior_B = jnp.sum(x0 >= 0, axis=1) * _prior_divergence(process, last)
+  if prior_kl is not None:
+    prior_B = jnp.sum(x0 >= 0, axis=1) * prior_kl
     estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
   return Terms(*estimates)
 
@@ -222,13 +223,3 @@ def _carried_on(stats_fn: StatsFn, last: jax.Array) -> StatsFn:
     return ScoreStats(stats.sum_exp * jnp.exp(shift), stats.sum_log, stats.at_x0 + shift)
 
   return stats_beyond
-
-
-def _prior_divergence(process: Uniform, total: jax.Array) -> jax.Array:
-  """KL(P(x_t given x_0) || uniform) for one token, nats; the same for every x_0."""
-  survival = jnp.exp(-total)
-  others = process.vocab_size - 1
-  # V p is 1 + (V - 1) survival at x_0 and 1 - survival elsewhere.
-  own = (1.0 + others * survival) * jnp.log1p(others * survival)
-  rest = others * (1.0 - survival) * jnp.log1p(-survival)
-  return jnp.maximum((own + rest) / process.vocab_size, 0.0)

@@ -1,7 +1,10 @@
 """Noise schedules: the total noise that each time in [0, 1] carries (docs/math.md, section 2)."""
 
+import abc
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,30 @@ from sedd_jax.diffusion.numerics import as_float
 
 
 @dataclasses.dataclass(frozen=True)
-class LogLinear:
+class Noise(abc.ABC):
+  """A noise schedule.
+
+  Attributes:
+    name: in configs.
+  """
+
+  name: ClassVar[str]
+
+  @abc.abstractmethod
+  def total(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """Total noise; float, shape of t."""
+
+  @abc.abstractmethod
+  def rate(self, t: jax.typing.ArrayLike) -> jax.Array:
+    """d total / dt; float, shape of t."""
+
+  @abc.abstractmethod
+  def time(self, total: jax.typing.ArrayLike) -> jax.Array:
+    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLinear(Noise):
   """Total noise under which the expected share of masked tokens is linear in t: (1 - eps) t.
 
   Source: appendix C.1 of arXiv:2310.16834.
@@ -21,6 +47,8 @@ class LogLinear:
   Raises:
     ValueError: eps is not in (0, 1).
   """
+
+  name = "loglinear"
 
   eps: float = 1e-3
 
@@ -40,7 +68,6 @@ class LogLinear:
     return (1.0 - self.eps) / self._survival(as_float(t))
 
   def time(self, total: jax.typing.ArrayLike) -> jax.Array:
-    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
     return -jnp.expm1(-as_float(total)) / (1.0 - self.eps)
 
   def _survival(self, t: jax.Array) -> jax.Array:
@@ -48,7 +75,7 @@ class LogLinear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometric:
+class Geometric(Noise):
   """Total noise sigma_min^(1 - t) sigma_max^t: equal steps of t multiply it equally.
 
   Note that total(0) = sigma_min, not 0. Source: section 5.1 of arXiv:2310.16834.
@@ -61,6 +88,8 @@ class Geometric:
     ValueError: not 0 < sigma_min < sigma_max < infinity.
   """
 
+  name = "geometric"
+
   sigma_min: float = 1e-4
   sigma_max: float = 20.0
 
@@ -72,7 +101,6 @@ class Geometric:
       )
 
   def total(self, t: jax.typing.ArrayLike) -> jax.Array:
-    """Total noise; float, shape of t."""
     t = as_float(t)
     return jnp.exp((1.0 - t) * math.log(self.sigma_min) + t * math.log(self.sigma_max))
 
@@ -81,7 +109,6 @@ class Geometric:
     return self.total(t) * self._log_range
 
   def time(self, total: jax.typing.ArrayLike) -> jax.Array:
-    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
     return (jnp.log(as_float(total)) - math.log(self.sigma_min)) / self._log_range
 
   @property
@@ -89,4 +116,4 @@ class Geometric:
     return math.log(self.sigma_max / self.sigma_min)
 
 
-Noise = LogLinear | Geometric
+NOISES: Mapping[str, type[Noise]] = {kind.name: kind for kind in (LogLinear, Geometric)}

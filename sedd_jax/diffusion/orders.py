@@ -33,11 +33,17 @@ from sedd_jax.diffusion.bounds import END_SHARE, Terms, check_draws, group_means
 from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, TimeSampling
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import bernoulli, log_expm1
-from sedd_jax.diffusion.process import Absorbing
+from sedd_jax.diffusion.parameterizations import Conditional
+from sedd_jax.diffusion.process import Process, mask_of
 
 # A masking, given a number u[B] in [0, 1), what counts bool[B, L] and keys [B]: which tokens are
 # masked bool[B, L], their expected share float[B] and the weight of their cross entropy float[B].
 Masking = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def supports_orders(process: Process, parameterization: str) -> bool:
+  """Whether a network says p(x_i | tokens that are not masked), which all estimators here need."""
+  return process.parameterizations.get(parameterization) is Conditional
 
 
 def share_terms(
@@ -45,7 +51,7 @@ def share_terms(
   x0: jax.Array,
   keys: jax.Array,
   *,
-  process: Absorbing,
+  process: Process,
   noise: Noise,
   num_draws: int,
   num_groups: int = 2,
@@ -82,7 +88,7 @@ def order_terms(
   x0: jax.Array,
   keys: jax.Array,
   *,
-  process: Absorbing,
+  process: Process,
   noise: Noise,
   num_draws: int,
   num_groups: int = 2,
@@ -103,7 +109,7 @@ def step_terms(
   x0: jax.Array,
   keys: jax.Array,
   *,
-  process: Absorbing,
+  process: Process,
   noise: Noise,
   num_steps: int,
   num_draws: int,
@@ -133,7 +139,7 @@ def step_cross_entropy(
   u: jax.Array,
   keys: jax.Array,
   *,
-  process: Absorbing,
+  process: Process,
   noise: Noise,
   num_steps: int,
 ) -> jax.Array:
@@ -156,7 +162,7 @@ def _estimates(
   x0: jax.Array,
   keys: jax.Array,
   pieces: list[tuple[Masking, int]],
-  process: Absorbing,
+  process: Process,
   noise: Noise,
   num_groups: int,
   sampling: TimeSampling,
@@ -178,12 +184,12 @@ def _cross_entropy(
   x0: jax.Array,
   masked: jax.Array,
   share: jax.Array,
-  process: Absorbing,
+  process: Process,
   noise: Noise,
 ) -> jax.Array:
   """float[B], nats: of the masked tokens, where this share of them is on average."""
   total = jnp.minimum(-jnp.log1p(-share), noise.total(1.0))
-  stats = stats_fn(jnp.where(masked, process.mask_id, x0), x0, total)
+  stats = stats_fn(jnp.where(masked, mask_of(process), x0), x0, total)
   # The log score is the log probability minus log expm1(total).
   log_p = stats.at_x0 + log_expm1(total)[:, None]
   return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)

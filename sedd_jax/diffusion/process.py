@@ -1,13 +1,17 @@
 """The two noising processes: their rates, transitions, ratios, score entropy and reverse steps.
 
-Every token jumps independently. Conventions, derivations and equation numbers: docs/math.md.
+Every token jumps independently, at rate 1, to a draw from a law pi: the mask, or uniform over
+tokens. Whoever needs to know which it is asks the process. Conventions, derivations and equation
+numbers: docs/math.md.
 
 Shapes: x and x0 are int[...]; total broadcasts to their shape; rows are float[..., S]. Where an
 argument is called log_score its own entry (y = x) is ignored and means 0.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,13 @@ from sedd_jax.diffusion.numerics import (
   jump_or_stay,
   log_expm1,
 )
+from sedd_jax.diffusion.parameterizations import (
+  Conditional,
+  ConditionalUniform,
+  Parameterization,
+  Scaled,
+  Score,
+)
 from sedd_jax.diffusion.score import ScoreStats, dense_stats
 
 # Below this total noise the formulas are evaluated at it: no time in use comes near, and 1 / total
@@ -27,22 +38,146 @@ _TINY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
-class Absorbing:
-  """Every real token turns into the mask at rate 1; the mask stays.
-
-  Source: equation 16 of arXiv:2310.16834.
+class Process(abc.ABC):
+  """A noising process of single tokens.
 
   Attributes:
-    vocab_size: V, the number of real tokens; the mask is state V, so there are V + 1 states.
+    name: in configs.
+    parameterizations: by name, those that suit the process.
+    vocab_size: V, the number of real tokens.
 
   Raises:
     ValueError: vocab_size < 1.
   """
 
+  name: ClassVar[str]
+  parameterizations: ClassVar[Mapping[str, type[Parameterization]]]
+
   vocab_size: int
 
   def __post_init__(self):
-    _check_vocab(self)
+    if self.vocab_size < 1:
+      name = type(self).__name__
+      raise ValueError(f"{name}: vocab_size={self.vocab_size} must be at least 1")
+
+  @property
+  @abc.abstractmethod
+  def num_states(self) -> int:
+    """S."""
+
+  @property
+  @abc.abstractmethod
+  def mask_id(self) -> int | None:
+    """The state of a mask, if there is one."""
+
+  def parameterization(self, name: str) -> Parameterization:
+    """The parameterization of a name.
+
+    Raises:
+      ValueError: there is none of this name for the process.
+    """
+    check_parameterization(self.name, name)
+    return self.parameterizations[name](self.vocab_size, self.num_states)
+
+  @abc.abstractmethod
+  def transition(self, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """P(x_t = . given x_0 = x0), float[..., S] (eq. 3)."""
+
+  @abc.abstractmethod
+  def rates(self, x: jax.Array) -> jax.Array:
+    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
+
+  @abc.abstractmethod
+  def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
+    """Draws x_t given x_0 = x0; int32, shape of x0."""
+
+  @abc.abstractmethod
+  def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Where sampling starts, int32[shape]."""
+
+  @abc.abstractmethod
+  def prior_kl(self, total: jax.Array) -> jax.Array | None:
+    """KL(P(x_t given x_0) || prior) of one token in nats, float, shape of total; the same for every
+    x_0. None where it is infinite: the model is then carried on to infinite total noise."""
+
+  @abc.abstractmethod
+  def needs_score(self, x: jax.Array) -> jax.Array:
+    """bool, shape of x: tokens that a reverse jump can change. The others have no score entropy."""
+
+  @abc.abstractmethod
+  def score_share(self, total: jax.Array) -> jax.Array:
+    """Expected share of tokens that need a score, float, shape of total."""
+
+  def score_entropy(
+    self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
+    return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
+
+  @abc.abstractmethod
+  def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
+    """What the score entropy needs of dense rows float[..., S]."""
+
+  @abc.abstractmethod
+  def score_entropy_from_stats(
+    self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """Denoising score entropy per position in nats, float[...], from three numbers a position."""
+
+  @abc.abstractmethod
+  def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Log rates of the reverse jumps, float[..., S]; -inf at the own state and where none leads."""
+
+  def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
+    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
+    rates = jnp.exp(self.log_reverse_rates(log_score, x))
+    own = is_state(jnp.asarray(x), rates.shape[-1])
+    return jnp.where(own, -jnp.sum(rates, axis=-1, keepdims=True), rates)
+
+  @abc.abstractmethod
+  def tweedie_probs(
+    self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 16, 17)."""
+
+  @abc.abstractmethod
+  def denoise_probs(
+    self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
+  ) -> jax.Array:
+    """The last step, over all the total noise that is left; float[..., S], sums to 1."""
+
+  @abc.abstractmethod
+  def with_posterior(
+    self,
+    log_score: jax.Array,
+    x: jax.Array,
+    total: jax.typing.ArrayLike,
+    change: Callable[[jax.Array], jax.Array],
+  ) -> jax.Array:
+    """Log scores under a changed law of x_0, float[..., S] (eq. 18).
+
+    Args:
+      change: of log probabilities float[..., S] of x_0 given the other tokens, to log weights.
+    """
+
+  @abc.abstractmethod
+  def carried(
+    self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
+  ) -> jax.Array:
+    """Log scores at less noise, the other tokens held; float[..., S] (eq. 19)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Absorbing(Process):
+  """Every real token turns into the mask at rate 1; the mask stays.
+
+  Source: equation 16 of arXiv:2310.16834.
+
+  The mask is state V, so there are V + 1 states.
+  """
+
+  name = "absorbing"
+  parameterizations: ClassVar = {"score": Score, "scaled": Scaled, "conditional": Conditional}
 
   @property
   def num_states(self) -> int:
@@ -53,37 +188,32 @@ class Absorbing:
     return self.vocab_size
 
   def transition(self, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
-    """P(x_t = . given x_0 = x0), float[..., S] (eq. 3)."""
     x0, total = _position(x0, total)
     stay = jnp.exp(-total)[..., None] * is_state(x0, self.num_states)
     return stay - jnp.expm1(-total)[..., None] * self._is_mask_state(x0)
 
   def rates(self, x: jax.Array) -> jax.Array:
-    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
     x = jnp.asarray(x)
     return self._is_mask_state(x) * 1.0 - is_state(x, self.num_states)
 
   def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
-    """Draws x_t given x_0 = x0; int32, shape of x0."""
     x0, total = _position(x0, total)
     jumped = bernoulli(key, -jnp.expm1(-total))
     return jnp.where(jumped, self.mask_id, x0).astype(jnp.int32)
 
-  def score_entropy(
-    self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
-  ) -> jax.Array:
-    """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
-    return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
-
   def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
     """What the score entropy needs of dense rows; those of unmasked tokens may hold anything."""
     # Zeroed before exp: an overflow there would meet a zero cotangent, and inf times 0 is NaN.
-    log_score = jnp.where(self.can_jump_back(x)[..., None], as_float(log_score), 0.0)
+    log_score = jnp.where(self.needs_score(x)[..., None], as_float(log_score), 0.0)
     return dense_stats(log_score, x, x0)
 
-  def can_jump_back(self, x: jax.Array) -> jax.Array:
-    """bool, shape of x: masked tokens alone. The others have no score entropy and never change."""
+  def needs_score(self, x: jax.Array) -> jax.Array:
+    """bool, shape of x: masked tokens alone."""
     return jnp.asarray(x) == self.mask_id
+
+  def score_share(self, total: jax.Array) -> jax.Array:
+    """The probability that a token is masked."""
+    return -jnp.expm1(-total)
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -107,10 +237,6 @@ class Absorbing:
     x = jnp.asarray(x)
     jump = (x == self.mask_id)[..., None] & ~self._is_mask_state(x)
     return jnp.where(jump, as_float(log_score), -jnp.inf)
-
-  def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
-    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
-    return _with_diagonal(jnp.exp(self.log_reverse_rates(log_score, x)), x)
 
   def tweedie_probs(
     self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
@@ -176,27 +302,24 @@ class Absorbing:
     del key
     return jnp.full(shape, self.mask_id, jnp.int32)
 
+  def prior_kl(self, total: jax.Array) -> None:
+    """None: a token that is not masked yet has no probability under the prior."""
+    del total
+
   def _is_mask_state(self, x: jax.Array) -> jax.Array:
     return is_state(jnp.full_like(x, self.mask_id), self.num_states)
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform:
+class Uniform(Process):
   """Every token turns into each of the V tokens at rate 1 / V, itself included.
 
-  Source: equation 15 of arXiv:2310.16834, with the rates divided by V as its code has them.
-
-  Attributes:
-    vocab_size: V, the number of tokens and of states.
-
-  Raises:
-    ValueError: vocab_size < 1.
+  Tokens are the only states. Source: equation 15 of arXiv:2310.16834, with the rates divided by V
+  as its code has them.
   """
 
-  vocab_size: int
-
-  def __post_init__(self):
-    _check_vocab(self)
+  name = "uniform"
+  parameterizations: ClassVar = {"score": Score, "conditional": ConditionalUniform}
 
   @property
   def num_states(self) -> int:
@@ -207,36 +330,31 @@ class Uniform:
     return None
 
   def transition(self, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
-    """P(x_t = . given x_0 = x0), float[..., S] (eq. 3)."""
     x0, total = _position(x0, total)
     move = -jnp.expm1(-total) / self.vocab_size
     return move[..., None] + jnp.exp(-total)[..., None] * is_state(x0, self.vocab_size)
 
   def rates(self, x: jax.Array) -> jax.Array:
-    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
     return 1.0 / self.vocab_size - is_state(jnp.asarray(x), self.vocab_size)
 
   def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
-    """Draws x_t given x_0 = x0; int32, shape of x0."""
     x0, total = _position(x0, total)
     key_jump, key_token = jax.random.split(key)
     jumped = bernoulli(key_jump, -jnp.expm1(-total))
     token = jax.random.randint(key_token, x0.shape, 0, self.vocab_size)
     return jnp.where(jumped, token, x0).astype(jnp.int32)
 
-  def score_entropy(
-    self, log_score: jax.Array, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
-  ) -> jax.Array:
-    """Denoising score entropy per position in nats, float[...]; see `score_entropy_from_stats`."""
-    return self.score_entropy_from_stats(self.stats(log_score, x, x0), x, x0, total)
-
   def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
     """What the score entropy needs of dense rows."""
     return dense_stats(log_score, x, x0)
 
-  def can_jump_back(self, x: jax.Array) -> jax.Array:
-    """bool, shape of x: every token, by a reverse jump."""
+  def needs_score(self, x: jax.Array) -> jax.Array:
+    """bool, shape of x: every token."""
     return jnp.ones(jnp.shape(x), bool)
+
+  def score_share(self, total: jax.Array) -> jax.Array:
+    """1."""
+    return jnp.ones_like(total)
 
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
@@ -264,10 +382,6 @@ class Uniform:
     z = as_float(log_score)
     log_rate = z - jnp.log(jnp.asarray(self.vocab_size, z.dtype))
     return jnp.where(is_state(jnp.asarray(x), self.vocab_size), -jnp.inf, log_rate)
-
-  def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
-    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
-    return _with_diagonal(jnp.exp(self.log_reverse_rates(log_score, x)), x)
 
   def tweedie_probs(
     self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
@@ -345,22 +459,44 @@ class Uniform:
     """Where sampling starts: uniform tokens, int32[shape]."""
     return jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
 
+  def prior_kl(self, total: jax.Array) -> jax.Array:
+    """Of a token that survives with probability exp(-total)."""
+    survival = jnp.exp(-total)
+    others = self.vocab_size - 1
+    # V p is 1 + (V - 1) survival at x_0 and 1 - survival elsewhere.
+    own = (1.0 + others * survival) * jnp.log1p(others * survival)
+    rest = others * (1.0 - survival) * jnp.log1p(-survival)
+    return jnp.maximum((own + rest) / self.vocab_size, 0.0)
 
-Process = Absorbing | Uniform
+
+PROCESSES: Mapping[str, type[Process]] = {kind.name: kind for kind in (Absorbing, Uniform)}
 
 
-def _check_vocab(process: Process) -> None:
-  if process.vocab_size < 1:
-    name = type(process).__name__
-    raise ValueError(f"{name}: vocab_size={process.vocab_size} must be at least 1")
+def mask_of(process: Process) -> int:
+  """The mask of a process that is known to have one."""
+  assert process.mask_id is not None
+  return process.mask_id
+
+
+def check_parameterization(process: str, name: str) -> None:
+  """Refuses a parameterization that does not suit a process; both by name.
+
+  Raises:
+    ValueError: it is unknown, or belongs to another process; the message says what would suit.
+  """
+  suiting = [other for other, kind in PROCESSES.items() if name in kind.parameterizations]
+  if process in suiting:
+    return
+  known = " or ".join(map(repr, PROCESSES[process].parameterizations))
+  if suiting:
+    raise ValueError(
+      f"parameterization={name!r} needs the {' or '.join(suiting)} process; the {process} one "
+      f"takes {known}"
+    )
+  raise ValueError(f"parameterization={name!r} must be {known} with the {process} process")
 
 
 def _position(x: jax.typing.ArrayLike, total: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
   """x and total as arrays, total of x's shape."""
   x, total = jnp.asarray(x), as_float(total)
   return x, jnp.broadcast_to(total, x.shape)
-
-
-def _with_diagonal(off_diagonal: jax.Array, x: jax.Array) -> jax.Array:
-  own = is_state(jnp.asarray(x), off_diagonal.shape[-1])
-  return jnp.where(own, -jnp.sum(off_diagonal, axis=-1, keepdims=True), off_diagonal)

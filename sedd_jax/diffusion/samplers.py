@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion.categorical import sample_categorical
 from sedd_jax.diffusion.numerics import bernoulli, clock, is_state, jump_or_stay
-from sedd_jax.diffusion.process import Process
+from sedd_jax.diffusion.process import mask_of
 from sedd_jax.diffusion.sampling import Move, Moved, Network, Sampler, draw_each
 from sedd_jax.diffusion.schedules import END_TIME
 
@@ -37,7 +37,7 @@ class Euler(Sampler):
     return jump_or_stay(log_jump, is_state(x, process.num_states))
 
   def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    needed = network.process.can_jump_back(x) & move.free
+    needed = network.process.needs_score(x) & move.free
     return Moved(network.draw(self.probs, x, move, needed), move.t_next)
 
 
@@ -53,7 +53,7 @@ class Tweedie(Sampler):
     return process.tweedie_probs(log_score, x, noise.total(t) - noise.total(t_next))
 
   def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    needed = network.process.can_jump_back(x) & move.free
+    needed = network.process.needs_score(x) & move.free
     return Moved(network.draw(self.probs, x, move, needed), move.t_next)
 
 
@@ -112,7 +112,7 @@ class ReMDM(Sampler):
     lifted = jnp.minimum(_lifted(total, total_next) + again * kept / masked, 1.0)
     jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
     forget = bernoulli_each(move.keys_of_tokens(2), again[:, None])
-    forget &= move.free & ~network.process.can_jump_back(x)
+    forget &= move.free & ~network.process.needs_score(x)
     x_next = reveal(network, x, move, jump)
     return Moved(jnp.where(forget, mask_of(network.process), x_next), move.t_next)
 
@@ -132,7 +132,7 @@ class FirstHitting(Sampler):
   sets_times = True
 
   def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.can_jump_back(x) & move.free
+    masked = network.process.needs_score(x) & move.free
     left = jnp.sum(masked, axis=-1)
     bits = jax.vmap(lambda key: jax.random.bits(key, (1,), jnp.uint32)[0])(move.keys_for(1))
     u = (bits.astype(move.t.dtype) + 0.5) * 2.0**-32
@@ -157,7 +157,7 @@ class Confidence(Sampler):
   needs_masks = True
 
   def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.can_jump_back(x) & move.free
+    masked = network.process.needs_score(x) & move.free
     left, all_free = jnp.sum(masked, axis=-1), jnp.sum(move.free, axis=-1)
     share = _masked(network, move.t_next) / _masked(network, jnp.ones_like(move.t))
     count = left - jnp.floor(all_free * share).astype(left.dtype)
@@ -200,7 +200,7 @@ class EntropyBounded(Sampler):
       raise ValueError(f"sampler entropy_bounded: gamma={self.gamma} must be at least 0")
 
   def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.can_jump_back(x) & move.free
+    masked = network.process.needs_score(x) & move.free
 
     def rule(keys, row):
       p = network.process.denoise_probs(*row)
@@ -268,11 +268,11 @@ class Trapezoidal(Sampler):
       held = process.tweedie_probs(jnp.where(moved, row.log_score, carried), row.x, step)
       return draw_each(keys, probs), 0.5 * jnp.sum(jnp.abs(probs - held), axis=-1)
 
-    needed = process.can_jump_back(x) & move.free
+    needed = process.needs_score(x) & move.free
     start, step = network.see(x, total, needed), on_tokens(total - between, x)
     args = move.keys_of_tokens(1), step
     x_between = network.each_row(first, needed, x, start, args=args)
-    needed = process.can_jump_back(x_between) & move.free
+    needed = process.needs_score(x_between) & move.free
     seen, step = network.see(x_between, between, needed), on_tokens(between - total_next, x)
     args, otherwise = (move.keys_of_tokens(2), step), (x_between, jnp.zeros_like(step))
     x_next, error = network.each_row(second, needed, otherwise, seen, start, args=args)
@@ -330,7 +330,7 @@ class PredictorCorrector(Sampler):
   def correct(self, network: Network, x: jax.Array, move: Move) -> jax.Array:
     """One corrector step at move.t."""
     process = network.process
-    jumps_back = process.can_jump_back(x)
+    jumps_back = process.needs_score(x)
     changed = network.draw(self.probs, x, move, jumps_back & move.free)
     if process.mask_id is None:
       return changed
@@ -362,7 +362,7 @@ def reveal(network: Network, x: jax.Array, move: Move, chosen: jax.Array) -> jax
   def rule(keys, row):
     return draw_each(keys, network.process.denoise_probs(*row))
 
-  needed = chosen & network.process.can_jump_back(x) & move.free
+  needed = chosen & network.process.needs_score(x) & move.free
   seen = network.see(x, network.noise.total(move.t), needed)
   return network.each_row(rule, needed, x, seen, args=move.keys_of_tokens())
 
@@ -372,12 +372,6 @@ def ranks(value: jax.Array, among: jax.Array) -> jax.Array:
   after all that are. int32[B, L]."""
   order = jnp.lexsort((-value, ~among), axis=-1)
   return jnp.argsort(order, axis=-1).astype(jnp.int32)
-
-
-def mask_of(process: Process) -> int:
-  """The mask of a process that `Sampling` found to have one."""
-  assert process.mask_id is not None
-  return process.mask_id
 
 
 def bernoulli_each(keys: jax.Array, p: jax.Array) -> jax.Array:

@@ -345,7 +345,7 @@ class Sampling:
     def probs(log_score, x, t, t_next, *, process, noise):
       return process.denoise_probs(log_score, x, noise.total(t))
 
-    needed = self.process.can_jump_back(state.x) & move.free
+    needed = self.process.needs_score(state.x) & move.free
     x = network.draw(probs, state.x, move, needed)
     return state._replace(x=x, t=move.t_next, calls=state.calls + network.calls)
 

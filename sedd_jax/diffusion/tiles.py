@@ -4,7 +4,7 @@ A row of raw outputs enters the score entropy through four sums. They are taken 
 and columns, and the backward pass makes each tile again. Rows that need no sums are skipped: those
 that do are brought to the front, and the loop over row tiles ends after the last of them.
 
-The formulas don't know of tiles: `score.stats_of_columns` makes `ScoreStats` of the sums.
+The formulas don't know of tiles: `parameterizations.py` makes `ScoreStats` of the sums.
 `map_rows`, below, calls any function of whole rows on tiles of those that are needed; samplers do.
 
 R: rows (positions of all sequences), T: rows of a tile, D: width, C: columns (states) of the output

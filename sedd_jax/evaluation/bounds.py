@@ -16,7 +16,6 @@ import numpy as np
 
 from sedd_jax.diffusion import (
   MIN_TIME,
-  Absorbing,
   Noise,
   Terms,
   TimeSampling,
@@ -24,6 +23,7 @@ from sedd_jax.diffusion import (
   mean_and_stderr,
   order_terms,
   share_terms,
+  supports_orders,
 )
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import batch_sharding
@@ -144,11 +144,11 @@ def any_order_estimate(network: Network, noise: Noise, draws: Draws) -> Estimate
     ValueError: the network is not absorbing, or not of the `conditional` parameterization.
   """
   process = network.process
-  if not isinstance(process, Absorbing) or network.parameterization != "conditional":
+  if not supports_orders(process, network.parameterization):
     raise ValueError(
       f"the estimator {draws.estimator!r} is for absorbing models of the parameterization "
       f"'conditional' (MDLM, RADD, MD4), which say p(x_i | tokens not masked); this model is "
-      f"{type(process).__name__.lower()} and {network.parameterization!r}: use 'times'"
+      f"{process.name} and {network.parameterization!r}: use 'times'"
     )
   terms = _ANY_ORDER[draws.estimator]
 

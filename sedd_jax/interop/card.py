@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sedd_jax.diffusion import Absorbing
 from sedd_jax.generation.model import Model
 
 # How to load, by layout.
@@ -31,7 +30,7 @@ model, graph, noise = load_model("FOLDER", "cuda")
 def model_card(model: Model, layout: str) -> str:
   """README.md of an export: YAML front matter for the hub, then Markdown."""
   network = model.network
-  process = "absorbing" if isinstance(network.process, Absorbing) else "uniform"
+  process = network.process.name
   sample = "model.decode(model.sample(4, steps=64))"
   if model.tokenizer is None:
     sample = "model.sample(4, steps=64)"
@@ -65,7 +64,7 @@ diffusion, arXiv:2310.16834).
 def _facts(model: Model) -> Iterator[tuple[str, str]]:
   network, shape = model.network, model.network.config
   noise = ", ".join(f"{k}={v:g}" for k, v in dataclasses.asdict(model.noise).items())
-  yield "process", type(network.process).__name__.lower()
+  yield "process", network.process.name
   yield "noise", f"{type(model.noise).__name__} ({noise})"
   yield "parameterization", network.parameterization
   yield "network sees the noise", "yes" if shape.time_input else "no"

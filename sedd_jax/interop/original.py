@@ -9,6 +9,7 @@ Two layouts exist in the wild:
 Written is the hub's. Our own exports hold tensors under the same names.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Noise, Process, Uniform
+from sedd_jax.diffusion import PROCESSES, Geometric, LogLinear, Noise
 from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.weights import Tensors, read_average, read_weights
@@ -42,6 +43,9 @@ _BLOCK = {
 }
 # A buffer that checkpoints may hold and that we compute: the frequencies of the rotary embedding.
 ROTARY = "rotary_emb.inv_freq"
+# Our processes by the original's names, and back.
+_GRAPHS = {"absorb": "absorbing", "uniform": "uniform"}
+_GRAPH_OF = {ours: theirs for theirs, ours in _GRAPHS.items()}
 # The original's log-linear noise takes no eps from its config.
 _EPS = 1e-3
 
@@ -110,23 +114,24 @@ def original_config(model: Model) -> dict[str, Any]:
 
   if network.parameterization == "conditional":
     raise refuse("diffusion.parameterization", "conditional", "'scaled' or 'score'")
-  if isinstance(noise, LogLinear) and noise.eps != _EPS:
-    raise refuse("diffusion.eps", noise.eps, f"{_EPS}, which its code fixes")
+  fields = dataclasses.asdict(noise)
+  if fields.get("eps", _EPS) != _EPS:
+    raise refuse("diffusion.eps", fields["eps"], f"{_EPS}, which its code fixes")
   if not network.config.time_input:
     raise refuse("model.time_input", False, "True")
   # What its log-linear noise does not read has the values of its own configs.
-  sigmas = noise if isinstance(noise, Geometric) else Geometric(1e-4, 20.0)
+  sigmas = dataclasses.asdict(Geometric(1e-4, 20.0)) | fields
   return {
     "tokens": network.process.vocab_size,
     "graph": {
-      "type": "absorb" if isinstance(network.process, Absorbing) else "uniform",
+      "type": _GRAPH_OF[network.process.name],
       "file": "data",
       "report_all": False,
     },
     "noise": {
-      "type": "geometric" if isinstance(noise, Geometric) else "loglinear",
-      "sigma_min": sigmas.sigma_min,
-      "sigma_max": sigmas.sigma_max,
+      "type": noise.name,
+      "sigma_min": sigmas["sigma_min"],
+      "sigma_max": sigmas["sigma_max"],
     },
     "model": {
       "name": "sedd_jax",
@@ -247,7 +252,10 @@ def _check_shapes(network: Network, params: Params) -> None:
 
 
 def _from_config(config: Fields, dtype: str) -> tuple[Network, Noise, int]:
-  process, noise = _process(config), read_noise(config)
+  graph, noise = config.require("graph", "type"), read_noise(config)
+  if graph not in _GRAPHS:
+    raise config.wrong(graph, "'absorb' or 'uniform'", "graph", "type")
+  process = PROCESSES[_GRAPHS[graph]](config.integer("tokens"))
   network = Network(
     config=ScoreTransformerConfig(
       num_states=process.num_states,
@@ -262,16 +270,6 @@ def _from_config(config: Fields, dtype: str) -> tuple[Network, Noise, int]:
     parameterization="scaled" if config.flag("model", "scale_by_sigma") else "score",
   )
   return network, noise, config.integer("model", "length")
-
-
-def _process(config: Fields) -> Process:
-  match config.require("graph", "type"):
-    case "absorb":
-      return Absorbing(config.integer("tokens"))
-    case "uniform":
-      return Uniform(config.integer("tokens"))
-    case other:
-      raise config.wrong(other, "'absorb' or 'uniform'", "graph", "type")
 
 
 def read_noise(config: Fields) -> Noise:

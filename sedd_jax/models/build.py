@@ -12,6 +12,7 @@ reach a score and get no gradient; and queries, keys and values stand on an axis
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,12 +26,11 @@ from sedd_jax.diffusion import (
   Parameterization,
   Process,
   Row,
+  Rows,
   Scores,
   ScoreStats,
   Seen,
-  dense_log_score,
   map_rows,
-  stats_of_columns,
 )
 from sedd_jax.models.placement import Placement
 from sedd_jax.models.score_transformer import KEPT, Block, Ends, ScoreTransformerConfig
@@ -192,14 +192,14 @@ class Network(Transformer):
 
   Attributes, beside those of `Transformer`:
     process: the noising process it models.
-    parameterization: how raw outputs become log scores (`diffusion/score.py`).
+    parameterization: how raw outputs become log scores, by name (`diffusion/parameterizations.py`).
 
   Raises:
     ValueError: the parameterization does not fit the process, or the sizes disagree.
   """
 
   process: Process
-  parameterization: Parameterization = "score"
+  parameterization: str = "score"
 
   hidden = Transformer.read
 
@@ -209,16 +209,11 @@ class Network(Transformer):
         f"model.num_states={self.config.num_states} must equal the {self.process.num_states} "
         f"states of {self.process}"
       )
-    if self.parameterization not in ("score", "scaled", "conditional"):
-      raise ValueError(
-        f"model.parameterization={self.parameterization!r} must be 'score', 'scaled' or "
-        "'conditional'"
-      )
-    if self.parameterization == "scaled" and self.process.mask_id is None:
-      raise ValueError(
-        "model.parameterization='scaled' needs the absorbing process; the uniform one takes "
-        "'score' or 'conditional'"
-      )
+    _ = self._outputs
+
+  @functools.cached_property
+  def _outputs(self) -> Parameterization:
+    return self.process.parameterization(self.parameterization)
 
   def log_score(self, params: Params, tokens: jax.Array, total: jax.Array) -> jax.Array:
     """Log concrete scores float[B, L, S] of at least float32; the own entry is 0.
@@ -227,7 +222,7 @@ class Network(Transformer):
       tokens: int[B, L].
       total: float[B], total noise.
     """
-    return self._log_score(self.raw(params, tokens, total), tokens, total[:, None])
+    return self._outputs.log_score(self.raw(params, tokens, total), tokens, total[:, None])
 
   def score_stats(
     self,
@@ -247,18 +242,8 @@ class Network(Transformer):
     """The end of `score_stats`: the output layer alone, without [B, L, S]."""
 
     def stats(columns, hidden_BLD, x, x0, total, *, axis):
-      return stats_of_columns(
-        hidden_BLD,
-        columns,
-        x,
-        x0,
-        total[:, None],
-        self.process.can_jump_back(x),
-        num_states=self.process.num_states,
-        vocab_size=self.process.vocab_size,
-        parameterization=self.parameterization,
-        axis=axis,
-      )
+      rows = Rows(x, x0, self.process.needs_score(x))
+      return self._outputs.stats(hidden_BLD, columns, rows, total[:, None], axis)
 
     hidden_BLD = hidden_BLD.astype(self.config.dtype)
     return self.placement.on_columns(stats)(*self._stored_head(params), hidden_BLD, x, x0, total)
@@ -299,16 +284,7 @@ class Network(Transformer):
     """Rows of log scores from hidden states float[T, D]."""
     raw_TS = self._apply_head(seen.features, columns.kernel, columns.bias)
     raw_TS = raw_TS[:, : self.config.num_states]
-    return Row(self._log_score(raw_TS, seen.x, seen.total), seen.x, seen.total)
-
-  def _log_score(self, raw: jax.Array, tokens: jax.Array, total: jax.Array) -> jax.Array:
-    return dense_log_score(
-      raw,
-      tokens,
-      total,
-      vocab_size=self.process.vocab_size,
-      parameterization=self.parameterization,
-    )
+    return Row(self._outputs.log_score(raw_TS, seen.x, seen.total), seen.x, seen.total)
 
 
 @dataclasses.dataclass(frozen=True)

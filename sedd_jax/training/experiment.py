@@ -6,20 +6,12 @@ Below this module nothing knows of configs. Every section of a config is a froze
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sedd_jax.data import DataConfig
-from sedd_jax.diffusion import (
-  Absorbing,
-  Geometric,
-  LogLinear,
-  Noise,
-  Parameterization,
-  Process,
-  TimeSampling,
-  Uniform,
-)
+from sedd_jax.diffusion import NOISES, PROCESSES, TIME_SAMPLINGS, Noise, Process, TimeSampling
+from sedd_jax.diffusion.process import check_parameterization
 from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig
@@ -30,10 +22,9 @@ from sedd_jax.training.sections import below, read_section
 _REGIMES = ("synthetic", "augmented", "fresh")
 OBJECTIVES = ("score_entropy", "discrete_time", "autoregressive")
 _CHOICES = {
-  "process": ("absorbing", "uniform"),
-  "noise": ("loglinear", "geometric"),
-  "parameterization": ("score", "scaled", "conditional"),
-  "time_sampling": ("low_discrepancy", "iid"),
+  "process": tuple(PROCESSES),
+  "noise": tuple(NOISES),
+  "time_sampling": TIME_SAMPLINGS,
 }
 
 
@@ -47,7 +38,7 @@ class DiffusionConfig:
     eps: of the log-linear noise.
     sigma_min: of the geometric noise.
     sigma_max: of the geometric noise.
-    parameterization: `score`, `scaled` or `conditional` (`diffusion/score.py`).
+    parameterization: `score`, `scaled` or `conditional` (`diffusion/parameterizations.py`).
     time_sampling: `low_discrepancy` or `iid`.
     timesteps: of the objective `discrete_time`.
 
@@ -60,7 +51,7 @@ class DiffusionConfig:
   eps: float = 1e-3
   sigma_min: float = 1e-4
   sigma_max: float = 20.0
-  parameterization: Parameterization = "scaled"
+  parameterization: str = "scaled"
   time_sampling: TimeSampling = "low_discrepancy"
   timesteps: int = 1000
 
@@ -71,17 +62,10 @@ class DiffusionConfig:
       if getattr(self, name) not in known
     ]
     faults += below(self, "diffusion", 1, "timesteps")
-    if self.process == "uniform" and self.parameterization == "scaled":
-      faults.append(
-        "diffusion.parameterization='scaled' needs the absorbing process: "
-        "diffusion.process='uniform' takes 'score' or 'conditional'"
-      )
-    # Both, since what is out of range is a slip also where the other noise is used.
-    for make in (lambda: LogLinear(self.eps), lambda: Geometric(self.sigma_min, self.sigma_max)):
-      try:
-        make()
-      except ValueError as error:
-        faults.append(f"diffusion: {error}")
+    process = self.process if self.process in PROCESSES else "absorbing"
+    faults += _faults("diffusion.", check_parameterization, process, self.parameterization)
+    for name in NOISES:  # What is out of range is a slip also where another noise is used.
+      faults += _faults("diffusion: ", self._noise, name)
     if faults:
       raise ValueError("\n".join(faults))
 
@@ -100,24 +84,29 @@ class DiffusionConfig:
     raise ValueError(f"process {process!r} must be 'absorb' or 'uniform'")
 
   @classmethod
-  def of(
-    cls, process: Process, noise: Noise, parameterization: Parameterization
-  ) -> "DiffusionConfig":
+  def of(cls, process: Process, noise: Noise, parameterization: str) -> "DiffusionConfig":
     """The inverse of `make_process` and `make_noise`."""
-    return cls(
-      process="uniform" if isinstance(process, Uniform) else "absorbing",
-      noise="geometric" if isinstance(noise, Geometric) else "loglinear",
-      parameterization=parameterization,
-      **dataclasses.asdict(noise),
-    )
+    names = {"process": process.name, "noise": noise.name, "parameterization": parameterization}
+    return cls(**names, **dataclasses.asdict(noise))  # pyright: ignore[reportArgumentType]
 
   def make_process(self, vocab_size: int) -> Process:
-    return Uniform(vocab_size) if self.process == "uniform" else Absorbing(vocab_size)
+    return PROCESSES[self.process](vocab_size)
 
   def make_noise(self) -> Noise:
-    if self.noise == "geometric":
-      return Geometric(self.sigma_min, self.sigma_max)
-    return LogLinear(self.eps)
+    return self._noise(self.noise)
+
+  def _noise(self, name: str) -> Noise:
+    kind = NOISES[name]
+    return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
+
+def _faults(prefix: str, check: Callable[..., Any], *args: Any) -> list[str]:
+  """What a check says of its arguments, if it refuses them."""
+  try:
+    check(*args)
+  except ValueError as error:
+    return [f"{prefix}{error}"]
+  return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from sedd_jax.diffusion import MIN_TIME, Absorbing, Noise, Process
+from sedd_jax.diffusion import MIN_TIME, Noise, Process
 from sedd_jax.models import Transformer
 
 _TIMES = 10_000
@@ -14,10 +14,8 @@ def needed_share(process: Process, noise: Noise) -> float:
   Masked ones for the absorbing process, all for the uniform one. A sampler's times are nearly the
   same.
   """
-  if not isinstance(process, Absorbing):
-    return 1.0
   t = MIN_TIME + (1.0 - MIN_TIME) * (jnp.arange(_TIMES) + 0.5) / _TIMES
-  return float(jnp.mean(-jnp.expm1(-noise.total(t))))
+  return float(jnp.mean(process.score_share(noise.total(t))))
 
 
 def forward_flops(network: Transformer, batch: int, length: int, share: float = 1.0) -> float:

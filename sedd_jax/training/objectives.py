@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion import (
   MIN_TIME,
-  Absorbing,
   Noise,
   ScoreStats,
   Terms,
@@ -145,7 +144,7 @@ class DiscreteTime(ScoreEntropy):
       x0,
       (t - MIN_TIME) / (1.0 - MIN_TIME),
       noise_keys,
-      process=self._process,
+      process=self.network.process,
       noise=self.noise,
       num_steps=self.num_steps,
     )
@@ -158,18 +157,13 @@ class DiscreteTime(ScoreEntropy):
         functools.partial(self.network.score_stats, params),
         x0_BL,
         keys_B,
-        process=self._process,
+        process=self.network.process,
         noise=self.noise,
         num_steps=self.num_steps,
         num_draws=num_times,
       )
 
     return estimate
-
-  @property
-  def _process(self) -> Absorbing:
-    assert isinstance(self.network.process, Absorbing)
-    return self.network.process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

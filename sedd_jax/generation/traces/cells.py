@@ -44,7 +44,7 @@ def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
     ValueError: a token is neither the mask nor one of the tokenizer's.
   """
   known = np.unique(trace.tokens)
-  known = known[known != trace.mask_id] if trace.mask_id is not None else known
+  known = known[~trace.masks(known)]
   if tokenizer is not None and known[-1] >= tokenizer.vocab_size:
     raise ValueError(
       f"Trace.tokens has token {known[-1]}, which is neither the mask ({trace.mask_id}) nor one of "

@@ -46,10 +46,10 @@ def frames_of(trace: Trace, sample: int, most: int) -> list[Frame]:
   before = tokens[0]
   for number in numbers.tolist():
     now = tokens[number]
-    mask = np.zeros(now.shape, bool) if trace.mask_id is None else now == trace.mask_id
+    mask = trace.masks(now)
     new = (now != before) & ~mask
     draft = (now != tokens[-1]) & ~mask
-    left = f"not final {draft.sum()}" if trace.mask_id is None else f"masks left {mask.sum()}"
+    left = f"masks left {mask.sum()}" if trace.has_masks else f"not final {draft.sum()}"
     time, calls = trace.times[number, sample], trace.calls[number]
     caption = f"step {number} of {last}, t {time:.3f}, {left}, new {new.sum()}, calls {calls}"
     frames.append(Frame(number=number, caption=caption, mask=mask, new=new, draft=draft))

@@ -38,7 +38,7 @@ def page_data(trace: Trace, cells: Cells) -> dict[str, Any]:
   """
   num_frames, num_samples, _ = trace.tokens.shape
   return {
-    "masks": trace.mask_id is not None,
+    "masks": trace.has_masks,
     "ids": cells.ids,
     "texts": cells.texts,
     "calls": trace.calls.tolist(),

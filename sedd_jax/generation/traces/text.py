@@ -32,7 +32,7 @@ def text_of(trace: Trace, cells: Cells) -> str:
   }
   marks = [f"{NEW} new", f"{GIVEN} given", f"{NEWLINE} newline"]
   notes = ["Steps that change nothing are left out."]
-  if trace.mask_id is not None:
+  if trace.has_masks:
     marks.insert(0, f"{MASK} mask")
     notes.append("Masks are as wide as what will stand there.")
   if "" in cells.texts[MASK_CELL + 1 :]:

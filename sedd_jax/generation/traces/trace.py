@@ -47,10 +47,19 @@ class Trace:
       raise ValueError(f"Trace.seconds={self.seconds} must be a number from 0 on")
     if tokens.min() < 0:
       raise ValueError(f"Trace.tokens must not be negative: {tokens.min()}")
-    if self.mask_id is not None and np.any(tokens[-1] == self.mask_id):
+    if np.any(self.masks(tokens[-1])):
       raise ValueError("Trace.tokens: the last frame still has masks")
     if np.any((tokens != tokens[0]) & given):
       raise ValueError("Trace.given: a token that was given changes")
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether the process has a mask."""
+    return self.mask_id is not None
+
+  def masks(self, tokens: np.ndarray) -> np.ndarray:
+    """bool, shape of tokens: where a mask stands."""
+    return np.equal(tokens, -1 if self.mask_id is None else self.mask_id)
 
   def _array(self, name: str, kind: type, dtype: type, dims: str) -> np.ndarray:
     """Puts a field in its dtype, and checks it against the shape of tokens."""
