@@ -7,8 +7,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY, final_state, with_steps
+from support.command import sedd
+from support.experiments import TINY, with_steps
+from support.runs import final_state
 
 import sedd_jax
 from sedd_jax.cli import evaluate

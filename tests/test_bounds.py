@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import quick_compilation as quick_compilation
-from oracle import random_toy
+from support.oracle import random_toy
 
 from sedd_jax.diffusion import (
   MIN_TIME,

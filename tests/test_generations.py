@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
 
 from sedd_jax.data import load_dataset
 from sedd_jax.data.tokenizers import Bytes, Chars

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from oracle import random_toy
+from support.oracle import (
+  enumerated_denoising_score_entropy,
+  explicit_score_entropy,
+  implicit_score_entropy,
+  random_toy,
+)
 
 from sedd_jax.diffusion import (
   MIN_TIME,
@@ -20,11 +25,8 @@ from sedd_jax.diffusion import (
   Uniform,
   denoising_score_entropy,
   dense_log_score,
-  enumerated_denoising_score_entropy,
   example_keys,
-  explicit_score_entropy,
   from_log_score,
-  implicit_score_entropy,
   sample_times,
 )
 

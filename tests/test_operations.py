@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from test_loop import command
-from test_mesh import ABSORBING
+from support.experiments import ABSORBING
+from support.paths import REPOSITORY
+from support.runs import command
 
 from sedd_jax.cli.train import _range
 from sedd_jax.diffusion import MIN_TIME, Absorbing, Geometric, LogLinear, Uniform
@@ -22,8 +22,6 @@ from sedd_jax.training.metrics import read_metrics
 from sedd_jax.training.operations import Clock, Operations
 from sedd_jax.training.program import Program
 from sedd_jax.training.startup import startup_report
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

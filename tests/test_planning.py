@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import TINY
+from support.experiments import TINY
 
 from sedd_jax.data import DataConfig
 from sedd_jax.diffusion import Absorbing

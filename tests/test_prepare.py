@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loop import TINY
+from support.experiments import TINY
 
 from sedd_jax.data import Bytes, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults, describe

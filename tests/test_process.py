@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from oracle import chi_square_p_value, random_toy
+from support.oracle import random_toy
+from support.statistics import chi_square_p_value
 
 from sedd_jax.diffusion import (
   Absorbing,

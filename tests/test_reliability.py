@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import TINY, command, final_state, wait_for
+from support.experiments import TINY
+from support.runs import command, final_state, wait_for
 
 import sedd_jax
 from sedd_jax.data import DataConfig, load_dataset

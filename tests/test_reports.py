@@ -6,9 +6,9 @@ import json
 import re
 
 import pytest
-from browser import Page, find_chromium
-from command import sedd
-from test_loop import TINY
+from support.browser import Page, find_chromium
+from support.command import sedd
+from support.experiments import TINY
 
 from sedd_jax.data import Chars
 from sedd_jax.reports.chart import Chart, Dot, Dots, Point, Series, draw, draw_dots

@@ -12,8 +12,8 @@ import laws
 import numpy as np
 import pytest
 import scipy.stats
-from oracle import Toy, chi_square_p_value, random_toy, total_variation
-from oracle import quick_compilation as quick_compilation
+from support.oracle import Toy, random_toy
+from support.statistics import chi_square_p_value, total_variation
 
 from sedd_jax.diffusion import (
   SAMPLERS,

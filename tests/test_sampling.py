@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import chi_square_p_value, random_toy, total_variation
-from oracle import quick_compilation as quick_compilation
+from support.oracle import random_toy
+from support.statistics import chi_square_p_value, total_variation
 
 from sedd_jax.diffusion import (
   END_TIME,

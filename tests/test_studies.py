@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
 
 import sedd_jax
 from sedd_jax.cli import study

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import PROGRAMS, Page, find_chromium
 from PIL import Image
+from support.browser import PROGRAMS, Page, find_chromium
+from support.paths import REPOSITORY
 
 from sedd_jax.data import Bytes, Chars
 from sedd_jax.generation.traces import Trace, check_trace_path, gif, text, write_trace
@@ -24,7 +25,6 @@ from sedd_jax.generation.traces.frame import frames_of
 from sedd_jax.generation.traces.grid import NEWLINE, columns, fit, grid_of
 from sedd_jax.generation.traces.page import page_data, page_of
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 # Characters of one to four bytes, wide ones, controls, and all that could end a script early.
 NASTY = "a</script><!-- <script>é\n\n東🙂 \x1b\t{{data}}]]>&amp;\u202eb"
 PLAIN = "It is a truth universally acknowledged,\nthat a single man.\n"
