@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.oracle import random_toy
+from support.processes import both, noises
 
 from sedd_jax.diffusion import (
   MIN_TIME,
@@ -25,8 +26,6 @@ from sedd_jax.diffusion import (
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 WRONG = 0.3
-both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
-noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 
 
 def ends(noise):

@@ -16,6 +16,7 @@ from support.oracle import (
   implicit_score_entropy,
   random_toy,
 )
+from support.processes import both, noises
 
 from sedd_jax.diffusion import (
   MIN_TIME,
@@ -30,8 +31,6 @@ from sedd_jax.diffusion import (
   sample_times,
 )
 
-both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
-noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 BATCHES = [1, 2, 8, 12, 64]
 log_score_of = jax.jit(dense_log_score, static_argnames=("vocab_size", "parameterization"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.experiments import TINY
+from support.paths import REPOSITORY
 
 from sedd_jax.data import Bytes, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults, describe
@@ -19,8 +20,6 @@ from sedd_jax.data.prepared import check, open_prepared
 from sedd_jax.data.shards import RECORD, Shards
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_texts(folder, count=40, seed=0):
@@ -201,7 +200,7 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault
     "--tokenizer=bytes:eos", f"--out={tmp_path / 'out'}", "--shard_characters=20000",
   ]  # fmt: skip
   for shards in (1, 30):
-    process = subprocess.Popen(arguments, cwd=ROOT)
+    process = subprocess.Popen(arguments, cwd=REPOSITORY)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out").glob("train-*.json"))) < shards:
       assert process.poll() is None
@@ -211,7 +210,7 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault
     process.wait()
     with pytest.raises(ValueError, match="not prepared to its end"):
       open_prepared(str(tmp_path / "out"))
-  done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert not list((tmp_path / "out").glob("*.partial*"))
   config = DataConfig(files=str(path), tokenizer="bytes:eos")
@@ -335,9 +334,9 @@ stream = open_prepared({str(folder)!r}).stream("train", Faults())
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[1])))
 stream.windows(np.arange(0, len(stream), 64), 64)
 """
-  subprocess.run([sys.executable, "-c", code, "2000"], check=True, cwd=ROOT)
+  subprocess.run([sys.executable, "-c", code, "2000"], check=True, cwd=REPOSITORY)
   done = subprocess.run(
-    [sys.executable, "-c", code, "100"], capture_output=True, text=True, cwd=ROOT
+    [sys.executable, "-c", code, "100"], capture_output=True, text=True, cwd=REPOSITORY
   )
   assert f"{shards} shards need {shards + 256} open files, and the system allows 100" in done.stderr
 
