@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.command import sedd
 from support.experiments import TINY
 from support.paths import REPOSITORY
 
@@ -256,16 +257,16 @@ def test_a_changed_manifest_is_refused(config, tmp_path):
     check(str(tmp_path))
 
 
-def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
-  from sedd_jax.cli.prepare import _verify
-
+def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path):
   folder = tmp_path / "out"
   prepare(config, folder)
-  assert _verify(str(folder)) == 0
-  assert "is whole" in capsys.readouterr().out
+  done = sedd("prepare", f"--check={folder}")
+  assert done.returncode == 0, done.stderr
+  assert "is whole" in done.stdout
   flip(folder / "heldout-00000.array_record", 500)
-  assert _verify(str(folder)) == 2
-  assert "heldout-00000.array_record is not what was written" in capsys.readouterr().out
+  done = sedd("prepare", f"--check={folder}")
+  assert done.returncode == 2
+  assert "heldout-00000.array_record is not what was written" in done.stdout
 
 
 def test_a_shard_of_another_size_is_named_before_training(config, tmp_path, fault):
