@@ -26,9 +26,10 @@ if _CACHE is not None:
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / "shared"
+# Their assertions are to say what failed, as those of test files do.
+pytest.register_assert_rewrite("support")
 
+from support.paths import SHARED  # noqa: E402 - Registered first.
 
 # Faults that tests inject, and the table of docs/reliability.md.
 
@@ -73,6 +74,14 @@ def x64():
   """Runs the test in float64."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def quick_compilation():
+  """Compiles without optimisation: where many small programs run once, that is where time goes."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

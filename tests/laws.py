@@ -14,7 +14,8 @@ import sys
 import jax
 import numpy as np
 import scipy.linalg
-from oracle import Toy, random_toy, total_variation
+from support.oracle import Toy, random_toy
+from support.statistics import total_variation
 
 from sedd_jax.diffusion import END_TIME, Absorbing, Geometric, LogLinear, Uniform
 

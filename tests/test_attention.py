@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_models import random_params, small_network
+from support.networks import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing
 from sedd_jax.models import attention as attention_module

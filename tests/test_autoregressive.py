@@ -7,11 +7,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY, final_state, with_steps
+from support.command import sedd
+from support.experiments import TINY, with_steps
+from support.runs import final_state
 
 import sedd_jax
-from sedd_jax.cli import evaluate
 from sedd_jax.data import load_dataset
 from sedd_jax.interop.info import describe
 from sedd_jax.models import CausalNetwork
@@ -103,7 +103,7 @@ def test_evaluate_prints_one_number_without_an_error_bar(run):
   )
   assert report["exact"]
   assert report["num_times"] is None
-  shown = evaluate._table(report)
+  shown = sedd("evaluate", f"--checkpoint={run}").stdout
   assert f"cross entropy    {report['bits_per_char_strict']:.4f}\n" in shown
   assert not any(word in shown for word in ("bound", "draws", "±"))
 

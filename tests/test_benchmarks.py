@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from support.paths import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # They are no part of the package.
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import quick_compilation as quick_compilation
-from oracle import random_toy
+from support.oracle import random_toy
+from support.processes import both, noises
 
 from sedd_jax.diffusion import (
   MIN_TIME,
@@ -25,8 +25,6 @@ from sedd_jax.diffusion import (
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 WRONG = 0.3
-both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
-noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 
 
 def ends(noise):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from oracle import chi_square_p_value
+from support.statistics import chi_square_p_value
 
 from sedd_jax.diffusion import Truncation, sample_categorical
 

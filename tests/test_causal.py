@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import random_params
+from support.networks import random_params
 
 from sedd_jax.diffusion import Truncation
 from sedd_jax.models import CausalNetwork, ScoreTransformerConfig, decode

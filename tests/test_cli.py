@@ -7,8 +7,8 @@ import sys
 
 import jax
 import pytest
-from command import sedd
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
 
 from sedd_jax.cli import main as cli
 from sedd_jax.training.loop import train

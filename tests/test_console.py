@@ -48,7 +48,6 @@ def test_a_terminal_shows_all_of_it_wrapped_between_words(screen, width):
   with screen(width) as console:
     console.say(LONG)
     console.update(1_234_567, 1.2345, 1_234_567.0)
-    console._progress.refresh()
   lines = [line.rstrip() for line in screen.lines()]
   assert all(len(line) <= width for line in lines)
   assert " ".join(LONG.split()) in " ".join(" ".join(lines).split())

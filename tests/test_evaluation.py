@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from test_models import random_params, small_network
+from support.networks import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.evaluation.bounds import BoundEstimator, Draws, diffusion_estimate

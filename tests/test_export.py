@@ -9,10 +9,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from command import sedd
 from safetensors.numpy import load_file, save_file
-from test_loop import TINY
-from test_models import random_params, small_network
+from support.command import sedd
+from support.experiments import TINY
+from support.networks import random_params, small_network
 
 import sedd_jax
 from sedd_jax.data import Bytes, Chars

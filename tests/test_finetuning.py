@@ -8,7 +8,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_loop import TINY, final_state, with_steps
+from support.experiments import TINY, with_steps
+from support.runs import final_state
 
 import sedd_jax
 from sedd_jax.data import Chars, DataConfig, load_dataset

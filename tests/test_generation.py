@@ -7,7 +7,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from oracle import quick_compilation as quick_compilation
 
 from sedd_jax.data.tokenizers import Chars
 from sedd_jax.diffusion import Absorbing, LogLinear, Uniform

@@ -5,11 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
 
 from sedd_jax.data import load_dataset
-from sedd_jax.data.tokenizers import Bytes, Chars
 from sedd_jax.studies import generations
 from sedd_jax.studies.generations import run_generations
 from sedd_jax.training.experiment import Experiment, GenerationsConfig
@@ -89,10 +88,12 @@ def test_every_generation_draws_its_own_random_words(loop):
 
 def test_text_that_would_be_cut_otherwise_is_refused(tmp_path):
   """Samples of bytes need not be UTF-8, and line ends of files become \\n."""
-  for tokenizer in (Bytes(), Chars("a\r\n")):
-    real = dataclasses.replace(load_dataset(TINY.data), tokenizer=tokenizer)
+  dos = tmp_path / "dos.jsonl"
+  dos.write_text(json.dumps({"text": "a line\r\n" * 400}) + "\n")
+  for fields in ({"tokenizer": "bytes"}, {"tokenizer": "chars", "files": str(dos)}):
+    experiment = dataclasses.replace(LOOP, data=dataclasses.replace(LOOP.data, **fields))
     with pytest.raises(ValueError, match=r"data\.tokenizer='chars'"):
-      generations._check_text(LOOP.generations, real)
+      run(experiment, tmp_path / fields["tokenizer"])
 
 
 def test_every_generation_is_judged_on_the_same_real_text(loop):

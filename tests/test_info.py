@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_loop import TINY
+from support.experiments import TINY
 
 import sedd_jax
 from sedd_jax.interop.info import describe

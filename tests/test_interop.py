@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_models import golden_network
+from support.networks import golden_network
 
 import sedd_jax
 from sedd_jax.interop.original import params_from_tensors, tensors_from_params

@@ -8,8 +8,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from command import sedd
-from test_models import random_params, small_network
+from support.command import sedd
+from support.networks import random_params, small_network
 
 import sedd_jax
 from sedd_jax.data import Bytes

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from oracle import random_toy
+from support.oracle import (
+  enumerated_denoising_score_entropy,
+  explicit_score_entropy,
+  implicit_score_entropy,
+  random_toy,
+)
+from support.processes import both, noises
 
 from sedd_jax.diffusion import (
   MIN_TIME,
@@ -19,16 +25,11 @@ from sedd_jax.diffusion import (
   LogLinear,
   Uniform,
   denoising_score_entropy,
-  enumerated_denoising_score_entropy,
   example_keys,
-  explicit_score_entropy,
   from_log_score,
-  implicit_score_entropy,
   sample_times,
 )
 
-both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
-noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 BATCHES = [1, 2, 8, 12, 64]
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_loop import TINY, final_state, with_steps
+from support.experiments import ABSORBING, TINY, with_steps
+from support.runs import final_state
 
 import sedd_jax
 from sedd_jax.data import Batches, DataConfig
@@ -17,20 +18,13 @@ from sedd_jax.diffusion import Absorbing, Uniform
 from sedd_jax.models import Network, ScoreTransformerConfig
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
 from sedd_jax.planning.costs import costs
-from sedd_jax.training.experiment import DiffusionConfig, Experiment, ModelConfig, TrainConfig
+from sedd_jax.training.experiment import DiffusionConfig
 from sedd_jax.training.feed import Feed
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
-from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.program import Program
 
-STEPS = 6
-ABSORBING = Experiment(
-  data=DataConfig(length=8),
-  model=ModelConfig(width=16, blocks=2, heads=4, cond_dim=8, dropout=0.3),
-  optimizer=OptimizerConfig(learning_rate=3e-3, warmup=2),
-  train=TrainConfig(steps=STEPS, batch_size=16),
-)
+STEPS = ABSORBING.train.steps
 UNIFORM = dataclasses.replace(ABSORBING, diffusion=DiffusionConfig.paper("uniform"))
 CONDITIONAL = dataclasses.replace(
   ABSORBING, diffusion=DiffusionConfig(parameterization="conditional")

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import jax
 import pytest
-from conftest import REPOSITORY
+from support.paths import REPOSITORY
 
 from sedd_jax.diffusion import Absorbing
 from sedd_jax.models import Network, ScoreTransformerConfig

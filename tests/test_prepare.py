@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
+from support.paths import REPOSITORY
 
 from sedd_jax.data import Bytes, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults, describe
@@ -19,8 +21,6 @@ from sedd_jax.data.prepared import check, open_prepared
 from sedd_jax.data.shards import RECORD, Shards
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_texts(folder, count=40, seed=0):
@@ -201,7 +201,7 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault
     "--tokenizer=bytes:eos", f"--out={tmp_path / 'out'}", "--shard_characters=20000",
   ]  # fmt: skip
   for shards in (1, 30):
-    process = subprocess.Popen(arguments, cwd=ROOT)
+    process = subprocess.Popen(arguments, cwd=REPOSITORY)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out").glob("train-*.json"))) < shards:
       assert process.poll() is None
@@ -211,7 +211,7 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault
     process.wait()
     with pytest.raises(ValueError, match="not prepared to its end"):
       open_prepared(str(tmp_path / "out"))
-  done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+  done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert not list((tmp_path / "out").glob("*.partial*"))
   config = DataConfig(files=str(path), tokenizer="bytes:eos")
@@ -257,16 +257,16 @@ def test_a_changed_manifest_is_refused(config, tmp_path):
     check(str(tmp_path))
 
 
-def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path, capsys):
-  from sedd_jax.cli.prepare import _verify
-
+def test_check_says_what_is_wrong_and_exits_with_2(config, tmp_path):
   folder = tmp_path / "out"
   prepare(config, folder)
-  assert _verify(str(folder)) == 0
-  assert "is whole" in capsys.readouterr().out
+  done = sedd("prepare", f"--check={folder}")
+  assert done.returncode == 0, done.stderr
+  assert "is whole" in done.stdout
   flip(folder / "heldout-00000.array_record", 500)
-  assert _verify(str(folder)) == 2
-  assert "heldout-00000.array_record is not what was written" in capsys.readouterr().out
+  done = sedd("prepare", f"--check={folder}")
+  assert done.returncode == 2
+  assert "heldout-00000.array_record is not what was written" in done.stdout
 
 
 def test_a_shard_of_another_size_is_named_before_training(config, tmp_path, fault):
@@ -335,9 +335,9 @@ stream = open_prepared({str(folder)!r}).stream("train", Faults())
 resource.setrlimit(resource.RLIMIT_NOFILE, (30, int(sys.argv[1])))
 stream.windows(np.arange(0, len(stream), 64), 64)
 """
-  subprocess.run([sys.executable, "-c", code, "2000"], check=True, cwd=ROOT)
+  subprocess.run([sys.executable, "-c", code, "2000"], check=True, cwd=REPOSITORY)
   done = subprocess.run(
-    [sys.executable, "-c", code, "100"], capture_output=True, text=True, cwd=ROOT
+    [sys.executable, "-c", code, "100"], capture_output=True, text=True, cwd=REPOSITORY
   )
   assert f"{shards} shards need {shards + 256} open files, and the system allows 100" in done.stderr
 

@@ -5,18 +5,17 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from test_loop import command
+from support.paths import REPOSITORY
+from support.runs import command
 
 from sedd_jax.parallel import processes
 from sedd_jax.training import rundir
 from sedd_jax.training.metrics import read_metrics
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 HEARTBEAT = 10
 SLURM = {
   "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n1,n2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1",

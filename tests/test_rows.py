@@ -85,7 +85,7 @@ def test_cutting_a_source_divides_its_characters_and_nothing_else(texts, data):
 
 @pytest.fixture(scope="module")
 def bpe():
-  from conftest import SHARED
+  from support.paths import SHARED
 
   if not (SHARED / "data").is_dir():
     pytest.skip("../shared/data is not here: it is not part of the package")

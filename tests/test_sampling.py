@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import chi_square_p_value, random_toy, total_variation
-from oracle import quick_compilation as quick_compilation
+from support.oracle import random_toy
+from support.processes import both, noises
+from support.statistics import chi_square_p_value, total_variation
 
 from sedd_jax.diffusion import (
   END_TIME,
@@ -38,8 +39,6 @@ from sedd_jax.models.placement import Placement
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-both = pytest.mark.parametrize("process", [Absorbing(3), Uniform(3)], ids=str)
-noises = pytest.mark.parametrize("noise", [LogLinear(), Geometric()], ids=str)
 steps = pytest.mark.parametrize("step", [Tweedie(), Euler()], ids=str)
 
 

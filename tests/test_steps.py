@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import quick_compilation as quick_compilation
-from test_orders import assert_mean, masked_toy
+from support.masked_toys import masked_toy
+from support.statistics import assert_mean
 
 from sedd_jax.diffusion import LogLinear, from_log_score, step_cross_entropy, step_terms
 

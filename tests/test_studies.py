@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from command import sedd
-from test_loop import TINY
+from support.command import sedd
+from support.experiments import TINY
 
 import sedd_jax
 from sedd_jax.cli import study
@@ -118,21 +118,22 @@ def test_a_frontier_is_sampled_graded_and_gone_on_with(runs, tmp_path, monkeypat
     f"--judge={runs / 'ar'}", "--steps=2,4", "--temperatures=0.5,1", "--num=24",
     "--batch_size=12", "--length=20", f"--out={out}",
   ]  # fmt: skip
-  sample = frontier._sample
+  generate = frontier.generate
   made = []
 
-  def killed(frontier_, way, file):
+  def counted(model, order, **options):
+    made.append(repr(order.settings))
+    return generate(model, order, **options)
+
+  def killed(model, order, **options):
     if len(made) == 2:
       raise KeyboardInterrupt
-    made.append(way.name)
-    sample(frontier_, way, file)
+    return counted(model, order, **options)
 
-  monkeypatch.setattr(frontier, "_sample", killed)
+  monkeypatch.setattr(frontier, "generate", killed)
   assert sedd(*arguments).returncode == 130
   assert not (out / "evaluation.json").exists()
-  monkeypatch.setattr(
-    frontier, "_sample", lambda f, way, file: (made.append(way.name), sample(f, way, file))
-  )
+  monkeypatch.setattr(frontier, "generate", counted)
   done = sedd(*arguments)
   assert done.returncode == 0, done.stderr
   assert len(made) == len(set(made)) == 4

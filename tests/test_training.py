@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import golden_network, random_params, small_network
+from support.networks import golden_network, random_params, small_network
 
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.interop.original import tensors_from_params

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import golden_network
+from support.networks import golden_network
 
 from sedd_jax.diffusion import Euler, Geometric, LogLinear, Tweedie
 

@@ -1,7 +1,7 @@
 """Score entropy losses, and the keys and times that they are estimated with.
 
-B: sequences, L: positions, S: states, N: enumerated states. Everything is in nats and per sequence
-or per state: the caller reduces. Derivations: docs/math.md, sections 3 to 5.
+B: sequences, L: positions, S: states. Everything is in nats and per sequence: the caller reduces.
+Derivations: docs/math.md, sections 3 to 5.
 
 The seam to the network is a `StatsFn`: noisy tokens, clean tokens and total noise in, `ScoreStats`
 out. Whoever builds it decides whether [B, L, S] ever exists.
@@ -137,61 +137,3 @@ def bit_reversed_order(size: int) -> np.ndarray:
   bits = max(size - 1, 1).bit_length()
   reversed_bits = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)]
   return np.argsort(np.argsort(reversed_bits)).astype(np.int32)
-
-
-# The three score entropies on enumerable state spaces. Not used in training: they show that what
-# training minimises has the gradient of what one would like to minimise (docs/math.md, section 3).
-
-
-def explicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array) -> jax.Array:
-  """Score entropy against the known ratios p_y / p_x (definition 3.1 of arXiv:2310.16834; eq. 6).
-
-  Args:
-    log_score: float[N, N], entry [x, y] for changing x to y; the diagonal is ignored.
-    p: float[N], positive, sums to 1.
-    rates: float[N, N], entry [y, x] the rate from y to x; the diagonal is ignored.
-
-  Returns:
-    float[], nats per unit of total noise; 0 at the true ratios.
-  """
-  ratio = p[None, :] / p[:, None]
-  z = jnp.where(_diagonal(p), 0.0, log_score)
-  terms = jnp.exp(z) - ratio * z + ratio * (jnp.log(ratio) - 1.0)
-  return jnp.sum(p[:, None] * _into(rates) * terms)
-
-
-def implicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array) -> jax.Array:
-  """The explicit one without its constant and without any ratio (proposition 3.3; eq. 7).
-
-  Arguments as in `explicit_score_entropy`; p only weights an average over x. float[].
-  """
-  z = jnp.where(_diagonal(p), 0.0, log_score)
-  weight = _into(rates)
-  return jnp.sum(p[:, None] * (weight * jnp.exp(z) - weight.T * z.T))
-
-
-def enumerated_denoising_score_entropy(
-  log_score: jax.Array, p0: jax.Array, transition: jax.Array, rates: jax.Array
-) -> jax.Array:
-  """The form that training uses, with the known ratios of P(. given x0) (theorem 3.4; eq. 8).
-
-  Args:
-    log_score: as in `explicit_score_entropy`.
-    p0: float[M], the law of the clean states.
-    transition: float[M, N], P(x given x0), positive.
-    rates: as in `explicit_score_entropy`.
-
-  Returns:
-    float[].
-  """
-  each = jax.vmap(lambda row: explicit_score_entropy(log_score, row, rates))
-  return jnp.sum(p0 * each(transition))
-
-
-def _diagonal(p: jax.Array) -> jax.Array:
-  return jnp.eye(p.shape[0], dtype=bool)
-
-
-def _into(rates: jax.Array) -> jax.Array:
-  """w[x, y]: rate from y into x, 0 on the diagonal."""
-  return jnp.where(jnp.eye(rates.shape[0], dtype=bool), 0.0, rates.T)

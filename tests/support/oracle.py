@@ -1,10 +1,10 @@
-"""Exact answers on toys small enough to enumerate. Not a test: the tests import it.
+"""Exact answers on toys small enough to enumerate.
 
 A toy is a law p0 over V^L sequences. Everything else follows from the definitions (section 2 of
 docs/math.md): the generator over whole sequences, its matrix exponential, the concrete scores, the
 law of the reverse process under any score, and the likelihood bound, each by enumeration or by
-quadrature in float64. Nothing here calls the formulas of `sedd_jax.diffusion`: a process is only
-asked for its sizes.
+quadrature in float64. The three score entropies are those of any enumerated chain. Nothing here
+calls the formulas of `sedd_jax.diffusion`: a process is only asked for its sizes.
 
 B: batch, L: positions, S: states of a token, V: real tokens, N = S^L sequences with masks,
 M = V^L sequences without.
@@ -17,7 +17,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import scipy.integrate
 import scipy.linalg
 import scipy.special
@@ -278,25 +277,59 @@ def _random_toy(process, length, wrong):
   return Toy(process, (p0 / p0.sum()).reshape(shape), wrong)
 
 
-@pytest.fixture
-def quick_compilation():
-  """Compiles without optimisation: where many small programs run once, that is where time goes."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+# The three score entropies of any chain. Training uses none of them: they show that what it
+# minimises has the gradient of what one would like to minimise (docs/math.md, section 3).
 
 
-def chi_square_p_value(counts: np.ndarray, p: np.ndarray) -> float:
-  """How likely counts of independent draws from p lie at least this far from it."""
-  assert (counts[p == 0] == 0).all(), "drew what has probability 0"
-  counts, expected = counts[p > 0], counts.sum() * p[p > 0]
-  if len(counts) == 1:
-    return 1.0
-  assert expected.min() > 5, "too few draws for this test"
-  statistic = ((counts - expected) ** 2 / expected).sum()
-  return float(scipy.special.chdtrc(len(counts) - 1, statistic))
+def explicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array) -> jax.Array:
+  """Score entropy against the known ratios p_y / p_x (definition 3.1 of arXiv:2310.16834; eq. 6).
+
+  Args:
+    log_score: float[N, N], entry [x, y] for changing x to y; the diagonal is ignored.
+    p: float[N], positive, sums to 1.
+    rates: float[N, N], entry [y, x] the rate from y to x; the diagonal is ignored.
+
+  Returns:
+    float[], nats per unit of total noise; 0 at the true ratios.
+  """
+  ratio = p[None, :] / p[:, None]
+  z = jnp.where(_diagonal(p), 0.0, log_score)
+  terms = jnp.exp(z) - ratio * z + ratio * (jnp.log(ratio) - 1.0)
+  return jnp.sum(p[:, None] * _into(rates) * terms)
 
 
-def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-  """Half the sum of absolute differences."""
-  return float(np.abs(p - q).sum() / 2)
+def implicit_score_entropy(log_score: jax.Array, p: jax.Array, rates: jax.Array) -> jax.Array:
+  """The explicit one without its constant and without any ratio (proposition 3.3; eq. 7).
+
+  Arguments as in `explicit_score_entropy`; p only weights an average over x. float[].
+  """
+  z = jnp.where(_diagonal(p), 0.0, log_score)
+  weight = _into(rates)
+  return jnp.sum(p[:, None] * (weight * jnp.exp(z) - weight.T * z.T))
+
+
+def enumerated_denoising_score_entropy(
+  log_score: jax.Array, p0: jax.Array, transition: jax.Array, rates: jax.Array
+) -> jax.Array:
+  """The form that training uses, with the known ratios of P(. given x0) (theorem 3.4; eq. 8).
+
+  Args:
+    log_score: as in `explicit_score_entropy`.
+    p0: float[M], the law of the clean states.
+    transition: float[M, N], P(x given x0), positive.
+    rates: as in `explicit_score_entropy`.
+
+  Returns:
+    float[].
+  """
+  each = jax.vmap(lambda row: explicit_score_entropy(log_score, row, rates))
+  return jnp.sum(p0 * each(transition))
+
+
+def _diagonal(p: jax.Array) -> jax.Array:
+  return jnp.eye(p.shape[0], dtype=bool)
+
+
+def _into(rates: jax.Array) -> jax.Array:
+  """w[x, y]: rate from y into x, 0 on the diagonal."""
+  return jnp.where(jnp.eye(rates.shape[0], dtype=bool), 0.0, rates.T)
