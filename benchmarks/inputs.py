@@ -3,16 +3,17 @@
 import jax
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.models import Params
 from sedd_jax.parallel.mesh import distribute
 from sedd_jax.training.program import Program
 
 
-def token_batches(program: Program, count: int = 4) -> list[jax.Array]:
-  """Batches of random tokens, int32[B, L] each."""
-  random, shape = np.random.default_rng(0), program.batch
-  rows = random.integers(program.vocab_size, size=(count, *shape.shape), dtype=np.int32)
-  return [distribute(batch, shape.sharding) for batch in rows]
+def token_batches(program: Program, count: int = 4) -> list[Batch]:
+  """Batches of random tokens."""
+  random, tokens = np.random.default_rng(0), program.batch.tokens
+  rows = random.integers(program.vocab_size, size=(count, *tokens.shape), dtype=np.int32)
+  return [Batch.of(batch).map(lambda x: distribute(x, tokens.sharding)) for batch in rows]
 
 
 def disturbed_params(program: Program) -> Params:

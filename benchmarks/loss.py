@@ -18,9 +18,9 @@ def main() -> None:
   started = time.perf_counter()
   program = options.program()
   network, noise = program.score_entropy.network, program.score_entropy.noise
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   params = disturbed_params(program)
-  x0 = token_batches(program, 1)[0]
+  x0 = token_batches(program, 1)[0].tokens
   keys = jax.random.split(jax.random.key(0), batch + 2)
   t = sample_times(keys[0], jnp.arange(batch), batch)
   total, rate = noise.total(t), noise.rate(t)
@@ -37,7 +37,7 @@ def main() -> None:
 
     return jax.value_and_grad(loss, argnums=(0, 1))(output, hidden)
 
-  rows = jax.device_put((hidden, x, x0, total, rate), program.batch.sharding)
+  rows = jax.device_put((hidden, x, x0, total, rate), program.batch.tokens.sharding)
   arguments = (params["ends"]["output"], *rows)
   compiled = Compiled(loss_and_grad, *arguments)
   measured = measure(options, started, lambda: compiled.call(*arguments))

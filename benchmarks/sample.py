@@ -25,7 +25,7 @@ def main() -> None:
   program = options.program()
   params = disturbed_params(program)
   numbers = (
-    distribute(np.arange(batch * i, batch * (i + 1), dtype=np.int32), program.batch.sharding)
+    distribute(np.arange(batch * i, batch * (i + 1), dtype=np.int32), program.batch.tokens.sharding)
     for i in itertools.count()
   )
   objective = program.score_entropy

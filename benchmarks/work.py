@@ -43,7 +43,7 @@ def training_work(program: Program) -> Work:
   Bytes, all float32: the weights, read forward and backward; the gradient, written and read, since
   clipping needs its norm first; parameters, both moments and moving average, read and written.
   """
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   share = masked_share(program, _TRAINING_TIMES)
   dense = 3 * forward_flops(program.network, batch, length)
   parameters = program.network.num_parameters()
@@ -60,7 +60,7 @@ def sampling_work(program: Program, num_steps: int) -> Work:
 
   Bytes: the weights, read by every call in the compute dtype.
   """
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   calls = num_steps + 1
   share = masked_share(program, np.linspace(1.0, END_TIME, calls))
   dense = calls * forward_flops(program.network, batch, length)
@@ -79,7 +79,7 @@ def head_work(program: Program) -> Work:
   Bytes, all float32: hidden states of masked positions and the layer, read forward and backward,
   and their gradients, written.
   """
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   shape, share = program.network.config, masked_share(program, _TRAINING_TIMES)
   layer = (shape.width + 1) * shape.num_states
   return Work(
@@ -107,13 +107,13 @@ def masked_share(program: Program, times: np.ndarray) -> float:
 
 def _head_flops(program: Program) -> float:
   """Of one forward pass at every position."""
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   return 2.0 * batch * length * program.network.config.width * program.network.config.num_states
 
 
 def _weights_read(program: Program) -> int:
   """Number of parameters that one pass over a batch reads."""
-  batch, length = program.batch.shape
+  batch, length = program.batch.tokens.shape
   shape = program.network.config
   not_looked_up = max(shape.num_states - batch * length, 0)
   return program.network.num_parameters() - not_looked_up * shape.width

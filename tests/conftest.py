@@ -1,6 +1,8 @@
 """Shared settings: CPU with 4 fake devices, strict ranks; golden data and skips."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,21 +10,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 # And what one test has compiled, the next need not, nor the processes that tests start.
 # The workers of xdist share it. One that the environment names is used, and kept for the next run.
-_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  _CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sedd_jax_tests")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sedd_jax_tests")
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
-import atexit
-import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-if _CACHE is not None:
-  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from support.networks import random_params, small_network
 
 from sedd_jax.diffusion import Absorbing
 from sedd_jax.models import attention as attention_module
 from sedd_jax.models.attention import ATTENTION, PerShard, attention, choose
+from sedd_jax.models.layers import nested
 from sedd_jax.models.placement import Placement
-from sedd_jax.models.score_transformer import Block
 from sedd_jax.training.experiment import Experiment
 
 AXES = ("replica", "fsdp", "tensor")
@@ -149,7 +148,7 @@ def test_rematerialisation_runs_the_forward_kernel_again_only_where_nothing_is_k
   tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
 
   def loss(params, tokens):
-    return jnp.sum(network.hidden(params, tokens, jnp.ones(2)))
+    return jnp.sum(network.read(params, tokens, jnp.ones(2)))
 
   traced = jax.jit(jax.grad(loss)).trace(random_params(network), tokens)
   text = traced.lower(lowering_platforms=("tpu",)).as_text()
@@ -166,9 +165,11 @@ def test_blocks_attend_through_per_shard():
       calls.append(attend)
       return attend
 
-  config = small_network(Absorbing(10), attention="splash").config
-  block = Block(config, rngs=nnx.Rngs(0))
-  block(jnp.ones((1, 128, 32)), jnp.ones((1, 16)), None, Recorder())
+  mixer = small_network(Absorbing(10), attention="splash").config.mixer
+  layers = {layer.name: jnp.ones(layer.shape) for layer in mixer.layers()}
+  params = nested(layers)["blocks"]
+  params["qkv"]["kernel"] = params["qkv"]["kernel"].reshape(32, 3, 32)
+  mixer(params, jnp.ones((1, 128, 32)), None, Recorder())
   assert len(calls) == 1
 
 

@@ -48,7 +48,7 @@ def test_held_out_loss_is_the_exact_likelihood(run):
   assert report["heldout_bits_per_char_paper"] == report["heldout_bits_per_char_strict"]
   # By dense logits, from the tokens alone.
   rows = load_dataset(model.info["experiment"].data, tokenizer=model.tokenizer).heldout_rows
-  tokens = rows[np.arange(3)]
+  tokens = rows[np.arange(3)].tokens
   law = np.asarray(model.logits(tokens), np.float64)
   law -= np.log(np.exp(law).sum(-1, keepdims=True))
   later = np.take_along_axis(law[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]

@@ -12,14 +12,15 @@ import pytest
 from support.oracle import random_toy
 from support.processes import both, noises
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   MIN_TIME,
   Absorbing,
+  DenseNetwork,
   Geometric,
   LogLinear,
+  TimeIntegral,
   Uniform,
-  bound_terms,
-  from_log_score,
   mean_and_stderr,
 )
 
@@ -124,29 +125,24 @@ def test_every_piece_counts_and_paper_lies_below_strict(process, noise):
 estimated = pytest.mark.parametrize("noise", [LogLinear(), Geometric(0.3, 2.0)], ids=str)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=("num_times", "num_groups"))
-def estimate(toy, noise, keys, num_times, num_groups=2):
+def estimator_of(toy, noise, num_draws):
+  network = DenseNetwork(toy.process, toy.log_score_fn)
+  return TimeIntegral(network=network, noise=noise, num_draws=num_draws)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="num_draws")
+def estimate(toy, noise, keys, num_draws):
   """Terms of every clean sequence, for keys [R, M]: float[R, G, M] each."""
-  stats_fn = from_log_score(toy.log_score_fn, toy.process)
-  x0 = jnp.asarray(toy.states[toy.clean])
-  return jax.vmap(
-    lambda keys: bound_terms(
-      stats_fn,
-      x0,
-      keys,
-      process=toy.process,
-      noise=noise,
-      num_times=num_times,
-      num_groups=num_groups,
-    )
-  )(keys)
+  batch = Batch.of(toy.states[toy.clean])
+  estimator = estimator_of(toy, noise, num_draws)
+  return jax.vmap(lambda keys: estimator.terms(None, batch, keys))(keys)
 
 
 @functools.cache
 def repetitions(toy, noise, seed=0):
   """Terms of 300 repetitions with keys of their own: 16 times in 2 groups."""
   keys = jax.random.split(jax.random.key(seed), (300, len(toy.clean)))
-  return estimate(toy, noise, keys, num_times=16)
+  return estimate(toy, noise, keys, num_draws=16)
 
 
 @both
@@ -197,12 +193,11 @@ def test_estimated_paper_lies_below_estimated_strict(process, noise):
 def test_an_estimate_depends_on_its_key_alone():
   toy, noise = random_toy(Absorbing(3), wrong=WRONG), LogLinear()
   x0, keys = jnp.asarray(toy.states[toy.clean[2:6]]), jax.random.split(jax.random.key(5), 4)
+  estimator = estimator_of(toy, noise, num_draws=4)
 
   @jax.jit
   def strict(x0, keys):
-    stats_fn = from_log_score(toy.log_score_fn, toy.process)
-    terms = bound_terms(stats_fn, x0, keys, process=toy.process, noise=noise, num_times=4)
-    return terms.strict
+    return estimator.terms(None, Batch.of(x0), keys).strict
 
   together = strict(x0, keys)
   for i in range(4):
@@ -230,16 +225,12 @@ def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
     raw = jnp.zeros((*x_BL.shape, process.num_states))
     return process.parameterization("scaled").log_score(raw, x_BL, total_B[:, None])
 
-  terms = jax.jit(
-    lambda keys: bound_terms(
-      from_log_score(log_score_fn, process),
-      jnp.zeros((16, length), jnp.int32),
-      keys,
-      process=process,
-      noise=noise,
-      num_times=256,
-    )
-  )(jax.random.split(jax.random.key(0), 16))
+  network = DenseNetwork(process, log_score_fn)
+  estimator = TimeIntegral(network=network, noise=noise, num_draws=256)
+  batch = Batch.of(jnp.zeros((16, length), jnp.int32))
+  terms = jax.jit(lambda keys: estimator.terms(None, batch, keys))(
+    jax.random.split(jax.random.key(0), 16)
+  )
   survival = np.exp(-np.array([0.0, *ends(noise), np.inf]))
   for piece, share in zip(("low", "main", "high"), -np.diff(survival), strict=True):
     mean, stderr = mean_and_stderr(getattr(terms, piece))
@@ -251,26 +242,20 @@ def test_the_pieces_share_the_likelihood_by_the_chance_to_be_masked():
 def test_low_discrepancy_times_beat_independent_ones():
   # With many tokens the time is what varies. As many groups as times: every time on its own.
   process = Absorbing(3)
-  x0 = jnp.zeros((1, 64), jnp.int32)
+  batch = Batch.of(jnp.zeros((1, 64), jnp.int32))
 
   def log_score_fn(x_BL, total_B):
     raw = jnp.zeros((*x_BL.shape, process.num_states))
     return process.parameterization("conditional").log_score(raw, x_BL, total_B[:, None])
 
   def spread(num_groups):
+    network = DenseNetwork(process, log_score_fn)
+    estimator = TimeIntegral(
+      network=network, noise=Geometric(), num_draws=16, num_groups=num_groups
+    )
+
     def main(key):
-      keys = jax.random.split(key, 1)
-      stats_fn = from_log_score(log_score_fn, process)
-      terms = bound_terms(
-        stats_fn,
-        x0,
-        keys,
-        process=process,
-        noise=Geometric(),
-        num_times=16,
-        num_groups=num_groups,
-      )
-      return terms.main.mean()
+      return estimator.terms(None, batch, jax.random.split(key, 1)).main.mean()
 
     estimates = jax.jit(jax.vmap(main))(jax.random.split(jax.random.key(0), 200))
     # The loss of a uniform posterior: log 3 for each token.
@@ -282,29 +267,20 @@ def test_low_discrepancy_times_beat_independent_ones():
 
 def test_no_key_is_used_twice(strict_keys):
   process, keys = Absorbing(3), jax.random.split(jax.random.key(0), 2)
-  stats_fn = from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)), process)
-  terms = jax.jit(
-    lambda keys: bound_terms(
-      stats_fn, jnp.zeros((2, 3), jnp.int32), keys, process=process, noise=LogLinear(), num_times=2
-    )
-  )(keys)
+  network = DenseNetwork(process, lambda x, total: jnp.zeros((*x.shape, process.num_states)))
+  estimator = TimeIntegral(network=network, noise=LogLinear(), num_draws=2)
+  batch = Batch.of(jnp.zeros((2, 3), jnp.int32))
+  terms = jax.jit(lambda keys: estimator.terms(None, batch, keys))(keys)
   assert terms.strict.shape == (2, 2)
   assert jnp.isfinite(terms.strict).all()
 
 
-@pytest.mark.parametrize(("num_times", "num_groups"), [(0, 2), (3, 2), (-2, 2), (4, 0), (1, 2)])
-def test_invalid_num_times_is_refused(num_times, num_groups):
+@pytest.mark.parametrize(("num_draws", "num_groups"), [(0, 2), (3, 2), (-2, 2), (4, 0), (1, 2)])
+def test_invalid_num_draws_is_refused(num_draws, num_groups):
   toy = random_toy(Absorbing(3))
-  with pytest.raises(ValueError, match=f"num_times={num_times}.*num_groups={num_groups}"):
-    bound_terms(
-      from_log_score(toy.log_score_fn, toy.process),
-      jnp.zeros((1, 2), jnp.int32),
-      jax.random.split(jax.random.key(0), 1),
-      process=toy.process,
-      noise=LogLinear(),
-      num_times=num_times,
-      num_groups=num_groups,
-    )
+  network = DenseNetwork(toy.process, toy.log_score_fn)
+  with pytest.raises(ValueError, match=f"num_draws={num_draws}.*num_groups={num_groups}"):
+    TimeIntegral(network=network, noise=LogLinear(), num_draws=num_draws, num_groups=num_groups)
 
 
 def test_mean_and_stderr_are_those_of_the_groups():

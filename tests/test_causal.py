@@ -12,12 +12,15 @@ from support.networks import random_params
 from sedd_jax.diffusion import Truncation
 from sedd_jax.models import CausalNetwork, ScoreTransformerConfig, decode
 from sedd_jax.models.attention import attention
+from sedd_jax.models.visibility import ALL, CAUSAL, Visibility
 
 V, L = 5, 4
 
 
 def causal_network(vocab_size=V, **changes):
-  shape = dict(width=32, blocks=2, heads=2, cond_dim=16, dropout=0.0, causal=True, time_input=False)
+  shape = dict(
+    width=32, blocks=2, heads=2, cond_dim=16, dropout=0.0, visibility=CAUSAL, time_input=False
+  )
   return CausalNetwork(
     config=ScoreTransformerConfig(num_states=vocab_size + 1, **(shape | changes))
   )
@@ -139,8 +142,8 @@ def test_padding_of_the_tables_changes_nothing(x64):
 
 def test_a_network_that_sees_all_is_refused():
   config = causal_network().config
-  for change in ({"causal": False}, {"time_input": True}):
-    with pytest.raises(ValueError, match=r"model\.causal"):
+  for change in ({"visibility": ALL}, {"time_input": True}):
+    with pytest.raises(ValueError, match=r"model\.visibility"):
       CausalNetwork(config=dataclasses.replace(config, **change))
 
 
@@ -149,7 +152,7 @@ def test_causal_splash_equals_xla_in_values_and_gradients():
 
   def run(kernel):
     def loss(q, k, v):
-      return jnp.sum(jnp.sin(attention(q, k, v, kernel=kernel, causal=True)))
+      return jnp.sum(jnp.sin(attention(q, k, v, Visibility(CAUSAL), kernel=kernel)))
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 
@@ -158,6 +161,6 @@ def test_causal_splash_equals_xla_in_values_and_gradients():
 
 def test_parts_of_the_queries_see_no_later_key(monkeypatch):
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 10, 2, 4))
-  whole = attention(q, k, v, causal=True)
+  whole = attention(q, k, v, Visibility(CAUSAL))
   monkeypatch.setattr("sedd_jax.models.attention._MOST_QUERIES", 4)
-  np.testing.assert_allclose(attention(q, k, v, causal=True), whole, atol=1e-6)
+  np.testing.assert_allclose(attention(q, k, v, Visibility(CAUSAL)), whole, atol=1e-6)

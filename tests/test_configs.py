@@ -95,6 +95,12 @@ FAULTS = [
   ({"checkpoint": {"every": 0}}, "checkpoint.every=0 must be at least 1"),
   ({"checkpoint": {"keep_every": -1}}, "checkpoint.keep_every=-1 must not be negative"),
   ({"data": {"length": 0}}, "data.length=0 must be at least 1"),
+  ({"data": {"visibility": "all"}}, "data.visibility='all' must be one of row, document"),
+  ({"data": {"visibility": "document"}}, "'document' needs data.packing='pack', not 'stream'"),
+  (
+    {"data": {"visibility": "document", "packing": "pad", "tokenizer": "bytes:eos"}},
+    "data.visibility='document' needs data.packing='pack', not 'pad'",
+  ),
   ({"mesh": {"tensor": 0}}, "mesh.tensor=0 must be at least 1"),
   ({"mesh": {"tensor": -1}}, "at most one may be -1"),
   ({"seed": -1}, "seed=-1 must lie in [0, 2^31)"),

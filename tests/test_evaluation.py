@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from support.networks import random_params, small_network
 
-from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
-from sedd_jax.evaluation.bounds import BoundEstimator, Draws, diffusion_estimate
+from sedd_jax.batch import Batch
+from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, TimeIntegral, Uniform
+from sedd_jax.evaluation.bounds import BoundEstimator, Draws
 from sedd_jax.evaluation.entropies import bigram_bits, unigram_bits
 from sedd_jax.models import Network
 
@@ -44,8 +45,9 @@ def test_fresh_scaled_network_is_bounded_by_the_uniform_law(noise):
     config=small_network(process).config, process=process, parameterization="scaled"
   )
   params = jax.jit(network.init)(jax.random.key(0))
-  blocks = np.random.default_rng(0).integers(0, 10, (64, 8)).astype(np.int32)
-  estimator = BoundEstimator(diffusion_estimate(network, noise, num_times=128), batch_size=64)
+  blocks = Batch.of(np.random.default_rng(0).integers(0, 10, (64, 8)).astype(np.int32))
+  integral = TimeIntegral(network=network, noise=noise, num_draws=128)
+  estimator = BoundEstimator(integral, batch_size=64)
   bound = estimator.bound(params, blocks, chars_per_block=8.0)
   assert abs(bound.strict - math.log2(10)) < 4 * bound.strict_stderr
   assert bound.strict_stderr < 0.05
@@ -60,10 +62,10 @@ def test_fresh_scaled_network_is_bounded_by_the_uniform_law(noise):
 def test_bound_does_not_depend_on_the_batch_size(process):
   network = small_network(process)
   params = random_params(network)
-  blocks = np.random.default_rng(0).integers(0, 10, (7, 6)).astype(np.int32)
-  estimate = diffusion_estimate(network, LogLinear(), num_times=4)
+  blocks = Batch.of(np.random.default_rng(0).integers(0, 10, (7, 6)).astype(np.int32))
+  integral = TimeIntegral(network=network, noise=LogLinear(), num_draws=4)
   whole, parts = (
-    BoundEstimator(estimate, batch_size=size).terms(params, blocks) for size in (7, 3)
+    BoundEstimator(integral, batch_size=size).terms(params, blocks) for size in (7, 3)
   )
   assert whole.strict.shape == (2, 7)
   np.testing.assert_allclose(parts.strict, whole.strict, rtol=1e-4)
@@ -88,8 +90,8 @@ def test_independent_times_have_the_same_mean():
     config=small_network(process).config, process=process, parameterization="scaled"
   )
   params = jax.jit(network.init)(jax.random.key(0))
-  blocks = np.zeros((64, 8), np.int32)
-  estimate = diffusion_estimate(network, LogLinear(), num_times=64, time_sampling="iid")
-  bound = BoundEstimator(estimate, batch_size=64).bound(params, blocks, chars_per_block=8.0)
+  blocks = Batch.of(np.zeros((64, 8), np.int32))
+  integral = TimeIntegral(network=network, noise=LogLinear(), num_draws=64, sampling="iid")
+  bound = BoundEstimator(integral, batch_size=64).bound(params, blocks, chars_per_block=8.0)
   assert abs(bound.strict - math.log2(10)) < 4 * bound.strict_stderr
   assert bound.strict_stderr < 0.07

@@ -120,7 +120,7 @@ def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_pa
 
 
 def program_batch(program, batch):
-  return jax.device_put(batch, program.batch.sharding)
+  return jax.device_put(batch, program.batch.tokens.sharding)
 
 
 def test_another_corpus_and_length_are_taken_with_the_sources_tokenizer(source, text):

@@ -56,7 +56,7 @@ def loop(tmp_path_factory):
 
 def test_each_generation_sees_the_samples_of_the_one_before(loop):
   real = load_dataset(TINY.data)
-  first = "".join(real.tokenizer.decode(row) for row in real.train_rows[0][:40])
+  first = "".join(real.tokenizer.decode(row) for row in real.train_rows[0][:40].tokens)
   assert seen(loop, 0) == first
   lines = (loop / "gen_000" / "samples.jsonl").read_text().splitlines()
   texts = [json.loads(line)["text"] for line in lines]
@@ -71,7 +71,7 @@ def test_rows_are_cut_again_as_they_were_sampled(loop):
   stored = json.loads((loop / "gen_001" / "config.json").read_text())
   tokenizer = load_dataset(TINY.data).tokenizer
   own = load_dataset(Experiment.from_config(stored).data, tokenizer=tokenizer)
-  np.testing.assert_array_equal(np.concatenate([part[:] for part in own.train_rows]), tokens)
+  np.testing.assert_array_equal(np.concatenate([part[:].tokens for part in own.train_rows]), tokens)
 
 
 def test_every_generation_draws_its_own_random_words(loop):
@@ -147,7 +147,7 @@ def test_what_a_regime_shows_the_third_generation(tmp_path, regime, files):
   for number in (0, 2):
     file = tmp_path / "text" / f"real_{number:03d}.txt"
     if str(file) in own.data.files:
-      rows = real.train_rows[0][np.arange(40 * number, 40 * (number + 1))]
+      rows = real.train_rows[0][np.arange(40 * number, 40 * (number + 1))].tokens
       assert file.read_text() == "".join(real.tokenizer.decode(row) for row in rows)
 
 

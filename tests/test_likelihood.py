@@ -12,6 +12,7 @@ from support.command import sedd
 from support.networks import random_params, small_network
 
 import sedd_jax
+from sedd_jax.batch import Batch
 from sedd_jax.data import Bytes
 from sedd_jax.diffusion import MIN_TIME, Absorbing, LogLinear, Terms, Uniform
 from sedd_jax.evaluation.bounds import Draws
@@ -38,7 +39,7 @@ def test_gpt2_is_scored_on_any_devices_but_for_the_first_token():
   rows = np.random.default_rng(0).integers(11, size=(5, 8))
   draws = Draws(estimator="exact", num_times=2)
   scorer = make_scorer(network, None, params, draws, batch_size=3, devices=jax.devices()[:2])
-  found = scorer.estimator.terms(scorer.params, rows).strict
+  found = scorer.estimator.terms(scorer.params, Batch.of(rows)).strict
   logits = np.asarray(network.logits(params, rows), np.float64)[:, :-1]
   law = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   nats = -np.take_along_axis(law, rows[:, 1:, None], axis=-1).sum((1, 2))
@@ -73,7 +74,8 @@ def scored(network, params, task, draws, *, batch_size=8, devices=1, protocol=ST
 
 def test_figures_are_those_of_the_terms(task):
   """By hand: two rows of estimates, the sums over scored tokens."""
-  chunks = dataclasses.replace(task.chunks, rows=np.zeros((2, 4), np.int32), scored=7, characters=5)
+  rows = Batch.of(np.zeros((2, 4), np.int32))
+  chunks = dataclasses.replace(task.chunks, rows=rows, scored=7, characters=5)
   low, main = np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[10.0, 6.0], [12.0, 4.0]])
   found = Estimates(terms=Terms(low, main, 0 * main), seconds=1.5)  # pyright: ignore[reportArgumentType]
   draws = Draws(num_times=2)
@@ -107,7 +109,7 @@ def test_a_network_that_knows_nothing_has_the_perplexity_of_the_vocabulary(task,
     assert report["perplexity_stderr"] < 1e-3, "any number of masked tokens gives the same"
   else:
     assert 1 < report["perplexity_stderr"] < 150
-  assert (task.chunks.rows[-1] < 0).any()
+  assert not task.chunks.rows.loss_mask[-1].all()
   assert task.chunks.scored == task.chunks.found
 
 
@@ -213,7 +215,7 @@ def test_the_folder_holds_settings_estimates_and_report(whole, folder, text, tas
   assert report["versions"]["jax"] == jax.__version__
   assert report["not_evaluated"] == ["wikitext", "ptb", "lm1b", "ag_news", "pubmed", "arxiv"]
   (found,) = report["results"]
-  assert (found["chunks"], found["tokens"]) == (len(task.chunks.rows), task.chunks.scored)
+  assert (found["chunks"], found["tokens"]) == (len(task.chunks.rows.tokens), task.chunks.scored)
   assert (found["sha256"], found["golden"]) == (task.chunks.sha256, None)
   assert found["source"] == str(text)
   header, *lines = map(json.loads, (out / "lambada.jsonl").read_text().splitlines())

@@ -18,15 +18,16 @@ from support.oracle import (
 )
 from support.processes import both, noises
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   MIN_TIME,
   Absorbing,
+  DenseNetwork,
   Geometric,
   LogLinear,
   Uniform,
   denoising_score_entropy,
   example_keys,
-  from_log_score,
   sample_times,
 )
 
@@ -157,8 +158,8 @@ def test_the_denoising_loss_is_rate_times_the_score_entropy(process, noise, x64,
   x0 = np.broadcast_to(toy.states[toy.clean[5]], (draws, toy.length))
   loss = jax.jit(
     lambda keys: denoising_score_entropy(
-      from_log_score(toy.log_score_fn, toy.process),
-      jnp.asarray(x0),
+      DenseNetwork(process, toy.log_score_fn).stats_fn(),
+      Batch.of(x0),
       jnp.full(draws, t),
       keys,
       process=process,
@@ -188,9 +189,8 @@ def test_conditional_gives_the_weighted_cross_entropy_of_mdlm(noise, x64):
 
   @jax.jit
   def loss_and_corrupted(x0, t, keys):
-    loss = denoising_score_entropy(
-      from_log_score(log_score_fn, process), x0, t, keys, process=process, noise=noise
-    )
+    stats_fn = DenseNetwork(process, log_score_fn).stats_fn()
+    loss = denoising_score_entropy(stats_fn, Batch.of(x0), t, keys, process=process, noise=noise)
     return loss, jax.vmap(process.corrupt)(keys, x0, noise.total(t))
 
   loss, x = map(np.asarray, loss_and_corrupted(x0, t, keys))
@@ -342,9 +342,10 @@ def test_no_key_is_used_twice(process, strict_keys):
     time_key, draw_key = jax.random.split(run_key)
     index = jnp.arange(x0.shape[0])
     t = sample_times(time_key, index, x0.shape[0])
+    network = DenseNetwork(process, lambda x, total: jnp.zeros((*x.shape, process.num_states)))
     return denoising_score_entropy(
-      from_log_score(lambda x, total: jnp.zeros((*x.shape, process.num_states)), process),
-      x0,
+      network.stats_fn(),
+      Batch.of(x0),
       t,
       example_keys(draw_key, step, index),
       process=process,
@@ -362,13 +363,14 @@ def test_the_loss_of_an_example_depends_on_its_key_alone(process, x64):
   loss = jax.jit(
     functools.partial(
       denoising_score_entropy,
-      from_log_score(toy.log_score_fn, toy.process),
+      DenseNetwork(process, toy.log_score_fn).stats_fn(),
       process=process,
       noise=LogLinear(),
     )
   )
-  whole = loss(x0, t, keys)
-  np.testing.assert_allclose(loss(x0[2:4], t[2:4], keys[2:4]), whole[2:4], rtol=1e-12)
+  whole = loss(Batch.of(x0), t, keys)
+  part = loss(Batch.of(x0[2:4]), t[2:4], keys[2:4])
+  np.testing.assert_allclose(part, whole[2:4], rtol=1e-12)
 
 
 def test_conditional_uniform_loss_is_that_of_udlm(x64):

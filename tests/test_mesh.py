@@ -14,6 +14,7 @@ from support.runs import final_state
 
 import sedd_jax
 from sedd_jax.data import Batches, DataConfig
+from sedd_jax.data.rows import ArrayRows
 from sedd_jax.diffusion import Absorbing, Uniform
 from sedd_jax.models import Network, ScoreTransformerConfig
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
@@ -34,7 +35,7 @@ UDLM = dataclasses.replace(
 )
 D3PM = dataclasses.replace(CONDITIONAL, objective="discrete_time")
 AUTOREGRESSIVE = dataclasses.replace(ABSORBING, objective="autoregressive")
-BLOCKS = np.random.default_rng(0).integers(0, 10, (64, 8), np.int32)
+BLOCKS = ArrayRows(np.random.default_rng(0).integers(0, 10, (64, 8), np.int32))
 
 
 def losses(experiment, mesh, devices, accumulation=1):
@@ -46,7 +47,7 @@ def losses(experiment, mesh, devices, accumulation=1):
   program = Program(experiment=experiment, mesh=mesh, vocab_size=10)
   state, found = program.create(), []
   batches = Batches([BLOCKS], experiment.train.batch_size, experiment.seed)
-  with Feed(batches, program.batch.sharding, 0) as feed:
+  with Feed(batches, program.batch.tokens.sharding, 0) as feed:
     for _ in range(STEPS):
       state, values = program.step(state, feed.next())
       found.append(float(values["loss"]))
@@ -118,7 +119,7 @@ def full_vocabulary(process, mesh, parameterization):
     config=config, process=process, parameterization=parameterization, placement=place
   )
   shapes = jax.eval_shape(network.init, jax.random.key(0))
-  shardings = tree_shardings(mesh, shapes) if mesh else None
+  shardings = tree_shardings(mesh, shapes, config.table) if mesh else None
   params = jax.jit(
     lambda key: jax.tree.map(
       lambda x: x + 0.02 * jax.random.normal(key, x.shape), network.init(key)
@@ -215,11 +216,12 @@ def test_each_device_reads_its_own_rows_only():
   mesh = make_mesh(MeshConfig(replica=2, tensor=2))
   program = Program(experiment=ABSORBING, mesh=mesh, vocab_size=10)
   batches = Spied([BLOCKS], 16, 0)
-  with Feed(batches, program.batch.sharding, 5) as feed:
+  with Feed(batches, program.batch.tokens.sharding, 5) as feed:
     first = feed.next()
     second = feed.next()
-  np.testing.assert_array_equal(first, Batches([BLOCKS], 16, 0)[5])
-  np.testing.assert_array_equal(second, Batches([BLOCKS], 16, 0)[6])
+  for got, want in ((first, 5), (second, 6)):
+    jax.tree.map(np.testing.assert_array_equal, got, Batches([BLOCKS], 16, 0)[want])
+    assert got.tokens.sharding == got.loss_mask.sharding == program.batch.tokens.sharding
   assert {(start, stop) for _, start, stop in asked} == {(0, 8), (8, 16)}
 
 

@@ -126,7 +126,7 @@ def test_bfloat16_compute_keeps_scores_in_float32():
   got = half.log_score(params, tokens, total)
   want = small_network(process).log_score(params, tokens, total)
   assert got.dtype == jnp.float32
-  assert half.hidden(params, tokens, total).dtype == jnp.float32
+  assert half.read(params, tokens, total).dtype == jnp.float32
   difference = np.abs(got - want)
   # bfloat16 has 8 bits: the result is near, and it is not the float32 one.
   assert 1e-4 < difference.max() < 0.05 * np.abs(want).max()
@@ -137,7 +137,7 @@ def test_dropout_depends_on_each_examples_key_alone():
   params = random_params(network)
   tokens = jax.random.randint(jax.random.key(0), (4, 5), 0, 11)
   total, keys = jnp.full(4, 0.5), jax.random.split(jax.random.key(1), 4)
-  hidden = jax.jit(network.hidden)
+  hidden = jax.jit(network.read)
   whole = hidden(params, tokens, total, keys)
   part = hidden(params, tokens[2:], total[2:], keys[2:])
   np.testing.assert_allclose(whole[2:], part, rtol=1e-5, atol=1e-5)

@@ -14,21 +14,22 @@ import pytest
 from support.masked_toys import masked_toy
 from support.statistics import assert_mean
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   MIN_TIME,
   Absorbing,
+  DenseNetwork,
   Geometric,
   LogLinear,
-  bound_terms,
-  from_log_score,
+  Orders,
+  Shares,
+  TimeIntegral,
   mean_and_stderr,
-  order_terms,
-  share_terms,
 )
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 REPETITIONS, DRAWS = 200, 8
-estimators = pytest.mark.parametrize("estimator", [share_terms, order_terms])
+estimators = pytest.mark.parametrize("estimator", [Shares, Orders])
 
 
 def last_of(noise):
@@ -38,17 +39,11 @@ def last_of(noise):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames=("draws", "sampling"))
 def estimates(estimator, toy, noise, keys, draws=DRAWS, sampling="low_discrepancy", given=None):
   """Terms for keys [R, M], float[R, G, M] each; given bool[M, L]."""
-  stats_fn = from_log_score(toy.log_score_fn, toy.process)
-  x0 = jnp.asarray(toy.clean_states)
-  x0 = x0 if given is None else jnp.where(given, ~x0, x0)
-  name, how = (
-    ("num_times", "time_sampling") if estimator is bound_terms else ("num_draws", "sampling")
-  )
-  return jax.vmap(
-    lambda keys: estimator(
-      stats_fn, x0, keys, process=toy.process, noise=noise, **{name: draws, how: sampling}
-    )
-  )(keys)  # fmt: skip
+  network = DenseNetwork(toy.process, toy.log_score_fn)
+  one = estimator(network=network, noise=noise, num_draws=draws, sampling=sampling)
+  batch = Batch.of(toy.clean_states)
+  batch = batch if given is None else batch._replace(loss_mask=~given)
+  return jax.vmap(lambda keys: one.terms(None, batch, keys))(keys)
 
 
 @functools.cache
@@ -97,7 +92,7 @@ def test_the_mean_lies_within_three_standard_errors(estimator):
 def test_shares_are_the_strict_bound_of_a_network_with_time():
   toy, noise = masked_toy(timed=1.0), Geometric(0.05, 3.0)
   exact = toy.strict(float(noise.total(MIN_TIME)), last_of(noise))
-  assert_mean(repetitions(share_terms, toy, noise).strict, exact)
+  assert_mean(repetitions(Shares, toy, noise).strict, exact)
   others = toy.orders_bound(last_of(noise))[0]
   assert np.abs(exact - others).max() > 0.02, "with time the two are bounds of two models"
 
@@ -105,7 +100,7 @@ def test_shares_are_the_strict_bound_of_a_network_with_time():
 def test_orders_bound_the_any_order_model_of_a_network_with_time():
   toy, noise = masked_toy(timed=1.0), Geometric(0.05, 3.0)
   exact, mixture = toy.orders_bound(last_of(noise))
-  assert_mean(repetitions(order_terms, toy, noise).strict, exact)
+  assert_mean(repetitions(Orders, toy, noise).strict, exact)
   assert (exact > mixture).all()
   np.testing.assert_allclose(np.exp(-mixture).sum(), 1.0, rtol=1e-12)
 
@@ -130,7 +125,7 @@ def test_given_tokens_stay_clean_and_do_not_count(estimator):
 # How well.
 
 
-@pytest.mark.parametrize("estimator", [bound_terms, share_terms, order_terms])
+@pytest.mark.parametrize("estimator", [TimeIntegral, Shares, Orders])
 def test_the_standard_error_is_honest(estimator):
   mean, stderr = jax.vmap(mean_and_stderr)(repetitions(estimator, masked_toy()).strict)
   np.testing.assert_allclose(jnp.sqrt(jnp.mean(stderr**2)), jnp.std(mean, ddof=1), rtol=0.25)
@@ -143,38 +138,32 @@ def test_orders_scatter_less_than_times_and_evenly_spaced_ones_least():
     found = repetitions(estimator, masked_toy(), sampling=sampling).strict.mean(1)
     return float(jnp.sqrt(jnp.mean(jnp.var(found, axis=0))))
 
-  assert error(order_terms) < 0.8 * error(bound_terms)
-  assert error(order_terms) < 0.8 * error(share_terms)
-  assert error(order_terms) < 0.95 * error(order_terms, "iid")
+  assert error(Orders) < 0.8 * error(TimeIntegral)
+  assert error(Orders) < 0.8 * error(Shares)
+  assert error(Orders) < 0.95 * error(Orders, "iid")
 
 
-@pytest.mark.parametrize("estimator", [bound_terms, order_terms])
+@pytest.mark.parametrize("estimator", [TimeIntegral, Orders])
 def test_low_discrepancy_beats_independent_draws_of_long_sequences(estimator):
   """64 tokens that each cost log 2 when masked: what varies is the time, and how many are masked.
   Where that number is set, nothing is left to vary. (Masking probabilities have nothing to gain
   here: all of them have one mean.)"""
-  process, x0 = Absorbing(2), jnp.zeros((1, 64), jnp.int32)
+  process, batch = Absorbing(2), Batch.of(jnp.zeros((1, 64), jnp.int32))
 
   def log_score_fn(x, total):
     raw = jnp.zeros((*x.shape, process.num_states))
     return process.parameterization("conditional").log_score(raw, x, total[:, None])
 
   def error(sampling):
-    choice = {"num_draws": 16, "sampling": sampling}
-    if estimator is bound_terms:
-      choice = {"num_times": 16, "time_sampling": sampling}
-    stats_fn = from_log_score(log_score_fn, process)
-    found = jax.jit(
-      jax.vmap(
-        lambda key: estimator(
-          stats_fn, x0, key[None], process=process, noise=Geometric(0.01, 5.0), **choice
-        ).main.mean()
-      )
-    )(jax.random.split(jax.random.key(0), 300))
+    network = DenseNetwork(process, log_score_fn)
+    one = estimator(network=network, noise=Geometric(0.01, 5.0), num_draws=16, sampling=sampling)
+    found = jax.jit(jax.vmap(lambda key: one.terms(None, batch, key[None]).main.mean()))(
+      jax.random.split(jax.random.key(0), 300)
+    )
     return float(jnp.std(found))
 
   even, independent = error("low_discrepancy"), error("iid")
-  if estimator is order_terms:
+  if estimator is Orders:
     assert max(even, independent) < 1e-12
   else:
     assert even < 0.9 * independent, (even, independent)
@@ -182,12 +171,12 @@ def test_low_discrepancy_beats_independent_draws_of_long_sequences(estimator):
 
 def test_an_estimate_depends_on_its_key_alone():
   toy = masked_toy()
-  stats_fn = from_log_score(toy.log_score_fn, toy.process)
+  network = DenseNetwork(toy.process, toy.log_score_fn)
+  estimator = Orders(network=network, noise=LogLinear(), num_draws=4)
 
   @jax.jit
   def strict(x0, keys):
-    terms = order_terms(stats_fn, x0, keys, process=toy.process, noise=LogLinear(), num_draws=4)
-    return terms.strict
+    return estimator.terms(None, Batch.of(x0), keys).strict
 
   x0, keys = jnp.asarray(toy.clean_states[:3]), jax.random.split(jax.random.key(5), 3)
   together = strict(x0, keys)

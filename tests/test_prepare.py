@@ -51,6 +51,12 @@ def flip(path, place):
   path.write_bytes(data)
 
 
+def assert_same(got, want):
+  """Two batches."""
+  for one, other in zip(got, want, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def the_tokens(folder, side="train"):
   return open_prepared(str(folder)).stream(side, Faults())
 
@@ -80,22 +86,24 @@ def test_prepared_text_is_the_same_dataset(config, tmp_path, tokenizer, packing)
   assert shards.tokens_per_row == text.tokens_per_row
   assert shards.heldout_rows.characters() == text.heldout_rows.characters()
   np.testing.assert_array_equal(shards.train_head, text.train_head)
-  np.testing.assert_array_equal(shards.train_rows[0][:], text.train_rows[0][:])
-  np.testing.assert_array_equal(shards.heldout_rows[:], text.heldout_rows[:])
+  assert_same(shards.train_rows[0][:], text.train_rows[0][:])
+  assert_same(shards.heldout_rows[:], text.heldout_rows[:])
   for step in (0, 5):
-    np.testing.assert_array_equal(shards.batches(16, 7)[step], text.batches(16, 7)[step])
+    assert_same(shards.batches(16, 7)[step], text.batches(16, 7)[step])
 
 
 def test_windows_may_lie_across_records_and_shards(config, tmp_path):
   prepare(config, tmp_path / "out", shard=5000)
   stream = the_tokens(tmp_path / "out")
-  whole = stream.windows(np.zeros(1, np.int64), len(stream))[0]
+  (whole,), (known,) = stream.windows(np.zeros(1, np.int64), len(stream))
   assert len(whole) > 4 * RECORD
+  assert known.all()
   first = np.random.default_rng(0).integers(0, len(stream), 50)
-  for start, row in zip(first, stream.windows(first, 3000), strict=True):
+  for start, row, readable in zip(first, *stream.windows(first, 3000), strict=True):
     part = whole[start : start + 3000]
     np.testing.assert_array_equal(row[: len(part)], part)
-    assert np.all(row[len(part) :] == -1)
+    assert np.all(row[len(part) :] == 0)
+    np.testing.assert_array_equal(readable, np.arange(3000) < len(part))
 
 
 def test_shards_are_the_same_for_any_number_of_workers(config, tmp_path):
@@ -110,11 +118,11 @@ def test_a_corpus_with_one_vocabulary_trains_a_mixture_with_text(config, tmp_pat
   files = f"{tmp_path / 'out'}; {tmp_path / 'more.txt'}"
   mixed = load_dataset(dataclasses.replace(config, files=files, weights=(0.5, 0.5)))
   batch = mixed.batches(32, 0)[0]
-  texts = [Bytes(eos=True).decode(row) for row in batch]
+  texts = [Bytes(eos=True).decode(row) for row in batch.tokens]
   assert sum("more of it more" in text for text in texts) == 16
   shards, text = str(tmp_path / "out"), f"{tmp_path}/*.txt"
   held = dataclasses.replace(config, files=shards, heldout_files=text)
-  assert "more of it" in Bytes(eos=True).decode(load_dataset(held).heldout_rows[:][0])
+  assert "more of it" in Bytes(eos=True).decode(load_dataset(held).heldout_rows[:].tokens[0])
   swapped = dataclasses.replace(held, files=text, heldout_files=shards)
   np.testing.assert_array_equal(
     load_dataset(swapped).heldout_head, load_dataset(of_folder(config, shards)).heldout_head
@@ -139,7 +147,7 @@ def test_heldout_text_that_is_prepared_too_is_found_there(config, tmp_path):
   prepare(config, tmp_path / "out")
   text, shards = load_dataset(config), load_dataset(of_folder(config, tmp_path / "out"))
   assert shards.identity == text.identity
-  np.testing.assert_array_equal(shards.heldout_rows[:], text.heldout_rows[:])
+  assert_same(shards.heldout_rows[:], text.heldout_rows[:])
 
 
 @pytest.mark.slow
@@ -290,9 +298,11 @@ def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path, f
   skipping = dataclasses.replace(of_folder(config, folder), on_fault="skip")
   dataset = load_dataset(skipping)
   rows = dataset.train_rows[0][:]
-  bad = rows < 0
+  bad = ~rows.loss_mask
   assert 0 < bad.sum() <= RECORD
-  np.testing.assert_array_equal(rows[~bad], good[~bad])
+  assert good.loss_mask.all()
+  np.testing.assert_array_equal(rows.tokens[~bad], good.tokens[~bad])
+  assert not rows.tokens[bad].any()
   assert dataset.faults.count >= 1
   assert "train-00000.array_record" in dataset.faults.first[0]
   result = "shard and record named; with `on_fault=skip` its tokens do not count, the others do"
@@ -307,16 +317,17 @@ def test_damage_to_the_end_of_a_shard_costs_that_shard_alone(config, tmp_path, f
   """Where the index of its records lies: the file cannot be opened."""
   folder = tmp_path / "out"
   prepare(config, folder, shard=30000)
-  good = read_all(the_tokens(folder))
+  good, there = read_all(the_tokens(folder))
   shard = folder / "train-00001.array_record"
   shard.write_bytes(shard.read_bytes()[: -(2**16)] + bytes(2**16))
   with pytest.raises(ValueError, match=r"train-00001\.array_record: record 0 cannot be read"):
     read_all(the_tokens(folder))
   faults = Faults("skip")
-  found = read_all(open_prepared(str(folder)).stream("train", faults))
-  np.testing.assert_array_equal(found[found >= 0], good[found >= 0])
+  found, readable = read_all(open_prepared(str(folder)).stream("train", faults))
+  np.testing.assert_array_equal(found[readable], good[readable])
+  assert not found[~readable].any()
   lost = open_prepared(str(folder)).manifest["train"]["shards"][1]["tokens"]
-  assert np.sum((found < 0) & (good >= 0)) == lost
+  assert np.sum(~readable & there) == lost
   fault("the index of a shard overwritten", injected=1, result="its shard named; others are read")
 
 

@@ -11,7 +11,7 @@ from support.oracle import random_toy
 from support.processes import both, call, of_golden
 from support.statistics import chi_square_p_value
 
-from sedd_jax.diffusion import Absorbing, Euler, LogLinear, Uniform
+from sedd_jax.diffusion import Absorbing, Euler, LogLinear, Row, Uniform
 
 TOTALS = [1e-4, 0.3, 2.0, 8.0]
 
@@ -223,8 +223,8 @@ STEPS = {
   "tweedie": lambda process, z, x, total: process.tweedie_probs(z, x, total),
   "denoise": lambda process, z, x, total: process.denoise_probs(z, x, total),
   # t from 1 to 0 under LogLinear: the longest step at the highest rate; scaled by `total`.
-  "euler": lambda process, z, x, total: Euler().probs(
-    z, x, jnp.minimum(total, 1.0), jnp.zeros(()), process=process, noise=LogLinear()
+  "euler": lambda process, z, x, total: Euler().law(
+    Row(z, x, total), jnp.minimum(total, 1.0), jnp.zeros(()), process=process, noise=LogLinear()
   ),
 }
 

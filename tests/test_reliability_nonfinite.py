@@ -11,6 +11,7 @@ from support.quick_runs import QUICK, changed, keeping, one_device_mesh, state_o
 from support.quick_runs import one_device as one_device
 
 import sedd_jax
+from sedd_jax.batch import Batch
 from sedd_jax.data import load_dataset
 from sedd_jax.training import objectives as objectives_module
 from sedd_jax.training import rundir
@@ -28,11 +29,11 @@ def poisoned(monkeypatch):
   entropy = objectives_module.denoising_score_entropy
 
   def poison(*wanted):
-    bad = np.stack([batches[step - 1][0] for step in wanted])
+    bad = np.stack([batches[step - 1].tokens[0] for step in wanted])
 
-    def with_poison(scores, x0, *arguments, **keywords):
-      hit = jnp.any(jnp.all(jnp.asarray(bad)[:, None, :] == x0[None], axis=2))
-      return entropy(scores, x0, *arguments, **keywords) * jnp.where(hit, jnp.nan, 1.0)
+    def with_poison(stats_fn, batch, *arguments, **keywords):
+      hit = jnp.any(jnp.all(jnp.asarray(bad)[:, None, :] == batch.tokens[None], axis=2))
+      return entropy(stats_fn, batch, *arguments, **keywords) * jnp.where(hit, jnp.nan, 1.0)
 
     monkeypatch.setattr(objectives_module, "denoising_score_entropy", with_poison)
     return batches
@@ -50,7 +51,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(tmp_path, p
   written = json.loads((workdir / "nonfinite" / "step_00000005.json").read_text())
   assert (written["step"], written["seed"], written["batch"]) == (5, 0, 4)
   assert [tuple(place) for place in written["indices"]] == batches.indices(4)
-  np.testing.assert_array_equal(written["tokens"], batches[4])
+  rows = {name: np.array(written[name]) for name in Batch._fields if name in written}
+  jax.tree.map(np.testing.assert_array_equal, Batch(**rows), batches[4])
   assert "ends/output/kernel" in written["not_finite"]
 
   # What docs/reliability.md says of a replay.
@@ -62,7 +64,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(tmp_path, p
   with Checkpoints(workdir, program.network) as checkpoints:
     state = checkpoints.load_state(4, program.state)
   state = dataclasses.replace(state, step=jnp.int32(written["step"] - 1))
-  _, metrics = program.step(state, np.array(written["tokens"], np.int32))
+  _, metrics = program.step(state, Batch(**rows))
   assert np.isnan(metrics["loss"])
   fault(
     "loss that is not a number",

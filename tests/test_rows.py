@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sedd_jax.batch import Batch
 from sedd_jax.data import BPE, Batches, Bytes, Chars, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.rows import Joined, make_rows, spread
+from sedd_jax.data.rows import ArrayRows, Joined, make_rows, spread
 from sedd_jax.data.sources import LONGEST, PIECE, Cut, Documents, Files, Piece, cut_document
 from sedd_jax.data.streams import encode, groups, heads, separated
 from sedd_jax.diffusion import (
   Absorbing,
   Geometric,
   LogLinear,
+  TimeIntegral,
   Uniform,
-  bound_terms,
   denoising_score_entropy,
 )
 from sedd_jax.evaluation.bounds import Bound
@@ -33,9 +34,17 @@ def stream_of(texts, tokenizer=None):
   return encode(separated(map(Piece, texts), tokenizer), tokenizer)
 
 
+def rows_of(stream, length, packing, fill="given", eos_id=EOS, visibility="row"):
+  tokenizer = "bytes" if eos_id is None else "bytes:eos"
+  config = DataConfig(
+    tokenizer=tokenizer, length=length, packing=packing, fill=fill, visibility=visibility
+  )
+  return make_rows(stream, config, eos_id, "some")
+
+
 def texts_of(rows):
   """The documents that rows hold, from the tokens that count."""
-  kept = [int(token) for row in rows for token in row if token >= 0]
+  kept = rows.tokens[rows.loss_mask]
   return "".join(chr(token) if token != EOS else "|" for token in kept)
 
 
@@ -57,7 +66,9 @@ def test_eos_follows_every_document_and_is_no_character():
 
 def test_windows_behind_the_end_hold_no_token():
   stream = stream_of(["abc"])
-  assert stream.windows(np.array([0, 2]), 4).tolist() == [[97, 98, 99, EOS], [99, EOS, -1, -1]]
+  tokens, readable = stream.windows(np.array([0, 2]), 4)
+  assert tokens.tolist() == [[97, 98, 99, EOS], [99, EOS, 0, 0]]
+  assert readable.tolist() == [[True] * 4, [True, True, False, False]]
 
 
 def test_heads_take_as_much_of_each_stream():
@@ -148,29 +159,71 @@ def test_tokenizers_give_any_text_back(bpe, text):
 
 
 def test_blocks_drop_the_remainder():
-  rows = make_rows(stream_of(["abcdefghij"], Bytes()), 4, "stream", "counted", None, "some")
-  assert [Bytes().decode(row) for row in rows[:]] == ["abcd", "efgh"]
+  rows = rows_of(stream_of(["abcdefghij"], Bytes()), 4, "stream", eos_id=None)
+  assert [Bytes().decode(row) for row in rows[:].tokens] == ["abcd", "efgh"]
+  assert rows[:].loss_mask.all()
   assert rows.tokens() == 8
 
 
 def test_padded_rows_hold_a_document_each_and_its_end():
-  rows = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", "given", EOS, "some")
-  assert rows[:].tolist() == [
-    [97, 98, EOS, ~EOS],
+  rows = rows_of(stream_of(["ab", "abcdef", ""]), 4, "pad")
+  assert rows[:].tokens.tolist() == [
+    [97, 98, EOS, EOS],
     [97, 98, 99, 100],
-    [101, 102, EOS, ~EOS],
-    [EOS, ~EOS, ~EOS, ~EOS],
+    [101, 102, EOS, EOS],
+    [EOS, EOS, EOS, EOS],
   ]
+  assert rows[:].loss_mask.sum(axis=1).tolist() == [3, 4, 3, 1]
+  assert np.all(np.diff(rows[:].loss_mask.astype(int)) <= 0), "what counts comes first"
   assert rows.tokens() == 3 + 7 + 1
-  counted = make_rows(stream_of(["ab", "abcdef", ""]), 4, "pad", "counted", EOS, "some")
-  np.testing.assert_array_equal(counted[:], np.where(rows[:] < 0, ~rows[:], rows[:]))
+  counted = rows_of(stream_of(["ab", "abcdef", ""]), 4, "pad", "counted")
+  np.testing.assert_array_equal(counted[:].tokens, rows[:].tokens)
+  assert counted[:].loss_mask.all()
   assert counted.tokens() == rows.tokens()
 
 
 def test_packed_rows_hold_whole_documents():
-  rows = make_rows(stream_of(["ab", "c", "defg", "h", "i"]), 6, "pack", "given", EOS, "some")
-  assert [texts_of([row]) for row in rows[:]] == ["ab|c|", "defg|", "h|i|"]
-  assert rows[:][1].tolist()[-1] == ~EOS
+  rows = rows_of(stream_of(["ab", "c", "defg", "h", "i"]), 6, "pack")
+  assert [texts_of(rows[i : i + 1]) for i in range(3)] == ["ab|c|", "defg|", "h|i|"]
+  assert rows[:].tokens[1].tolist()[-1] == EOS
+  assert not rows[:].loss_mask[1, -1]
+  assert rows[:].segments is None
+
+
+def test_documents_of_a_packed_row_that_are_told_apart_are_numbered():
+  stream = stream_of(["ab", "c", "defgh", "i", "abcdefghij", "k", "", "l"])
+  apart = rows_of(stream, 6, "pack", visibility="document")
+  together = rows_of(stream, 6, "pack")
+  rows = apart[:]
+  assert [texts_of(apart[i : i + 1]) for i in range(len(apart))] == [
+    "ab|c|", "defgh|", "i|", "abcdef", "ghij|", "k||l|",
+  ]  # fmt: skip
+  assert rows.segments.dtype == np.int32
+  assert rows.segments.tolist() == [
+    [0, 0, 0, 1, 1, 2],
+    [0, 0, 0, 0, 0, 0],
+    [0, 0, 1, 1, 1, 1],
+    [0, 0, 0, 0, 0, 0],
+    [0, 0, 0, 0, 0, 1],  # It goes on from the row before.
+    [0, 0, 1, 2, 2, 3],  # The fill at the end of the text.
+  ]
+  np.testing.assert_array_equal(rows.tokens, together[:].tokens)
+  np.testing.assert_array_equal(rows.loss_mask, together[:].loss_mask)
+  for index in (slice(2, 5), np.array([5, 0, 4])):
+    for got, want in zip(apart[index], rows, strict=True):
+      np.testing.assert_array_equal(got, None if want is None else want[index])
+  counted = rows_of(stream, 6, "pack", "counted", visibility="document")[:]
+  assert counted.loss_mask.all()
+  np.testing.assert_array_equal(counted.segments, rows.segments)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("abc", max_size=12), min_size=1, max_size=12), st.integers(1, 9))
+def test_a_new_number_begins_behind_every_end_of_text_of_a_packed_row(texts, length):
+  rows = rows_of(stream_of(texts), length, "pack", visibility="document")[:]
+  for tokens, counts, segments in zip(rows.tokens, rows.loss_mask, rows.segments, strict=True):
+    ends = np.cumsum((tokens == EOS) & counts)
+    assert segments.tolist() == [0, *ends[:-1]]
 
 
 @settings(max_examples=100, deadline=None)
@@ -181,32 +234,33 @@ def test_packed_rows_hold_whole_documents():
 )
 def test_no_text_is_lost_or_counted_twice(texts, length, packing):
   stream = stream_of(texts)
-  rows = make_rows(stream, length, packing, "given", EOS, "some")
+  rows = rows_of(stream, length, packing)
   whole = rows[:]
   assert texts_of(whole) == "".join(f"{text}|" for text in texts)
-  assert rows.tokens() == np.sum(whole >= 0) == len(stream)
-  for row in whole:
-    counted = row >= 0
+  assert rows.tokens() == np.sum(whole.loss_mask) == len(stream)
+  for row, counted in zip(whole.tokens, whole.loss_mask, strict=True):
     assert counted[0]
     assert not np.any(np.diff(counted.astype(int)) > 0), "what counts comes first"
-    assert np.all(row[~counted] == ~EOS)
+    assert np.all(row[~counted] == EOS)
     if packing == "pad":
       assert np.sum(row[:-1] == EOS) == 0 or np.argmax(row == EOS) == counted.sum() - 1
 
 
 def test_packing_needs_an_end_of_text():
+  config = DataConfig(tokenizer="bytes:eos", length=4, packing="pad")
   with pytest.raises(ValueError, match=r"data\.packing='pad' needs .*'bytes:eos'"):
-    make_rows(stream_of(["a"], Bytes()), 4, "pad", "counted", None, "some")
+    make_rows(stream_of(["a"], Bytes()), config, None, "some")
 
 
 def test_joined_rows_are_one_after_the_other():
   streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
-  parts = [make_rows(stream, 2, "stream", "counted", None, "x") for stream in streams]
+  parts = [rows_of(stream, 2, "stream", eos_id=None) for stream in streams]
   joined = Joined(parts, [1.0, 3.0])
   assert joined.shape == (3, 2)
-  assert [Bytes().decode(row) for row in joined[:]] == ["ab", "cd", "ef"]
-  assert [Bytes().decode(row) for row in joined[np.array([2, 0])]] == ["ef", "ab"]
-  assert [Bytes().decode(row) for row in joined[1:]] == ["cd", "ef"]
+  assert [Bytes().decode(row) for row in joined[:].tokens] == ["ab", "cd", "ef"]
+  assert [Bytes().decode(row) for row in joined[np.array([2, 0])].tokens] == ["ef", "ab"]
+  assert [Bytes().decode(row) for row in joined[1:].tokens] == ["cd", "ef"]
+  assert joined[:].loss_mask.all()
   assert joined.tokens() == 6
   assert joined.characters() == 2 * 2 + 3 * 2
   assert joined.characters(np.array([1, 2])) == 2 + 3 * 2
@@ -215,14 +269,14 @@ def test_joined_rows_are_one_after_the_other():
 def test_rows_that_are_judged_are_spread_and_have_their_own_characters():
   assert spread(10, 3).tolist() == [0, 4, 9]
   assert spread(3, 10).tolist() == [0, 1, 2]
-  rows = make_rows(stream_of(["a", "abcdef", "ab"]), 8, "pad", "given", EOS, "some")
+  rows = rows_of(stream_of(["a", "abcdef", "ab"]), 8, "pad")
   assert [rows.tokens(np.array([i])) for i in range(3)] == [2, 7, 3]
 
 
 def test_a_bound_is_over_the_characters_of_the_rows_that_are_judged():
   """Rows of a part with few characters a token must not be divided by the mean of all."""
   streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
-  parts = [make_rows(stream, 2, "stream", "counted", None, "x") for stream in streams]
+  parts = [rows_of(stream, 2, "stream", eos_id=None) for stream in streams]
   reporter = object.__new__(Reporter)
   reporter._rows, reporter.entropies = Joined(parts, [1.0, 3.0]), {}
 
@@ -240,33 +294,38 @@ def test_a_bound_is_over_the_characters_of_the_rows_that_are_judged():
 
 def test_batches_are_a_function_of_the_step_and_visit_every_row_once_an_epoch():
   rows = np.arange(24, dtype=np.int32).reshape(12, 2)
-  batches = Batches([rows], batch_size=4, seed=3)
+  batches = Batches([ArrayRows(rows)], batch_size=4, seed=3)
+  assert batches[0].loss_mask.all()
   first, second = (
-    np.concatenate([batches[step] for step in steps]) for steps in ((0, 1, 2), (3, 4, 5))
+    np.concatenate([batches[step].tokens for step in steps]) for steps in ((0, 1, 2), (3, 4, 5))
   )
   for epoch in (first, second):
     assert sorted(map(tuple, epoch)) == sorted(map(tuple, rows))
   assert not np.array_equal(first, second), "the order is the same in every epoch"
-  again = Batches([rows], batch_size=4, seed=3)
-  np.testing.assert_array_equal(again[4], batches[4])
-  assert not np.array_equal(Batches([rows], batch_size=4, seed=4)[0], batches[0])
+  again = Batches([ArrayRows(rows)], batch_size=4, seed=3)
+  np.testing.assert_array_equal(again[4].tokens, batches[4].tokens)
+  other = Batches([ArrayRows(rows)], batch_size=4, seed=4)
+  assert not np.array_equal(other[0].tokens, batches[0].tokens)
 
 
 def test_the_global_order_does_not_depend_on_who_reads():
   rows = np.arange(40, dtype=np.int32).reshape(20, 2)
-  batches = Batches([rows, -rows], batch_size=8, seed=1, weights=(1, 3))
+  parts = [ArrayRows(rows), ArrayRows(-rows)]
+  batches = Batches(parts, batch_size=8, seed=1, weights=(1, 3))
   for processes in (1, 2, 4):
     share = 8 // processes
     for step in (0, 7):
       parts = [batches.rows(step, slice(i * share, (i + 1) * share)) for i in range(processes)]
-      np.testing.assert_array_equal(np.concatenate(parts), batches[step])
+      tokens = np.concatenate([part.tokens for part in parts])
+      np.testing.assert_array_equal(tokens, batches[step].tokens)
 
 
 def test_mixtures_have_their_shares_and_each_part_its_epochs():
   one, two = np.zeros((5, 1), np.int32), np.ones((20, 1), np.int32)
   one[:, 0], two[:, 0] = np.arange(5), 100 + np.arange(20)
-  batches = Batches([one, two], batch_size=10, seed=0, weights=(0.3, 0.7))
-  drawn = np.concatenate([batches[step] for step in range(20)])[:, 0]
+  parts = [ArrayRows(one), ArrayRows(two)]
+  batches = Batches(parts, batch_size=10, seed=0, weights=(0.3, 0.7))
+  drawn = np.concatenate([batches[step].tokens for step in range(20)])[:, 0]
   assert abs(np.sum(drawn < 100) - 60) <= 1
   of_one, of_two = drawn[drawn < 100], drawn[drawn >= 100]
   for epoch in range(12):
@@ -288,7 +347,7 @@ def test_a_mixture_of_texts_is_a_dataset(tmp_path):
   config = DataConfig(files=files, length=4, weights=(3.0, 1.0))
   mixed = load_dataset(config)
   batch = mixed.batches(64, 0)[0]
-  assert np.sum(np.all(batch == 0, axis=1)) == 48
+  assert np.sum(np.all(batch.tokens == 0, axis=1)) == 48
   together = load_dataset(DataConfig(files=files, length=4))
   assert together.identity == mixed.identity
   assert len(together.train_rows) == 1
@@ -305,7 +364,7 @@ def test_a_mixture_of_texts_is_a_dataset(tmp_path):
   ids=["absorbing", "uniform"],
 )
 def test_given_tokens_stay_clean_and_have_no_loss(process, noise):
-  """The entropy of a row is a sum over positions, so a row and its complement share it out."""
+  """The entropy of a row is a sum over positions, so a mask and its complement share it out."""
   rng = np.random.default_rng(0)
   x0 = jnp.asarray(rng.integers(0, 5, (6, 7), np.int32))
   counts = jnp.asarray(rng.random((6, 7)) < 0.6)
@@ -318,18 +377,22 @@ def test_given_tokens_stay_clean_and_have_no_loss(process, noise):
     seen.append((x, x0))
     return process.stats(scores, x, x0)
 
-  def loss(rows):
-    return denoising_score_entropy(stats_fn, rows, t, keys, process=process, noise=noise)
+  network = types.SimpleNamespace(process=process, stats_fn=lambda params, batch: stats_fn)
+  estimator = TimeIntegral(network=network, noise=noise, num_draws=4)
 
-  def bound(rows):
-    return bound_terms(stats_fn, rows, keys, process=process, noise=noise, num_times=4).strict
+  def loss(mask):
+    batch = Batch(x0, mask)
+    return denoising_score_entropy(stats_fn, batch, t, keys, process=process, noise=noise)
 
-  loss(jnp.where(counts, x0, ~x0))
+  def bound(mask):
+    return estimator.terms(None, Batch(x0, mask), keys).strict
+
+  loss(counts)
   for found in seen[0]:
     np.testing.assert_array_equal(found[~counts], x0[~counts])
   assert not np.array_equal(seen[0][0], x0), "nothing was corrupted"
-  counted, rest = jnp.where(counts, x0, ~x0), jnp.where(counts, ~x0, x0)
+  everything = jnp.ones_like(counts)
   for measure in (loss, bound):
-    np.testing.assert_allclose(measure(counted) + measure(rest), measure(x0), rtol=2e-5)
-    np.testing.assert_array_equal(measure(~x0), 0.0)
-    assert np.sum(measure(counted)) > 0
+    np.testing.assert_allclose(measure(counts) + measure(~counts), measure(everything), rtol=2e-5)
+    np.testing.assert_array_equal(measure(~everything), 0.0)
+    assert np.sum(measure(counts)) > 0

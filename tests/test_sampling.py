@@ -26,6 +26,7 @@ from sedd_jax.diffusion import (
   Geometric,
   Given,
   LogLinear,
+  Row,
   Sampling,
   Trapezoidal,
   Tweedie,
@@ -57,8 +58,12 @@ def of_golden(arrays):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def step_probs(step, process, noise, log_score, x, t, t_next):
   """Probabilities of rows that each have a time of their own."""
-  row = functools.partial(step.probs, process=process, noise=noise)
-  return jax.vmap(row)(log_score, x, t, t_next)
+
+  def law(log_score, x, t, t_next):
+    row = Row(log_score, x, jnp.broadcast_to(noise.total(t), x.shape))
+    return step.law(row, t, t_next, process=process, noise=noise)
+
+  return jax.vmap(law)(log_score, x, t, t_next)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -118,7 +123,8 @@ def step_matrix(toy, noise, step, t, t_next):
   if step is None:
     p = toy.process.denoise_probs(z, x, noise.total(t))
   else:
-    p = step.probs(z, x, t, t_next, process=toy.process, noise=noise)
+    row = Row(z, x, jnp.broadcast_to(noise.total(t), x.shape))
+    p = step.law(row, t, t_next, process=toy.process, noise=noise)
   matrix = p[:, 0]
   for i in range(1, toy.length):
     matrix = (matrix[:, :, None] * p[:, None, i]).reshape(size, -1)
@@ -448,7 +454,7 @@ def test_rows_on_a_mesh_sample_what_one_device_does(process, step, length, x64):
   assert (want >= 0).all()
   mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2))
   network, _ = rows_network(process, mesh)
-  placed = jax.device_put(params, tree_shardings(mesh, params))
+  placed = jax.device_put(params, tree_shardings(mesh, params, network.table))
   run = jax.jit(
     lambda params, keys: run_rows(network.scores(params), keys, network, length, step=step)
   )
@@ -485,5 +491,5 @@ def test_kernels_are_cast_once_and_scores_stay_the_same():
   ]  # fmt: skip
   assert {x.dtype for x in kernels} == {jnp.dtype(jnp.bfloat16)}
   x, total = jnp.array([[20, 3, 20, 20]]), jnp.array([0.7])
-  seen = jax.jit(scores.see)(x, total)
-  np.testing.assert_array_equal(seen, jax.jit(network.hidden)(params, x, total))
+  seen = jax.jit(scores.call)(x, total)
+  np.testing.assert_array_equal(seen, jax.jit(network.read)(params, x, total))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from support.processes import both, call, of_golden
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   Absorbing,
+  DenseNetwork,
   LogLinear,
   Uniform,
   denoising_score_entropy,
-  from_log_score,
 )
 
 
@@ -236,8 +237,8 @@ def test_huge_scores_of_unmasked_rows_leave_the_training_gradient_alone():
       return jnp.broadcast_to(row, (*x.shape, process.num_states))
 
     return denoising_score_entropy(
-      from_log_score(log_score_fn, process),
-      x0,
+      DenseNetwork(process, log_score_fn).stats_fn(),
+      Batch.of(x0),
       jnp.full(1, 0.5),
       keys,
       process=process,

@@ -10,7 +10,8 @@ import pytest
 from support.masked_toys import masked_toy
 from support.statistics import assert_mean
 
-from sedd_jax.diffusion import LogLinear, from_log_score, step_cross_entropy, step_terms
+from sedd_jax.batch import Batch
+from sedd_jax.diffusion import DenseNetwork, LogLinear, Steps
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 STEPS = 3
@@ -65,19 +66,15 @@ def test_it_bounds_the_likelihood_of_its_sampler_and_falls_with_more_steps():
   assert np.abs(bounds[8] / continuous - 1).max() > 0.02
 
 
+def estimator_of(toy):
+  network = DenseNetwork(toy.process, toy.log_score_fn)
+  return Steps(network=network, noise=LogLinear(), num_steps=STEPS, num_draws=8)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def estimates(toy, keys):
-  return jax.vmap(
-    lambda keys: step_terms(
-      from_log_score(toy.log_score_fn, toy.process),
-      jnp.asarray(toy.clean_states),
-      keys,
-      process=toy.process,
-      noise=LogLinear(),
-      num_steps=STEPS,
-      num_draws=8,
-    )
-  )(keys)
+  batch = Batch.of(toy.clean_states)
+  return jax.vmap(lambda keys: estimator_of(toy).terms(None, batch, keys))(keys)
 
 
 def test_estimates_are_unbiased():
@@ -93,16 +90,12 @@ def test_what_training_minimises_has_the_same_mean():
   toy, draws = masked_toy(), 3000
   x0 = jnp.repeat(jnp.asarray(toy.clean_states), draws, axis=0)
   keys = jax.random.split(jax.random.key(1), len(x0))
-  losses = jax.jit(
-    step_cross_entropy, static_argnums=0, static_argnames=("process", "noise", "num_steps")
-  )(
-    from_log_score(toy.log_score_fn, toy.process),
-    x0,
+  estimator = estimator_of(toy)
+  losses = jax.jit(estimator.one_draw, static_argnums=0)(
+    estimator.network.stats_fn(None, Batch.of(x0)),
+    Batch.of(x0),
     jax.random.uniform(jax.random.key(2), (len(x0),)),
     keys,
-    process=toy.process,
-    noise=LogLinear(),
-    num_steps=STEPS,
   )
   losses = np.asarray(losses).reshape(-1, draws)
   stderr = losses.std(axis=1, ddof=1) / draws**0.5

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from support.experiments import TINY
 
 import sedd_jax
 from sedd_jax.cli import study
+from sedd_jax.data import DataConfig, load_dataset
 from sedd_jax.studies import frontier, infilling
 from sedd_jax.studies.jury import Jury, common_length, heldout_rows, make_jury
 from sedd_jax.training.loop import train
@@ -255,6 +257,23 @@ def test_real_text_of_a_run_is_joined_where_its_rows_are_few_tokens_of_the_judge
   assert held.size // 2 // 24 - pieces <= len(rows) <= held.size // 2 // 24
   own = make_jury(name, "", tokenizer=None, batch_size=8)
   np.testing.assert_array_equal(own.real_rows(32), held)
+
+
+def test_rows_that_hold_given_tokens_are_no_real_text(tmp_path):
+  (tmp_path / "texts.txt").write_text("\n\n".join(["some words", "a few more"] * 20))
+  data = DataConfig(
+    files=f"{tmp_path}/texts.txt", tokenizer="bytes:eos", length=7, packing="pad", split=(0.5, 1.0)
+  )
+  for fill in ("counted", "given"):
+    data = dataclasses.replace(data, fill=fill)
+    dataset = load_dataset(data)
+    info = {"experiment": types.SimpleNamespace(data=data), "corpus": dataset.identity}
+    model = types.SimpleNamespace(tokenizer=dataset.tokenizer, info=info)
+    if fill == "counted":
+      np.testing.assert_array_equal(heldout_rows(model, "a"), dataset.heldout_rows[:].tokens)
+      continue
+    with pytest.raises(ValueError, match=r"a: its rows hold given tokens \(data\.packing\)"):
+      heldout_rows(model, "a")
 
 
 def test_a_frontier_of_a_run_that_was_trained_on_is_another(runs, tmp_path):

@@ -29,10 +29,10 @@ def as_text(rows):
   """Rows of bytes as strings, | for the end of text and capitals for given tokens."""
   return [
     "".join(
-      "|" if t == EOS else chr(t) if t >= 0 else ("|" if ~t == EOS else chr(~t).upper())
-      for t in row.tolist()
+      "|" if t == EOS else chr(t) if scored else chr(t).upper()
+      for t, scored in zip(row.tolist(), mask.tolist(), strict=True)
     )
-    for row in rows
+    for row, mask in zip(rows.tokens, rows.loss_mask, strict=True)
   ]
 
 
@@ -60,7 +60,8 @@ def test_a_completed_row_scores_every_token_once():
   chunking = Chunking(shards=1, group=0, edges="none", remainder="complete")
   found = chunked(chunking, "abc", "defg", "h")
   assert as_text(found.rows) == ["abc|", "defg", "G|h|"]
-  assert found.rows[2].tolist() == [~ord("g"), EOS, ord("h"), EOS]
+  assert found.rows.tokens[2].tolist() == [ord("g"), EOS, ord("h"), EOS]
+  assert found.rows.loss_mask[2].tolist() == [False, True, True, True]
   assert (found.found, found.scored, found.characters) == (11, 11, 8)
 
 
@@ -68,17 +69,16 @@ def test_a_completed_row_scores_every_token_once():
 def test_scored_tokens_joined_are_the_text(size):
   text = "abcdefghijkl"[: size - 1]
   found = chunked(STRICT.chunking, text)
-  scored = np.concatenate([row[row >= 0] for row in found.rows])
+  scored = found.rows.tokens[found.rows.loss_mask]
   assert scored.tolist() == [*text.encode(), EOS]
-  whole = np.where(found.rows < 0, ~found.rows, found.rows)
-  assert whole[-1].tolist() == [*text.encode(), EOS][-4:]
+  assert found.rows.tokens[-1].tolist() == [*text.encode(), EOS][-4:]
   assert found.characters == len(text)
 
 
 def test_without_an_end_of_text_token_a_blank_line_stands_between_documents():
   tokenizer = Chars("\nabcdef")
   found = chunked(MDLM.chunking, "abc", "def", tokenizer=tokenizer)
-  assert [tokenizer.decode(row) for row in found.rows] == ["abc\n", "\ndef"]
+  assert [tokenizer.decode(row) for row in found.rows.tokens] == ["abc\n", "\ndef"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,8 @@ def test_golden_tokens(shared_path, gpt2, protocol, name):
   sources = {name: str(shared_path(FILES[name]))}
   (task,) = read_tasks(protocol, [name], sources, gpt2, 1024)
   assert task.status == "verified"
-  assert task.chunks.rows.dtype == np.int32
+  assert task.chunks.rows.tokens.dtype == np.int32
+  assert task.chunks.rows.loss_mask.dtype == bool
 
 
 def test_other_text_is_not_taken_for_the_golden_one(shared_path, gpt2, tmp_path):
@@ -196,4 +197,4 @@ def test_another_tokenizer_has_no_golden_tokens(shared_path):
   text = "".join(documents(STRICT.set_of("lambada"), sources["lambada"]))
   assert task.chunks.scored == len(text.encode()) + 5153
   # A character of several bytes may be cut in two by the end of a row.
-  assert 0 <= task.chunks.characters - len(text) < 2 * len(task.chunks.rows) / 50
+  assert 0 <= task.chunks.characters - len(text) < 2 * len(task.chunks.rows.tokens) / 50

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from support.networks import golden_network, random_params, small_network
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Absorbing, Geometric, LogLinear, Uniform
 from sedd_jax.interop.original import tensors_from_params
 from sedd_jax.models import Network
 from sedd_jax.models.placement import Placement
-from sedd_jax.models.score_transformer import _dropout
+from sedd_jax.models.score_transformer import dropout
 from sedd_jax.parallel import (
   MeshConfig,
   OnMesh,
@@ -104,7 +105,7 @@ def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
   network = small_network(process, dropout=0.3)
   objective = ScoreEntropy(network=network, noise=LogLinear())
   params = random_params(network, scale=0.05)
-  batch = jax.random.randint(jax.random.key(1), (8, 6), 0, 10)
+  batch = Batch.of(jax.random.randint(jax.random.key(1), (8, 6), 0, 10))
 
   def run(accumulation):
     return jax.jit(functools.partial(loss_and_grad, objective, accumulation=accumulation))(
@@ -130,7 +131,7 @@ def test_loss_and_gradient_are_the_same_for_any_accumulation(process):
 )
 def test_loss_and_gradient_are_the_same_for_any_rematerialisation(remat, unroll):
   """Dropout on: what is made again is what was there. 3 blocks unrolled by 2 leave one over."""
-  batch = jax.random.randint(jax.random.key(1), (4, 6), 0, 10)
+  batch = Batch.of(jax.random.randint(jax.random.key(1), (4, 6), 0, 10))
 
   def run(**changes):
     network = small_network(Absorbing(10), blocks=3, dropout=0.3, **changes)
@@ -157,7 +158,7 @@ def test_dropout_keeps_its_share_and_the_mean(rate, width, wide):
 
 def test_a_rate_close_to_one_has_a_finite_gradient():
   keys = jax.random.split(jax.random.key(0), 2)
-  grad = jax.grad(lambda z: jnp.sum(_dropout(z, 0.999999, keys)))(jnp.ones((2, 3, 4)))
+  grad = jax.grad(lambda z: jnp.sum(dropout(z, 0.999999, keys)))(jnp.ones((2, 3, 4)))
   assert np.all(np.isfinite(grad))
 
 
@@ -165,7 +166,7 @@ def dropout_keeps_its_share_and_the_mean(rate, width):
   sequences, length = 16, 256
   keys = jax.random.split(jax.random.key(0), sequences)
   ones = jnp.ones((sequences, length, width))
-  dropped = np.asarray(_dropout(ones, rate, keys))
+  dropped = np.asarray(dropout(ones, rate, keys))
   kept, count = dropped != 0.0, dropped.size
   error = np.sqrt(rate * (1.0 - rate) / count)
   assert abs(kept.mean() - (1.0 - rate)) < 4 * error
@@ -180,7 +181,7 @@ def dropout_keeps_its_share_and_the_mean(rate, width):
   # The mean is that of the input: what is kept grows by the share that is kept, to 2^-16.
   np.testing.assert_allclose(dropped[kept], 1.0 / (1.0 - rate), rtol=2e-5)
   assert abs(dropped.mean() - 1.0) < 4 * error / (1.0 - rate)
-  np.testing.assert_array_equal(_dropout(ones, rate, None), ones)
+  np.testing.assert_array_equal(dropout(ones, rate, None), ones)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,8 @@ def test_three_steps_are_the_same_on_any_mesh(axes):
     network = Network(config=config, process=process, placement=placement)
     create = functools.partial(create_state, network=network, optimizer=optimizer)
     key = jax.random.key(0)
-    shardings = tree_shardings(mesh, jax.eval_shape(create, key)) if mesh else None
+    shapes = jax.eval_shape(create, key)
+    shardings = tree_shardings(mesh, shapes, network.table) if mesh else None
     state = jax.jit(create, out_shardings=shardings)(key)
     step = jax.jit(
       functools.partial(
@@ -214,7 +216,7 @@ def test_three_steps_are_the_same_on_any_mesh(axes):
       )
     )
     losses = []
-    for batch in batches:
+    for batch in map(Batch.of, batches):
       batch = jax.device_put(batch, batch_sharding(mesh)) if mesh else batch
       state, metrics = step(state, batch)
       losses.append(float(metrics["loss"]))
@@ -241,6 +243,6 @@ def test_run_key_never_advances_and_step_counts():
   state = jax.jit(create)(jax.random.key(0))
   objective = ScoreEntropy(network=network, noise=LogLinear())
   step = functools.partial(train_step, objective=objective, optimizer=optimizer, ema=0.99)
-  after, _ = jax.jit(step)(state, jnp.zeros((2, 6), jnp.int32))
+  after, _ = jax.jit(step)(state, Batch.of(jnp.zeros((2, 6), jnp.int32)))
   assert int(after.step) == 1
   assert (jax.random.key_data(after.key) == jax.random.key_data(state.key)).all()

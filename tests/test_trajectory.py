@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.networks import golden_network
 
-from sedd_jax.diffusion import Euler, Geometric, LogLinear, Tweedie
+from sedd_jax.diffusion import Euler, Geometric, LogLinear, Row, Tweedie
 
 
 def race(p, uniforms):
@@ -31,7 +31,8 @@ def test_every_step_of_the_original_is_ours(golden, x64, name, prefix, step):
 
   @functools.partial(jax.jit, static_argnames="step")
   def step_probs(x, t, t_next, step):
-    return step.probs(log_score(x, t), x, t, t_next, process=network.process, noise=noise)
+    row = Row(log_score(x, t), x, jnp.broadcast_to(noise.total(t), x.shape))
+    return step.law(row, t, t_next, process=network.process, noise=noise)
 
   x = run["x_init"]
   for i, want in enumerate(run["x_steps"]):

@@ -168,11 +168,11 @@ def _heldout(checkpoint: str) -> None:
   blocks = dataset.heldout_rows[:]
   # As the run itself is judged: in discrete time, where it was trained so.
   objective = model.info["experiment"].make_objective(model.vocab_size)
-  estimator = BoundEstimator(objective.estimate(num_times), batch_size=_BATCH.value)
+  estimator = BoundEstimator(objective.estimator(num_times), batch_size=_BATCH.value)
   bound = estimator.bound(
     model.params,
     blocks,
-    chars_per_block=dataset.heldout_rows.characters() / len(blocks),
+    chars_per_block=dataset.heldout_rows.characters() / len(blocks.tokens),
     seed=_SEED.value,
   )
   report = evaluation_report(
@@ -182,7 +182,7 @@ def _heldout(checkpoint: str) -> None:
     objective=model.info["experiment"].objective,
     exact=objective.exact,
     num_times=None if objective.exact else num_times,
-    blocks=len(blocks),
+    blocks=len(blocks.tokens),
     tokens=dataset.heldout_rows.tokens(),
     chars_per_token=dataset.chars_per_token,
     perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),

@@ -6,6 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from sedd_jax.batch import Batch, gathered
 from sedd_jax.data.rows import Rows
 
 
@@ -40,18 +41,17 @@ class Batches:
     """(B, L)."""
     return self._batch_size, self._parts[0].shape[1]
 
-  def __getitem__(self, step: int) -> np.ndarray:
-    """The batch of step 0, 1, ...; int32[B, L]."""
+  def __getitem__(self, step: int) -> Batch:
+    """The batch of step 0, 1, ..."""
     return self.rows(step, slice(None))
 
-  def rows(self, step: int, which: slice) -> np.ndarray:
-    """Some rows of a batch, int32[b, L]; the others are not read."""
+  def rows(self, step: int, which: slice) -> Batch:
+    """Some rows of a batch; the others are not read."""
     places = np.array(self.indices(step, which), np.int64)
-    rows = np.empty((len(places), self.shape[1]), np.int32)
-    for part in np.unique(places[:, 0]):
-      mine = places[:, 0] == part
-      rows[mine] = self._parts[part][places[mine, 1]]
-    return rows
+    of_parts = ((places[:, 0] == part, part) for part in np.unique(places[:, 0]))
+    return gathered(
+      len(places), ((mine, self._parts[part][places[mine, 1]]) for mine, part in of_parts)
+    )
 
   def indices(self, step: int, which: slice = slice(None)) -> list[tuple[int, int]]:
     """Where rows of a batch come from: (part, row in it)."""

@@ -5,7 +5,10 @@ import math
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES
-from sedd_jax.data.rows import FILLS, PACKINGS
+
+PACKINGS = ("stream", "pad", "pack")
+FILLS = ("counted", "given")
+VISIBILITIES = ("row", "document")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class DataConfig:
     fill: what fills up the rows of `pad` and `pack`: end-of-text tokens that are `counted`, so that
       the model learns where texts end and its bound is one on the text; or `given`, neither noised
       nor in the loss, so that all is conditional on the length.
+    visibility: what a token of a packed row sees: the whole `row`, or its own `document` alone.
     weights: the share of each part of `files` in every batch; if empty, each row of all parts comes
       once an epoch.
     on_fault: `fail` or `skip`: what to do with files, documents and records that cannot be read.
@@ -45,6 +49,7 @@ class DataConfig:
   length: int = 1024
   packing: str = "stream"
   fill: str = "counted"
+  visibility: str = "row"
   weights: tuple[float, ...] = ()
   on_fault: str = "fail"
 
@@ -61,7 +66,7 @@ class DataConfig:
       faults.append(f"data.split={self.split} must be two shares, 0 < first < second <= 1")
     for name, known in (
       ("detokenizer", DETOKENIZERS), ("packing", PACKINGS), ("fill", FILLS),
-      ("on_fault", POLICIES),
+      ("visibility", VISIBILITIES), ("on_fault", POLICIES),
     ):  # fmt: skip
       if (value := getattr(self, name)) not in known:
         faults.append(f"data.{name}={value!r} must be one of {', '.join(known)}")
@@ -79,6 +84,11 @@ class DataConfig:
       faults.append(
         f"data.packing={self.packing!r} needs a tokenizer with an end-of-text token, and "
         f"data.tokenizer={self.tokenizer!r} has none: 'gpt2', 'bert' or 'bytes:eos'"
+      )
+    if self.visibility == "document" and self.packing != "pack":
+      faults.append(
+        f"data.visibility='document' needs data.packing='pack', not {self.packing!r}: there a row "
+        "holds several whole documents"
       )
     if faults:
       raise ValueError("\n".join(faults))

@@ -36,9 +36,9 @@ class Dataset:
   Attributes:
     identity: name, size and hash of the corpus.
     tokenizer: of all tokens here.
-    train_rows: int32[N, L] to train on, for each part that is weighted; else one.
+    train_rows: N rows to train on, for each part that is weighted; else one.
     weights: of the parts.
-    heldout_rows: int32[M, L].
+    heldout_rows: M rows.
     train_head: int32[T], the first tokens of the training text.
     heldout_head: int32[U], the first tokens of the held-out text.
     chars_per_token: characters per token of the held-out text.
@@ -262,7 +262,7 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
 
 
 def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:
-  return make_rows(text.stream, config.length, config.packing, config.fill, tokenizer.eos_id, name)
+  return make_rows(text.stream, config, tokenizer.eos_id, name)
 
 
 def _tokens_per_row(rows: Sequence[Any], weights: Sequence[float] = ()) -> float:

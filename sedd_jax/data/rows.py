@@ -1,27 +1,22 @@
-"""Rows: a stream of tokens in rows of one length, and which tokens of a row count.
-
-A token that is given, stays clean and does not count in any loss, is written as its complement
-~token, which is negative (`score_entropy_at`). So a row is one array, whatever it holds.
+"""Rows: a stream of tokens in rows of one length, and what a `Batch` says of them.
 
 N: rows, L: tokens in a row.
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from sedd_jax.batch import Batch, gathered
+from sedd_jax.data.config import DataConfig
 from sedd_jax.data.streams import Stream
-
-PACKINGS = ("stream", "pad", "pack")
-FILLS = ("counted", "given")
 
 
 class Rows(Protocol):
-  """Rows that can be read in any order; an array int32[N, L] is one.
-
-  Indexed with a slice or an array of numbers, int32[n, L].
-  """
+  """Rows that can be read in any order, by a slice or an array of numbers."""
 
   def __len__(self) -> int: ...
 
@@ -30,7 +25,28 @@ class Rows(Protocol):
     """(N, L)."""
     ...
 
-  def __getitem__(self, index: Any, /) -> np.ndarray: ...
+  def __getitem__(self, index: Any, /) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRows:
+  """Rows of an array, of which every token counts.
+
+  Attributes:
+    tokens: int32[N, L].
+  """
+
+  tokens: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.tokens.shape
+
+  def __getitem__(self, index: Any) -> Batch:
+    return Batch.of(self.tokens[index])
 
 
 class Blocks:
@@ -63,8 +79,8 @@ class Blocks:
     """Of documents, in some rows."""
     return len(_numbers(index, len(self))) * self._length
 
-  def __getitem__(self, index: Any) -> np.ndarray:
-    return self._stream.windows(_numbers(index, len(self)) * self._length, self._length)
+  def __getitem__(self, index: Any) -> Batch:
+    return Batch(*self._stream.windows(_numbers(index, len(self)) * self._length, self._length))
 
 
 class Padded:
@@ -73,19 +89,21 @@ class Padded:
   A document longer than a row goes on in the next one.
   """
 
-  def __init__(self, stream: Stream, length: int, name: str, fill: int):
+  def __init__(self, stream: Stream, length: int, name: str, eos_id: int, fill_counts: bool):
     """Args:
     stream: the tokens.
     length: L.
     name: of the stream, for messages.
-    fill: the end-of-text token, or its complement.
+    eos_id: the end-of-text token.
+    fill_counts: whether tokens that fill up a row count.
 
     Raises:
       ValueError: the stream has no documents.
     """
     if not len(stream.starts):
       raise ValueError(f"the {name} text has no documents")
-    self._stream, self._length, self._fill = stream, length, fill
+    self._stream, self._length = stream, length
+    self._eos_id, self._fill_counts = eos_id, fill_counts
     self._first, self._stop = self._cut(stream.starts, np.append(stream.starts[1:], len(stream)))
 
   def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,17 +124,20 @@ class Padded:
   def shape(self) -> tuple[int, int]:
     return len(self), self._length
 
-  def __getitem__(self, index: Any) -> np.ndarray:
+  def __getitem__(self, index: Any) -> Batch:
     numbers = _numbers(index, len(self))
     first, stop = self._first[numbers], self._stop[numbers]
-    rows = self._stream.windows(first, self._length)
-    return np.where(np.arange(self._length) < (stop - first)[:, None], rows, self._fill)
+    tokens, readable = self._stream.windows(first, self._length)
+    inside = np.arange(self._length) < (stop - first)[:, None]
+    return Batch(
+      np.where(inside, tokens, self._eos_id), np.where(inside, readable, self._fill_counts)
+    )
 
 
 class Packed(Padded):
   """As many whole documents in a row as there is room for, then filled up like `Padded`.
 
-  Documents keep their order. Attention sees all of a row.
+  Documents keep their order.
   """
 
   def _cut(self, first: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +147,26 @@ class Packed(Padded):
       packed.append(i)
       i = int(np.searchsorted(stop, first[i] + self._length, side="right"))
     return first[packed], np.append(stop[np.array(packed[1:], np.int64) - 1], stop[-1])
+
+
+class PackedApart(Packed):
+  """Packed rows whose documents do not see each other; what fills up a row is one more document.
+
+  Documents are numbered from 0 in each row. One that is longer than a row is 0 of each of its rows.
+  """
+
+  def __getitem__(self, index: Any) -> Batch:
+    numbers = _numbers(index, len(self))
+    first, stop = self._first[numbers, None], self._stop[numbers, None]
+    place = first + np.arange(self._length)
+    document = np.searchsorted(self._starts, np.minimum(place, stop - 1), side="right")
+    document += place >= stop  # What fills up the row follows its last document.
+    segments = (document - document[:, :1]).astype(np.int32)
+    return super().__getitem__(index)._replace(segments=segments)
+
+  @functools.cached_property
+  def _starts(self) -> np.ndarray:
+    return self._stream.starts  # Read from files by some streams, so once.
 
 
 class Joined:
@@ -146,12 +187,10 @@ class Joined:
   def shape(self) -> tuple[int, int]:
     return len(self), self._parts[0].shape[1]
 
-  def __getitem__(self, index: Any) -> np.ndarray:
+  def __getitem__(self, index: Any) -> Batch:
     numbers = _numbers(index, len(self))
-    rows = np.empty((len(numbers), self.shape[1]), np.int32)
-    for i, mine, theirs in self._of_parts(numbers):
-      rows[mine] = self._parts[i][theirs]
-    return rows
+    parts = self._of_parts(numbers)
+    return gathered(len(numbers), ((mine, self._parts[i][theirs]) for i, mine, theirs in parts))
 
   def tokens(self, index: Any = slice(None)) -> int:
     """Of documents, in some rows."""
@@ -176,32 +215,27 @@ def spread(count: int, most: int) -> np.ndarray:
   return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def make_rows(
-  stream: Stream, length: int, packing: str, fill: str, eos_id: int | None, name: str
-) -> Any:
+def make_rows(stream: Stream, config: DataConfig, eos_id: int | None, name: str) -> Any:
   """The rows that a config asks for.
 
   Args:
     stream: the tokens.
-    length: L.
-    packing: `stream`, `pad` or `pack`.
-    fill: `counted` or `given`: what the tokens are that fill up a row.
+    config: says how long rows are, and how documents are put into them.
     eos_id: of the tokenizer.
     name: of the stream, for messages.
 
   Raises:
     ValueError: the stream is too short, or documents shall be told apart and have no end.
   """
-  if packing == "stream":
-    return Blocks(stream, length, name)
+  if config.packing == "stream":
+    return Blocks(stream, config.length, name)
   if eos_id is None:
     raise ValueError(
-      f"data.packing={packing!r} needs a tokenizer with an end-of-text token: "
+      f"data.packing={config.packing!r} needs a tokenizer with an end-of-text token: "
       "data.tokenizer='gpt2' or 'bytes:eos'"
     )
-  return {"pad": Padded, "pack": Packed}[packing](
-    stream, length, name, eos_id if fill == "counted" else ~eos_id
-  )
+  kinds = {"pad": Padded, "pack": PackedApart if config.visibility == "document" else Packed}
+  return kinds[config.packing](stream, config.length, name, eos_id, config.fill == "counted")
 
 
 def _numbers(index: Any, count: int) -> np.ndarray:

@@ -98,17 +98,19 @@ class Shards:
     ]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
-  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
+  def windows(self, first: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     # Per window: the records it touches, and where its tokens lie in them.
-    found = np.full((len(first), length), -1, np.int32)
+    found = np.zeros((len(first), length), np.int32)
+    readable = np.zeros(found.shape, bool)
     touched = [self._touched(int(start), length) for start in first]
     records = self._read(sorted({record for parts in touched for record, *_ in parts}))
-    for row, parts in zip(found, touched, strict=True):
+    for row, known, parts in zip(found, readable, touched, strict=True):
       for record, skip, place, count in parts:
         tokens = records[record]
         if tokens is not None:
           row[place : place + count] = tokens[skip : skip + count]
-    return found
+          known[place : place + count] = True
+    return found, readable
 
   def _touched(self, start: int, length: int) -> list[tuple[int, int, int, int]]:
     """(record, tokens of it to skip, place in the window, tokens to take) for each one touched."""

@@ -28,11 +28,9 @@ class Stream(Protocol):
     """int64[D], ascending: where each document begins."""
     ...
 
-  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
-    """int32[n, L]: the tokens from each of first int64[n] on.
-
-    A token that cannot be read, or lies behind the end, is -1.
-    """
+  def windows(self, first: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens from each of first int64[n] on, int32[n, L], and bool[n, L]: which of them could
+    be read and do not lie behind the end; the others are 0."""
     ...
 
 
@@ -53,11 +51,11 @@ class Encoded:
   def __len__(self) -> int:
     return len(self.tokens)
 
-  def windows(self, first: np.ndarray, length: int) -> np.ndarray:
+  def windows(self, first: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     index = first[:, None] + np.arange(length)
     inside = index < len(self.tokens)
     tokens = self.tokens[np.where(inside, index, 0)].astype(np.int32)
-    return np.where(inside, tokens, -1)
+    return np.where(inside, tokens, 0), inside
 
 
 def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
@@ -110,6 +108,6 @@ def heads(streams: Sequence[Stream], most: int) -> np.ndarray:
   parts = []
   for stream in streams:
     count = min(len(stream), most // len(streams))
-    parts.append(stream.windows(np.zeros(1, np.int64), count)[0])
-  tokens = np.concatenate(parts)
-  return tokens[tokens >= 0]
+    tokens, readable = stream.windows(np.zeros(1, np.int64), count)
+    parts.append(tokens[readable])
+  return np.concatenate(parts)

@@ -1,26 +1,22 @@
 """The mathematics of discrete diffusion: pure functions of arrays (docs/math.md)."""
 
-from sedd_jax.diffusion.bounds import Terms, bound_terms, mean_and_stderr
+from sedd_jax.diffusion.bounds import Estimator, Terms, TimeIntegral, mean_and_stderr
 from sedd_jax.diffusion.categorical import Truncation, sample_categorical
+from sedd_jax.diffusion.levels import Level, Levels
 from sedd_jax.diffusion.losses import (
   MIN_TIME,
   TIME_SAMPLINGS,
+  DenseNetwork,
   LogScoreFn,
+  ScoreNetwork,
   StatsFn,
   TimeSampling,
   denoising_score_entropy,
   example_keys,
-  from_log_score,
   sample_times,
 )
 from sedd_jax.diffusion.noise import NOISES, Geometric, LogLinear, Noise
-from sedd_jax.diffusion.orders import (
-  order_terms,
-  share_terms,
-  step_cross_entropy,
-  step_terms,
-  supports_orders,
-)
+from sedd_jax.diffusion.orders import Orders, Shares, Steps, supports_orders
 from sedd_jax.diffusion.parameterizations import Parameterization
 from sedd_jax.diffusion.process import PROCESSES, Absorbing, Process, Uniform
 from sedd_jax.diffusion.samplers import (
@@ -37,16 +33,17 @@ from sedd_jax.diffusion.samplers import (
 )
 from sedd_jax.diffusion.sampling import (
   NO_LIMIT,
+  Denoiser,
   DenseScores,
   Given,
   Move,
-  Moved,
+  NetworkOutput,
   Row,
   Sampler,
   Sampling,
   Scores,
-  Seen,
   State,
+  StepResult,
   nothing_given,
   sample,
 )
@@ -67,17 +64,23 @@ __all__ = [
   "Ancestral",
   "Columns",
   "Confidence",
+  "Denoiser",
+  "DenseNetwork",
   "DenseScores",
   "EntropyBounded",
+  "Estimator",
   "Euler",
   "FirstHitting",
   "Geometric",
   "Given",
+  "Level",
+  "Levels",
   "LogLinear",
   "LogScoreFn",
   "Move",
-  "Moved",
+  "NetworkOutput",
   "Noise",
+  "Orders",
   "Parameterization",
   "PredictorCorrector",
   "Process",
@@ -87,33 +90,31 @@ __all__ = [
   "Sampler",
   "Sampling",
   "Schedule",
+  "ScoreNetwork",
   "ScoreStats",
   "Scores",
-  "Seen",
+  "Shares",
   "State",
   "StatsFn",
+  "StepResult",
+  "Steps",
   "Terms",
+  "TimeIntegral",
   "TimeSampling",
   "Times",
   "Trapezoidal",
   "Truncation",
   "Tweedie",
   "Uniform",
-  "bound_terms",
   "denoising_score_entropy",
   "dense_stats",
   "even_times",
   "example_keys",
-  "from_log_score",
   "map_rows",
   "mean_and_stderr",
   "nothing_given",
-  "order_terms",
   "sample",
   "sample_categorical",
   "sample_times",
-  "share_terms",
-  "step_cross_entropy",
-  "step_terms",
   "supports_orders",
 ]

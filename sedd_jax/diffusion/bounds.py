@@ -17,23 +17,27 @@ model is taken to be its network at t = 1 with the one factor that depends on th
 B: sequences, G: independent groups of draws, D: all draws.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sedd_jax.batch import Batch
+from sedd_jax.diffusion.levels import weighted_sum
 from sedd_jax.diffusion.losses import (
   MIN_TIME,
   TIME_SAMPLINGS,
+  ScoreNetwork,
   StatsFn,
   TimeSampling,
   score_entropy_at,
 )
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
-from sedd_jax.diffusion.process import Process
 from sedd_jax.diffusion.score import ScoreStats
 
 # Draws in `low` and `high` for each one in `main`: they carry about a thousandth of the integral.
@@ -62,120 +66,127 @@ class Terms:
 jax.tree_util.register_dataclass(Terms, ["low", "main", "high"], [])
 
 
-def bound_terms(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  keys: jax.Array,
-  *,
-  process: Process,
-  noise: Noise,
-  num_times: int,
-  num_groups: int = 2,
-  time_sampling: TimeSampling = "low_discrepancy",
-) -> Terms:
-  """Estimates the pieces of the bound for each sequence.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimator(abc.ABC):
+  """Estimates of the pieces of a bound for each sequence.
 
-  Every sequence draws its own times: num_groups independent groups of num_times // num_groups
-  times. The spread between groups gives the standard error (`mean_and_stderr`).
+  Every sequence makes its own draws, in num_groups independent groups; the spread between groups
+  gives the standard error (`mean_and_stderr`).
 
-  Args:
-    stats_fn: the network, as in `losses`.
-    x0: int[B, L], clean tokens; one that is given is its complement ~token.
-    keys: PRNG keys [B]; the estimate of a sequence depends on its key alone.
-    num_times: draws in the main piece; a multiple of num_groups.
-    num_groups: at least 2 where a standard error is wanted.
-    time_sampling: `low_discrepancy`, the times of a group evenly spaced from a random shift on, or
-      `iid`, each uniform by itself. The mean is the same.
+  Attributes:
+    network: the score network.
+    noise: its schedule.
+    num_draws: in the main piece; a multiple of num_groups.
+    num_groups: G, at least 2 where a standard error is wanted.
+    sampling: `low_discrepancy`, the drawn numbers of a group evenly spaced from a random shift on,
+      or `iid`, each by itself. The mean is the same.
 
   Raises:
-    ValueError: num_times is not a positive multiple of num_groups, or time_sampling is unknown.
+    ValueError: num_draws is not a positive multiple of num_groups, or sampling is unknown.
   """
-  check_draws("num_times", num_times, num_groups, time_sampling)
-  draws = num_times // num_groups
-  end_draws = -(-draws // END_SHARE)
-  last = noise.total(1.0)
-  pieces = [(_low, end_draws), (_main, draws)]
-  prior_kl = process.prior_kl(last)
-  if prior_kl is None:
-    pieces.append((_high, end_draws))
 
-  branches = [functools.partial(substitution, noise) for substitution, _ in pieces]
-  stats_beyond = _carried_on(stats_fn, last)
+  network: ScoreNetwork
+  noise: Noise
+  num_draws: int
+  num_groups: int = 2
+  sampling: TimeSampling = "low_discrepancy"
 
-  def one_draw(piece, u_B, corrupt_keys):
-    total_B, weight_B = jax.lax.switch(piece, branches, u_B)
-    entropy_B = score_entropy_at(stats_beyond, x0, total_B, corrupt_keys, process=process)
-    return weight_B * entropy_B
+  def __post_init__(self):
+    if self.sampling not in TIME_SAMPLINGS:
+      known = ", ".join(TIME_SAMPLINGS)
+      raise ValueError(f"time_sampling={self.sampling!r} must be one of {known}")
+    groups, draws = self.num_groups, self.num_draws
+    if groups < 1 or draws < 1 or draws % groups:
+      raise ValueError(f"num_draws={draws} must be a positive multiple of num_groups={groups}")
 
-  estimates = group_means(
-    one_draw, [count for _, count in pieces], keys, num_groups=num_groups, sampling=time_sampling
-  )
-  if prior_kl is not None:
-    prior_B = jnp.sum(x0 >= 0, axis=1) * prior_kl
-    estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
-  return Terms(*estimates)
+  @abc.abstractmethod
+  def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:
+    """The pieces of the bound. A pure function, to be compiled.
+
+    Args:
+      params: of the network.
+      batch: clean tokens; the bound is on the law of those that count, given the others.
+      keys: PRNG keys [B]; the estimate of a sequence depends on its tokens and its key alone.
+    """
+
+  @property
+  def _draws(self) -> int:
+    """Draws of a group in the main piece."""
+    return self.num_draws // self.num_groups
+
+  @property
+  def _end_draws(self) -> int:
+    """Draws of a group in `low` and `high`."""
+    return -(-self._draws // END_SHARE)
+
+  def _group_means(
+    self,
+    one_draw: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    draws: Sequence[int],
+    keys: jax.Array,
+  ) -> list[jax.Array]:
+    """Means over the draws of each group of each piece of a bound, float[G, B] for each piece.
+
+    Args:
+      one_draw: of a piece int32[], a number u[B] in [0, 1) and keys [B] to float[B].
+      draws: of a group, for each piece.
+      keys: PRNG keys [B].
+    """
+    # One row per draw: its piece, its group, its place in the group, and the shift of its number.
+    schedule = [
+      (piece, group, i, i / count)
+      for piece, count in enumerate(draws)
+      for group in range(self.num_groups)
+      for i in range(count)
+    ]
+
+    def body(_, draw):
+      piece, group, i, shift = draw
+
+      def of_example(key):
+        key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
+        key_number, key_rest = jax.random.split(key)
+        if self.sampling == "low_discrepancy":
+          u = (jax.random.uniform(key_number) + shift) % 1.0
+        else:
+          u = jax.random.uniform(jax.random.fold_in(key_number, i))
+        return u, jax.random.fold_in(key_rest, i)
+
+      return None, one_draw(piece, *jax.vmap(of_example)(keys))
+
+    schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
+    _, values_DB = jax.lax.scan(body, None, schedule_D)
+    means, start = [], 0
+    for count in draws:
+      stop = start + self.num_groups * count
+      means.append(jnp.mean(values_DB[start:stop].reshape(self.num_groups, count, -1), axis=1))
+      start = stop
+    return means
 
 
-def check_draws(name: str, draws: int, num_groups: int, sampling: TimeSampling) -> None:
-  """Refuses draws that make no groups.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeIntegral(Estimator):
+  """The bound as an integral over time, of any score network."""
 
-  Raises:
-    ValueError: draws is not a positive multiple of num_groups, or sampling is unknown.
-  """
-  if sampling not in TIME_SAMPLINGS:
-    raise ValueError(f"time_sampling={sampling!r} must be one of {', '.join(TIME_SAMPLINGS)}")
-  if num_groups < 1 or draws < 1 or draws % num_groups:
-    raise ValueError(f"{name}={draws} must be a positive multiple of num_groups={num_groups}")
+  def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:
+    process, last = self.network.process, self.noise.total(1.0)
+    prior_kl = process.prior_kl(last)
+    pieces = [(_low, self._end_draws), (_main, self._draws)]
+    if prior_kl is None:
+      pieces.append((_high, self._end_draws))
+    branches = [functools.partial(substitution, self.noise) for substitution, _ in pieces]
+    stats_fn = _carried_on(self.network.stats_fn(params, batch), last)
 
+    def one_draw(piece, u_B, corrupt_keys):
+      total_B, weight_B = jax.lax.switch(piece, branches, u_B)
+      entropy_BL = score_entropy_at(stats_fn, batch, total_B, corrupt_keys, process=process)
+      return weighted_sum(weight_B, entropy_BL)
 
-def group_means(
-  one_draw: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-  draws: Sequence[int],
-  keys: jax.Array,
-  *,
-  num_groups: int,
-  sampling: TimeSampling,
-) -> list[jax.Array]:
-  """Means over the draws of each group of each piece of a bound, float[G, B] for each piece.
-
-  Args:
-    one_draw: of a piece int32[], a number u[B] in [0, 1) and keys [B] to float[B].
-    draws: of a group, for each piece.
-    keys: PRNG keys [B]; what a sequence draws depends on its key alone.
-    num_groups: G.
-    sampling: `low_discrepancy` spaces the numbers of a group evenly from a random shift on; `iid`
-      draws each by itself. The other random words are independent either way.
-  """
-  # One row per draw: its piece, its group, its place in the group, and the shift of its number.
-  schedule = [
-    (piece, group, i, i / count)
-    for piece, count in enumerate(draws)
-    for group in range(num_groups)
-    for i in range(count)
-  ]
-
-  def body(_, draw):
-    piece, group, i, shift = draw
-
-    def of_example(key):
-      key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
-      key_number, key_rest = jax.random.split(key)
-      if sampling == "low_discrepancy":
-        u = (jax.random.uniform(key_number) + shift) % 1.0
-      else:
-        u = jax.random.uniform(jax.random.fold_in(key_number, i))
-      return u, jax.random.fold_in(key_rest, i)
-
-    return None, one_draw(piece, *jax.vmap(of_example)(keys))
-
-  schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
-  _, values_DB = jax.lax.scan(body, None, schedule_D)
-  means, start = [], 0
-  for count in draws:
-    stop = start + num_groups * count
-    means.append(jnp.mean(values_DB[start:stop].reshape(num_groups, count, -1), axis=1))
-    start = stop
-  return means
+    estimates = self._group_means(one_draw, [count for _, count in pieces], keys)
+    if prior_kl is not None:
+      prior_B = jnp.sum(batch.loss_mask, axis=1) * prior_kl
+      estimates.append(jnp.broadcast_to(prior_B, estimates[0].shape).astype(estimates[0].dtype))
+    return Terms(*estimates)
 
 
 def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,19 +7,22 @@ The seam to the network is a `StatsFn`: noisy tokens, clean tokens and total noi
 out. Whoever builds it decides whether [B, L, S] ever exists.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.batch import Batch
+from sedd_jax.diffusion.levels import Level, at_tokens, map_level, weighted_sum
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.process import Process
 from sedd_jax.diffusion.score import ScoreStats
 
 LogScoreFn = Callable[[jax.Array, jax.Array], jax.Array]  # x_BL, total_B -> log_score_BLS
-StatsFn = Callable[[jax.Array, jax.Array, jax.Array], ScoreStats]  # x_BL, x0_BL, total_B -> [B, L]
+StatsFn = Callable[[jax.Array, jax.Array, Any], ScoreStats]  # x_BL, x0_BL, total -> [B, L]
 TimeSampling = Literal["low_discrepancy", "iid"]
 TIME_SAMPLINGS: tuple[TimeSampling, ...] = get_args(TimeSampling)
 
@@ -27,15 +30,38 @@ TIME_SAMPLINGS: tuple[TimeSampling, ...] = get_args(TimeSampling)
 MIN_TIME = 1e-3
 
 
-def from_log_score(log_score_fn: LogScoreFn, process: Process) -> StatsFn:
-  """The StatsFn of a function that returns dense log scores."""
-  return lambda x_BL, x0_BL, total_B: process.stats(log_score_fn(x_BL, total_B), x_BL, x0_BL)
+class ScoreNetwork(Protocol):
+  """A score network as losses and bounds need it."""
+
+  @property
+  def process(self) -> Process: ...
+
+  def stats_fn(self, params: Any, batch: Batch) -> StatsFn:
+    """The network on rows like those of a batch."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseNetwork:
+  """A `ScoreNetwork` without parameters, from a function that returns dense log scores.
+
+  Attributes:
+    process: the noising process.
+    log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
+  """
+
+  process: Process
+  log_score_fn: LogScoreFn
+
+  def stats_fn(self, params: Any = None, batch: Batch | None = None) -> StatsFn:
+    del params, batch
+    return lambda x, x0, total: self.process.stats(self.log_score_fn(x, total), x, x0)
 
 
 def denoising_score_entropy(
   stats_fn: StatsFn,
-  x0: jax.Array,
-  t: jax.Array,
+  batch: Batch,
+  t: Level,
   keys: jax.Array,
   *,
   process: Process,
@@ -47,33 +73,32 @@ def denoising_score_entropy(
 
   Args:
     stats_fn: the network (see the module docstring).
-    x0: int[B, L], clean tokens. One that is given, so that it stays clean and does not count, is
-      its complement ~token; then the bound is on the law of the others, given these.
-    t: float[B], times in [0, 1].
+    batch: clean tokens; the bound is on the law of those that count, given the others.
+    t: times in [0, 1], float[B] or a table.
     keys: PRNG keys [B], one per example.
 
   Returns:
     float[B], nats per sequence, of the tokens that count.
   """
-  return noise.rate(t) * score_entropy_at(stats_fn, x0, noise.total(t), keys, process=process)
+  entropy = score_entropy_at(stats_fn, batch, map_level(noise.total, t), keys, process=process)
+  return weighted_sum(map_level(noise.rate, t), entropy)
 
 
 def score_entropy_at(
-  stats_fn: StatsFn, x0: jax.Array, total: jax.Array, keys: jax.Array, *, process: Process
+  stats_fn: StatsFn, batch: Batch, total: Level, keys: jax.Array, *, process: Process
 ) -> jax.Array:
-  """Score entropy of sequences corrupted with given total noise, summed over positions.
+  """Score entropy of sequences corrupted with given total noise.
 
   Args:
-    total: float[B], total noise of each sequence; the others as in `denoising_score_entropy`.
+    total: total noise, float[B] or a table; the others as in `denoising_score_entropy`.
 
   Returns:
-    float[B], nats per unit of total noise.
+    float[B, L], nats per unit of total noise; 0 at tokens that do not count.
   """
-  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-  x = jnp.where(counts, jax.vmap(process.corrupt)(keys, x0, total), x0)
-  stats = stats_fn(x, x0, total)
-  entropy = process.score_entropy_from_stats(stats, x, x0, total[:, None])
-  return jnp.sum(jnp.where(counts, entropy, 0.0), axis=-1)
+  x0, at = batch.tokens, at_tokens(total)
+  x = jnp.where(batch.loss_mask, jax.vmap(process.corrupt)(keys, x0, at), x0)
+  entropy = process.score_entropy_from_stats(stats_fn(x, x0, total), x, x0, at)
+  return jnp.where(batch.loss_mask, entropy, 0.0)
 
 
 def example_keys(key: jax.Array, step: jax.typing.ArrayLike, index: jax.Array) -> jax.Array:

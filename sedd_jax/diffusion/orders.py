@@ -17,21 +17,23 @@ average. Both are true bounds for it too. `shares` is its strict bound once more
 variable. `orders` bounds another model of the same network: the any-order one, which writes tokens
 one by one and asks for each at the share that is still masked.
 
-A given token (~token) stays clean and does not count, as in `losses.score_entropy_at`; n is the
-number of the others.
+A token that does not count (`Batch.loss_mask`) stays clean; n is the number of the others.
 
-B: sequences, L: positions, G: independent groups of draws, D: all draws.
+B: sequences, L: positions, G: independent groups of draws.
 """
 
+import abc
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sedd_jax.diffusion.bounds import END_SHARE, Terms, check_draws, group_means
-from sedd_jax.diffusion.losses import MIN_TIME, StatsFn, TimeSampling
-from sedd_jax.diffusion.noise import Noise
+from sedd_jax.batch import Batch
+from sedd_jax.diffusion.bounds import Estimator, Terms
+from sedd_jax.diffusion.losses import MIN_TIME, StatsFn
 from sedd_jax.diffusion.numerics import bernoulli, log_expm1
 from sedd_jax.diffusion.parameterizations import Conditional
 from sedd_jax.diffusion.process import Process, mask_of
@@ -46,153 +48,99 @@ def supports_orders(process: Process, parameterization: str) -> bool:
   return process.parameterizations.get(parameterization) is Conditional
 
 
-def share_terms(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  keys: jax.Array,
-  *,
-  process: Process,
-  noise: Noise,
-  num_draws: int,
-  num_groups: int = 2,
-  sampling: TimeSampling = "low_discrepancy",
-) -> Terms:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Masked(Estimator):
+  """Estimates by cross entropies of masked tokens.
+
+  The network is of the `conditional` parameterization. It is told of no more noise than that of
+  t = 1.
+  """
+
+  @abc.abstractmethod
+  def _pieces(self) -> list[tuple[Masking, int]]:
+    """Each piece of the bound: its masking and its draws in a group."""
+
+  def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:
+    stats_fn = self.network.stats_fn(params, batch)
+    maskings, draws = zip(*self._pieces(), strict=True)
+
+    def one_draw(piece, u_B, mask_keys):
+      masked, share_B, weight_B = jax.lax.switch(piece, maskings, u_B, batch.loss_mask, mask_keys)
+      return weight_B * self._cross_entropy(stats_fn, batch.tokens, masked, share_B)
+
+    *low, main = self._group_means(one_draw, draws, keys)
+    nothing = jnp.zeros_like(main)
+    return Terms(low[0] if low else nothing, main, nothing)
+
+  def _cross_entropy(
+    self, stats_fn: StatsFn, x0: jax.Array, masked: jax.Array, share: jax.Array
+  ) -> jax.Array:
+    """float[B], nats: of the masked tokens, where this share of them is on average."""
+    total = jnp.minimum(-jnp.log1p(-share), self.noise.total(1.0))
+    stats = stats_fn(jnp.where(masked, mask_of(self.network.process), x0), x0, total)
+    # The log score is the log probability minus log expm1(total).
+    log_p = stats.at_x0 + log_expm1(total)[:, None]
+    return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shares(_Masked):
   """Estimates from masking probabilities uniform in (0, 1): lambda-DCE.
 
   Near 0 the weight 1 / lambda makes the variance infinite, so those below MIN_TIME are drawn by
   themselves, more of them where it matters: they are `low`. `main` holds those above, `high` is 0.
-
-  Args:
-    stats_fn: a network of the `conditional` parameterization.
-    x0: int[B, L], clean tokens; one that is given is its complement ~token.
-    keys: PRNG keys [B]; the estimate of a sequence depends on its tokens and its key alone.
-    process: the network's.
-    noise: its schedule: it is asked for no more noise than that of t = 1.
-    num_draws: in `main`, a multiple of num_groups.
-    num_groups: at least 2 where a standard error is wanted.
-    sampling: `low_discrepancy` spaces the probabilities of a group evenly from a random shift on;
-      `iid` draws each by itself.
-
-  Raises:
-    ValueError: num_draws or sampling cannot be used.
   """
-  check_draws("num_draws", num_draws, num_groups, sampling)
-  draws = num_draws // num_groups
-  pieces = [(_low_share, -(-draws // END_SHARE)), (_main_share, draws)]
-  low, main = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
-  return Terms(low, main, jnp.zeros_like(main))
+
+  def _pieces(self) -> list[tuple[Masking, int]]:
+    return [(_low_share, self._end_draws), (_main_share, self._draws)]
 
 
-def order_terms(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  keys: jax.Array,
-  *,
-  process: Process,
-  noise: Noise,
-  num_draws: int,
-  num_groups: int = 2,
-  sampling: TimeSampling = "low_discrepancy",
-) -> Terms:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Orders(_Masked):
   """Estimates from numbers of masked tokens uniform in 1 ... n: the any-order bound.
 
-  Arguments and errors as in `share_terms`, with numbers for probabilities. All is in `main`.
+  All is in `main`.
   """
-  check_draws("num_draws", num_draws, num_groups, sampling)
-  pieces = [(_subset, num_draws // num_groups)]
-  (main,) = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
-  return Terms(jnp.zeros_like(main), main, jnp.zeros_like(main))
+
+  def _pieces(self) -> list[tuple[Masking, int]]:
+    return [(_subset, self._draws)]
 
 
-def step_terms(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  keys: jax.Array,
-  *,
-  process: Process,
-  noise: Noise,
-  num_steps: int,
-  num_draws: int,
-  num_groups: int = 2,
-  sampling: TimeSampling = "low_discrepancy",
-) -> Terms:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps(_Masked):
   """Estimates of the bound in discrete time, for an ancestral sampler of num_steps steps.
 
   After step i of T a token is masked with probability i / T (D3PM, arXiv:2107.03006: absorbing
   state, with the posterior that keeps unmasked tokens). The bound has no end terms: at T all is
-  masked, and step 1 leaves no mask. It falls towards that of `share_terms` as T grows. All is in
-  `main`; arguments and errors otherwise as there.
+  masked, and step 1 leaves no mask. It falls towards that of `Shares` as T grows. All is in `main`.
 
-  Args:
+  Attributes, beside those of `Estimator`:
     num_steps: T.
   """
-  check_draws("num_draws", num_draws, num_groups, sampling)
-  masking = functools.partial(_with_probability, functools.partial(_at_step, num_steps))
-  pieces: list[tuple[Masking, int]] = [(masking, num_draws // num_groups)]
-  (main,) = _estimates(stats_fn, x0, keys, pieces, process, noise, num_groups, sampling)
-  return Terms(jnp.zeros_like(main), main, jnp.zeros_like(main))
 
+  num_steps: int
 
-def step_cross_entropy(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  u: jax.Array,
-  keys: jax.Array,
-  *,
-  process: Process,
-  noise: Noise,
-  num_steps: int,
-) -> jax.Array:
-  """One draw of `step_terms`: what training in discrete time minimises.
+  def _pieces(self) -> list[tuple[Masking, int]]:
+    return [(self._masking, self._draws)]
 
-  Args:
-    u: float[B] in [0, 1), which says the step: 1 + floor(u T).
-    keys: PRNG keys [B].
+  def one_draw(self, stats_fn: StatsFn, batch: Batch, u: jax.Array, keys: jax.Array) -> jax.Array:
+    """One draw of the bound: what training in discrete time minimises.
 
-  Returns:
-    float[B], nats per sequence, of the tokens that count.
-  """
-  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-  masked, share, weight = _with_probability(functools.partial(_at_step, num_steps), u, counts, keys)
-  return weight * _cross_entropy(stats_fn, x0, masked, share, process, noise)
+    Args:
+      stats_fn: the network, as in `losses`.
+      batch: clean tokens.
+      u: float[B] in [0, 1), which says the step: 1 + floor(u T).
+      keys: PRNG keys [B].
 
+    Returns:
+      float[B], nats per sequence, of the tokens that count.
+    """
+    masked, share, weight = self._masking(u, batch.loss_mask, keys)
+    return weight * self._cross_entropy(stats_fn, batch.tokens, masked, share)
 
-def _estimates(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  keys: jax.Array,
-  pieces: list[tuple[Masking, int]],
-  process: Process,
-  noise: Noise,
-  num_groups: int,
-  sampling: TimeSampling,
-) -> list[jax.Array]:
-  """float[G, B] for each piece, a masking and its draws in a group."""
-  counts, x0 = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-  maskings = [masking for masking, _ in pieces]
-
-  def one_draw(piece, u_B, mask_keys):
-    masked, share_B, weight_B = jax.lax.switch(piece, maskings, u_B, counts, mask_keys)
-    return weight_B * _cross_entropy(stats_fn, x0, masked, share_B, process, noise)
-
-  draws = [count for _, count in pieces]
-  return group_means(one_draw, draws, keys, num_groups=num_groups, sampling=sampling)
-
-
-def _cross_entropy(
-  stats_fn: StatsFn,
-  x0: jax.Array,
-  masked: jax.Array,
-  share: jax.Array,
-  process: Process,
-  noise: Noise,
-) -> jax.Array:
-  """float[B], nats: of the masked tokens, where this share of them is on average."""
-  total = jnp.minimum(-jnp.log1p(-share), noise.total(1.0))
-  stats = stats_fn(jnp.where(masked, mask_of(process), x0), x0, total)
-  # The log score is the log probability minus log expm1(total).
-  log_p = stats.at_x0 + log_expm1(total)[:, None]
-  return -jnp.sum(jnp.where(masked, log_p, 0.0), axis=-1)
+  @property
+  def _masking(self) -> Masking:
+    return functools.partial(_with_probability, functools.partial(_at_step, self.num_steps))
 
 
 def _with_probability(substitution, u_B, counts, keys):

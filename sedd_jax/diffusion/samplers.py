@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sedd_jax.diffusion.categorical import sample_categorical
 from sedd_jax.diffusion.numerics import bernoulli, clock, is_state, jump_or_stay
 from sedd_jax.diffusion.process import mask_of
-from sedd_jax.diffusion.sampling import Move, Moved, Network, Sampler, draw_each
+from sedd_jax.diffusion.sampling import Denoiser, Move, Sampler, StepResult, draw_each
 from sedd_jax.diffusion.schedules import END_TIME
 
 # Steps of a sampler that sets its own times end just above the last time while work is left.
@@ -30,15 +30,10 @@ class Euler(Sampler):
   Source: equation 17 of arXiv:2310.16834 (tau-leaping); eq. 15 in docs/math.md.
   """
 
-  def probs(self, log_score, x, t, t_next, *, process, noise):
-    """Law of each token at t_next: float[..., S]; x is int[...], the times broadcast to it."""
-    log_step = jnp.log(jnp.broadcast_to((t - t_next) * noise.rate(t), x.shape))
-    log_jump = process.log_reverse_rates(log_score, x) + log_step[..., None]
-    return jump_or_stay(log_jump, is_state(x, process.num_states))
-
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    needed = network.process.needs_score(x) & move.free
-    return Moved(network.draw(self.probs, x, move, needed), move.t_next)
+  def law(self, row, t, t_next, *, process, noise):
+    log_step = jnp.log(jnp.broadcast_to((t - t_next) * noise.rate(t), row.x.shape))
+    log_jump = process.log_reverse_rates(row.log_score, row.x) + log_step[..., None]
+    return jump_or_stay(log_jump, is_state(row.x, process.num_states))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +43,8 @@ class Tweedie(Sampler):
   Source: theorems 4.1 and 4.2 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
   """
 
-  def probs(self, log_score, x, t, t_next, *, process, noise):
-    """Law of each token at t_next: float[..., S]; x is int[...], the times broadcast to it."""
-    return process.tweedie_probs(log_score, x, noise.total(t) - noise.total(t_next))
-
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    needed = network.process.needs_score(x) & move.free
-    return Moved(network.draw(self.probs, x, move, needed), move.t_next)
+  def law(self, row, t, t_next, *, process, noise):
+    return process.tweedie_probs(row.log_score, row.x, noise.total(t) - noise.total(t_next))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +59,10 @@ class Ancestral(Sampler):
 
   needs_masks = True
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    lifted = _lifted(network.noise.total(move.t), network.noise.total(move.t_next))
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    lifted = _lifted(denoiser.noise.total(move.t), denoiser.noise.total(move.t_next))
     jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
-    return Moved(reveal(network, x, move, jump), move.t_next)
+    return StepResult(reveal(denoiser, x, move, jump), move.t_next)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +93,8 @@ class ReMDM(Sampler):
       if not 0.0 <= getattr(self, name) <= 1.0:
         raise ValueError(f"sampler remdm: {name}={getattr(self, name)} must lie in [0, 1]")
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    total, total_next = network.noise.total(move.t), network.noise.total(move.t_next)
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    total, total_next = denoiser.noise.total(move.t), denoiser.noise.total(move.t_next)
     kept, masked = jnp.exp(-total), -jnp.expm1(-total)
     again = jnp.minimum(1.0, -jnp.expm1(-total_next) / kept)
     again = jnp.minimum(self.cap, self.rescale * again)
@@ -112,9 +102,9 @@ class ReMDM(Sampler):
     lifted = jnp.minimum(_lifted(total, total_next) + again * kept / masked, 1.0)
     jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
     forget = bernoulli_each(move.keys_of_tokens(2), again[:, None])
-    forget &= move.free & ~network.process.needs_score(x)
-    x_next = reveal(network, x, move, jump)
-    return Moved(jnp.where(forget, mask_of(network.process), x_next), move.t_next)
+    forget &= move.free & ~denoiser.process.needs_score(x)
+    x_next = reveal(denoiser, x, move, jump)
+    return StepResult(jnp.where(forget, mask_of(denoiser.process), x_next), move.t_next)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +121,17 @@ class FirstHitting(Sampler):
   needs_masks = True
   sets_times = True
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.needs_score(x) & move.free
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    masked = denoiser.process.needs_score(x) & move.free
     left = jnp.sum(masked, axis=-1)
     bits = jax.vmap(lambda key: jax.random.bits(key, (1,), jnp.uint32)[0])(move.keys_for(1))
     u = (bits.astype(move.t.dtype) + 0.5) * 2.0**-32
-    later = clock(network.noise.total(move.t)) - jnp.log(u) / jnp.maximum(left, 1)
-    t_next = jnp.maximum(network.noise.time(clock(later)), _NOT_YET)
+    later = clock(denoiser.noise.total(move.t)) - jnp.log(u) / jnp.maximum(left, 1)
+    t_next = jnp.maximum(denoiser.noise.time(clock(later)), _NOT_YET)
     order = jax.vmap(jax.vmap(jax.random.exponential))(move.keys_of_tokens(2))
     first = ranks(order, masked) < 1
-    x_next = reveal(network, x, move._replace(t=t_next), first)
-    return Moved(x_next, jnp.where(left > 1, t_next, END_TIME))
+    x_next = reveal(denoiser, x, move._replace(t=t_next), first)
+    return StepResult(x_next, jnp.where(left > 1, t_next, END_TIME))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,21 +146,21 @@ class Confidence(Sampler):
 
   needs_masks = True
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.needs_score(x) & move.free
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    masked = denoiser.process.needs_score(x) & move.free
     left, all_free = jnp.sum(masked, axis=-1), jnp.sum(move.free, axis=-1)
-    share = _masked(network, move.t_next) / _masked(network, jnp.ones_like(move.t))
+    share = _masked(denoiser, move.t_next) / _masked(denoiser, jnp.ones_like(move.t))
     count = left - jnp.floor(all_free * share).astype(left.dtype)
     needed = masked & (count > 0)[:, None]
 
     def rule(keys, row):
-      log_p = jnp.log(network.process.denoise_probs(*row))
+      log_p = jnp.log(denoiser.process.denoise_probs(*row))
       token = jax.vmap(sample_categorical)(keys, log_p)
       return token, jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
 
-    token, log_p = _each_masked(rule, network, x, move, needed)
+    token, log_p = _each_masked(rule, denoiser, x, move, needed)
     chosen = ranks(log_p, masked) < count[:, None]
-    return Moved(jnp.where(chosen & needed, token, x), move.t_next)
+    return StepResult(jnp.where(chosen & needed, token, x), move.t_next)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,14 +189,14 @@ class EntropyBounded(Sampler):
     if not self.gamma >= 0.0:
       raise ValueError(f"sampler entropy_bounded: gamma={self.gamma} must be at least 0")
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    masked = network.process.needs_score(x) & move.free
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    masked = denoiser.process.needs_score(x) & move.free
 
     def rule(keys, row):
-      p = network.process.denoise_probs(*row)
+      p = denoiser.process.denoise_probs(*row)
       return draw_each(keys, p), jnp.sum(jax.scipy.special.entr(p), axis=-1)
 
-    token, entropy = _each_masked(rule, network, x, move, masked)
+    token, entropy = _each_masked(rule, denoiser, x, move, masked)
     place = ranks(-entropy, masked)
     rising = jnp.sort(jnp.where(masked, entropy, jnp.inf), axis=-1)
     within = jnp.cumsum(rising, axis=-1) - rising <= self.gamma
@@ -214,9 +204,9 @@ class EntropyBounded(Sampler):
     left = jnp.sum(masked & ~chosen, axis=-1)
     # The time at which as many masks are expected.
     share = left / jnp.maximum(jnp.sum(move.free, axis=-1), 1)
-    masked_share = share * _masked(network, jnp.ones_like(move.t))
-    t_next = jnp.maximum(network.noise.time(-jnp.log1p(-masked_share)), _NOT_YET)
-    return Moved(jnp.where(chosen, token, x), jnp.where(left > 0, t_next, END_TIME))
+    masked_share = share * _masked(denoiser, jnp.ones_like(move.t))
+    t_next = jnp.maximum(denoiser.noise.time(-jnp.log1p(-masked_share)), _NOT_YET)
+    return StepResult(jnp.where(chosen, token, x), jnp.where(left > 0, t_next, END_TIME))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +237,8 @@ class Trapezoidal(Sampler):
     if not 0.0 < self.theta < 1.0:
       raise ValueError(f"sampler trapezoidal: theta={self.theta} must lie in (0, 1)")
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    process, noise = network.process, network.noise
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    process, noise = denoiser.process, denoiser.noise
     ahead = 1.0 / (2.0 * self.theta * (1.0 - self.theta))
     total, total_next = noise.total(move.t), noise.total(move.t_next)
     now, then = clock(total), clock(total_next)
@@ -269,14 +259,14 @@ class Trapezoidal(Sampler):
       return draw_each(keys, probs), 0.5 * jnp.sum(jnp.abs(probs - held), axis=-1)
 
     needed = process.needs_score(x) & move.free
-    start, step = network.see(x, total, needed), on_tokens(total - between, x)
+    start, step = denoiser.call(x, total, needed), on_tokens(total - between, x)
     args = move.keys_of_tokens(1), step
-    x_between = network.each_row(first, needed, x, start, args=args)
+    x_between = denoiser.each_row(first, needed, x, start, args=args)
     needed = process.needs_score(x_between) & move.free
-    seen, step = network.see(x_between, between, needed), on_tokens(between - total_next, x)
+    seen, step = denoiser.call(x_between, between, needed), on_tokens(between - total_next, x)
     args, otherwise = (move.keys_of_tokens(2), step), (x_between, jnp.zeros_like(step))
-    x_next, error = network.each_row(second, needed, otherwise, seen, start, args=args)
-    return Moved(x_next, move.t_next, jnp.sum(error, axis=-1))
+    x_next, error = denoiser.each_row(second, needed, otherwise, seen, start, args=args)
+    return StepResult(x_next, move.t_next, jnp.sum(error, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,31 +301,32 @@ class PredictorCorrector(Sampler):
     if not 0.0 < self.size <= 1.0:
       raise ValueError(f"{name} size={self.size} must lie in (0, 1]")
 
-  def probs(self, log_score, x, t, t_next, *, process, noise):
-    """Law of each token after a corrector step at t: float[..., S]; t_next is not used."""
+  def law(self, row, t, t_next, *, process, noise):
+    """Probabilities after a corrector step at t; t_next is not used."""
     del t_next
-    total = jnp.broadcast_to(noise.total(t), x.shape)[..., None]
-    rate = jnp.exp(process.log_reverse_rates(log_score, x)) + jnp.maximum(process.rates(x), 0.0)
+    total = jnp.broadcast_to(noise.total(t), row.x.shape)[..., None]
+    noising = jnp.maximum(process.rates(row.x), 0.0)
+    rate = jnp.exp(process.log_reverse_rates(row.log_score, row.x)) + noising
     step = self.size * -jnp.expm1(-total)
-    return jump_or_stay(jnp.log(rate * step), is_state(x, process.num_states))
+    return jump_or_stay(jnp.log(rate * step), is_state(row.x, process.num_states))
 
-  def advance(self, network: Network, x: jax.Array, move: Move) -> Moved:
-    moved = SAMPLERS[self.predictor]().advance(network, x, move)
+  def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
+    moved = SAMPLERS[self.predictor]().advance(denoiser, x, move)
     x = moved.x
     for i in range(self.corrections):
       at = move._replace(keys=move.keys_for(3 + i), t=moved.t)
-      x = self.correct(network, x, at)
-    return Moved(x, moved.t)
+      x = self.correct(denoiser, x, at)
+    return StepResult(x, moved.t)
 
-  def correct(self, network: Network, x: jax.Array, move: Move) -> jax.Array:
+  def correct(self, denoiser: Denoiser, x: jax.Array, move: Move) -> jax.Array:
     """One corrector step at move.t."""
-    process = network.process
+    process = denoiser.process
     jumps_back = process.needs_score(x)
-    changed = network.draw(self.probs, x, move, jumps_back & move.free)
+    changed = denoiser.draw(self.law, x, move, jumps_back & move.free)
     if process.mask_id is None:
       return changed
     # Unmasked tokens: only noise can move them, which no network need tell.
-    share = self.size * _masked(network, move.t)
+    share = self.size * _masked(denoiser, move.t)
     forget = bernoulli_each(move.keys_of_tokens(1), share[:, None]) & ~jumps_back & move.free
     return jnp.where(forget, mask_of(process), changed)
 
@@ -356,20 +347,20 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 # --- What samplers share
 
 
-def reveal(network: Network, x: jax.Array, move: Move, chosen: jax.Array) -> jax.Array:
+def reveal(denoiser: Denoiser, x: jax.Array, move: Move, chosen: jax.Array) -> jax.Array:
   """Draws the chosen masked tokens from their normalised scores at move.t; int32[B, L]."""
 
   def rule(keys, row):
-    return draw_each(keys, network.process.denoise_probs(*row))
+    return draw_each(keys, denoiser.process.denoise_probs(*row))
 
-  needed = chosen & network.process.needs_score(x) & move.free
-  seen = network.see(x, network.noise.total(move.t), needed)
-  return network.each_row(rule, needed, x, seen, args=move.keys_of_tokens())
+  needed = chosen & denoiser.process.needs_score(x) & move.free
+  seen = denoiser.call(x, denoiser.noise.total(move.t), needed)
+  return denoiser.each_row(rule, needed, x, seen, args=move.keys_of_tokens())
 
 
 def ranks(value: jax.Array, among: jax.Array) -> jax.Array:
-  """The place of each entry of float[B, L] in its row, largest first, from 0; those not among come
-  after all that are. int32[B, L]."""
+  """The rank of each entry of float[B, L] in its row, largest first, from 0. Excluded entries rank
+  last. int32[B, L]."""
   order = jnp.lexsort((-value, ~among), axis=-1)
   return jnp.argsort(order, axis=-1).astype(jnp.int32)
 
@@ -384,16 +375,16 @@ def on_tokens(value: jax.Array, x: jax.Array) -> jax.Array:
   return jnp.broadcast_to(value[:, None], x.shape)
 
 
-def _each_masked(rule, network: Network, x: jax.Array, move: Move, needed: jax.Array):
+def _each_masked(rule, denoiser: Denoiser, x: jax.Array, move: Move, needed: jax.Array):
   """(int32[B, L], float[B, L]) from a rule that returns a token and a number."""
-  seen = network.see(x, network.noise.total(move.t), needed)
+  seen = denoiser.call(x, denoiser.noise.total(move.t), needed)
   nothing = (x, jnp.zeros(x.shape, move.t.dtype))
-  return network.each_row(rule, needed, nothing, seen, args=move.keys_of_tokens())
+  return denoiser.each_row(rule, needed, nothing, seen, args=move.keys_of_tokens())
 
 
-def _masked(network: Network, t: jax.Array) -> jax.Array:
+def _masked(denoiser: Denoiser, t: jax.Array) -> jax.Array:
   """Probability that a token is masked at t."""
-  return -jnp.expm1(-network.noise.total(t))
+  return -jnp.expm1(-denoiser.noise.total(t))
 
 
 def _lifted(total: jax.Array, total_next: jax.Array) -> jax.Array:

@@ -40,8 +40,8 @@ class Row(NamedTuple):
   total: jax.Array
 
 
-class Seen(NamedTuple):
-  """What a call of the network leaves: enough to get any row of log scores.
+class NetworkOutput(NamedTuple):
+  """The result of a call of the network: enough for any row of log scores.
 
   Attributes:
     features: float[B, L, ...].
@@ -57,25 +57,25 @@ class Seen(NamedTuple):
 class Scores(Protocol):
   """A network as sampling needs it."""
 
-  def see(self, x: jax.Array, total: jax.Array) -> jax.Array:
-    """A call: int[B, L] and float[B] to features float[B, L, ...]."""
+  def call(self, x: jax.Array, total: jax.Array) -> jax.Array:
+    """A call of the network: int[B, L] and float[B] to features float[B, L, ...]."""
     ...
 
   def each_row(
     self,
-    rule: Callable[..., Any],
+    function: Callable[..., Any],
     needed: jax.Array,
     otherwise: Any,
-    seen: tuple[Seen, ...],
+    outputs: tuple[NetworkOutput, ...],
     args: Any,
   ) -> Any:
-    """What a rule says of each row that is needed.
+    """A function of each row that is needed, run on tiles of them.
 
     Args:
-      rule: (args of these rows, one `Row` for each of seen) to a tree of arrays [T].
+      function: (args of these rows, one `Row` for each of outputs) to a tree of arrays [T].
       needed: bool[B, L].
       otherwise: tree of arrays [B, L], the result elsewhere.
-      seen: one call, or several that the rule compares.
+      outputs: of one call, or of several that the function compares.
       args: tree of arrays [B, L].
     """
     ...
@@ -91,18 +91,17 @@ class DenseScores:
 
   log_score_fn: LogScoreFn
 
-  def see(self, x, total):
+  def call(self, x, total):
     return self.log_score_fn(x, total)
 
-  def each_row(self, rule, needed, otherwise, seen, args):
+  def each_row(self, function, needed, otherwise, outputs, args):
     def flat(x):
       return x.reshape(-1, *x.shape[2:])
 
-    args, rows = jax.tree.map(flat, (args, [Row(*one) for one in seen]))
-    said = rule(args, *rows)
+    args, rows = jax.tree.map(flat, (args, [Row(*output) for output in outputs]))
     return jax.tree.map(
       lambda y, instead: jnp.where(needed, y.reshape(needed.shape), instead).astype(instead.dtype),
-      said,
+      function(args, *rows),
       otherwise,
     )
 
@@ -133,8 +132,8 @@ class Move(NamedTuple):
     return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(self.keys)
 
 
-class Moved(NamedTuple):
-  """What a sampler made of a step.
+class StepResult(NamedTuple):
+  """The result of a step of a sampler.
 
   Attributes:
     x: int32[B, L].
@@ -147,30 +146,46 @@ class Moved(NamedTuple):
   error: jax.Array | None = None
 
 
+# (row, t, t_next, process=, noise=) to the probabilities of its next state, float[T, S]; times are
+# float[T].
+Law = Callable[..., jax.Array]
+
+
 class Sampler:
-  """Moves tokens to an earlier time; frozen dataclasses, so that compiled functions can be told
-  apart by them.
+  """Moves tokens to an earlier time. The simplest is the law of a token's next state; others say
+  which tokens move, or call the network more than once.
+
+  Samplers are frozen dataclasses, so that compiled functions can be told apart by them.
 
   Attributes:
     needs_masks: whether it is for the absorbing process alone.
     sets_times: whether it stops at times of its own choice.
-    estimates_error: whether `Moved.error` is there.
+    estimates_error: whether `StepResult.error` is there.
   """
 
   needs_masks: ClassVar[bool] = False
   sets_times: ClassVar[bool] = False
   estimates_error: ClassVar[bool] = False
 
-  def advance(self, network: "Network", x: jax.Array, move: Move) -> Moved:
-    """Args:
-    network: asked as often as the sampler likes.
-    x: int32[B, L], tokens at move.t.
-    move: where to, and the random words.
-    """
+  def law(
+    self, row: Row, t: jax.Array, t_next: jax.Array, *, process: Process, noise: Noise
+  ) -> jax.Array:
+    """Probabilities of each token's state at t_next, float[T, S]."""
     raise NotImplementedError
 
+  def advance(self, denoiser: "Denoiser", x: jax.Array, move: Move) -> StepResult:
+    """One step; draws every free token from `law` unless a sampler does otherwise.
 
-class Network:
+    Args:
+      denoiser: called as often as the sampler likes.
+      x: int32[B, L], tokens at move.t.
+      move: where to, and the random words.
+    """
+    needed = denoiser.process.needs_score(x) & move.free
+    return StepResult(denoiser.draw(self.law, x, move, needed), move.t_next)
+
+
+class Denoiser:
   """What a sampler sees during one step: the process, its noise, and scores where they are needed.
 
   Attributes:
@@ -184,7 +199,7 @@ class Network:
     self.calls = jnp.zeros((), jnp.int32)
     self._scores, self._truncation = scores, sampling.truncation
 
-  def see(self, x: jax.Array, total: jax.Array, needed: jax.Array) -> Seen:
+  def call(self, x: jax.Array, total: jax.Array, needed: jax.Array) -> NetworkOutput:
     """Calls the network, if any row is needed.
 
     Args:
@@ -193,49 +208,43 @@ class Network:
       needed: bool[B, L], the rows that will be asked for.
     """
     wanted = jnp.any(needed)
-    nothing = jax.eval_shape(self._scores.see, x, total)
+    nothing = jax.eval_shape(self._scores.call, x, total)
     features = jax.lax.cond(
-      wanted, self._scores.see, lambda *_: jnp.zeros(nothing.shape, nothing.dtype), x, total
+      wanted, self._scores.call, lambda *_: jnp.zeros(nothing.shape, nothing.dtype), x, total
     )
     self.calls += wanted
-    return Seen(features, x, jnp.broadcast_to(total[:, None], x.shape))
+    return NetworkOutput(features, x, jnp.broadcast_to(total[:, None], x.shape))
 
   def each_row(
-    self, rule: Callable[..., Any], needed: jax.Array, otherwise: Any, *seen: Seen, args: Any
+    self,
+    function: Callable[..., Any],
+    needed: jax.Array,
+    otherwise: Any,
+    *outputs: NetworkOutput,
+    args: Any,
   ) -> Any:
     """`Scores.each_row`, with truncated laws of the tokens."""
 
-    def reshaped(row: Row) -> Row:
+    def truncated(row: Row) -> Row:
       if self._truncation == Truncation():
         return row
       return row._replace(log_score=self.process.with_posterior(*row, self._truncation))
 
     def of_rows(args, *rows):
-      return rule(args, *map(reshaped, rows))
+      return function(args, *map(truncated, rows))
 
-    return self._scores.each_row(of_rows, needed, otherwise, seen, args)
+    return self._scores.each_row(of_rows, needed, otherwise, outputs, args)
 
-  def draw(self, probs: Callable[..., jax.Array], x: jax.Array, move: Move, needed: jax.Array):
-    """One call at move.t, and a draw for each row that is needed.
+  def draw(self, law: Law, x: jax.Array, move: Move, needed: jax.Array) -> jax.Array:
+    """One call at move.t, and a draw for each row that is needed; int32[B, L], x elsewhere."""
 
-    Args:
-      probs: (log_score, x, t, t_next, process=, noise=) to probabilities float[T, S].
-      x: int[B, L].
-      move: times and keys.
-      needed: bool[B, L].
-
-    Returns:
-      int32[B, L], x where nothing is needed.
-    """
-
-    def rule(args, row):
+    def draws(args, row):
       keys, t, t_next = args
-      p = probs(row.log_score, row.x, t, t_next, process=self.process, noise=self.noise)
-      return draw_each(keys, p)
+      return draw_each(keys, law(row, t, t_next, process=self.process, noise=self.noise))
 
-    seen = self.see(x, self.noise.total(move.t), needed)
+    output = self.call(x, self.noise.total(move.t), needed)
     t, t_next = (jnp.broadcast_to(t[:, None], x.shape) for t in (move.t, move.t_next))
-    return self.each_row(rule, needed, x, seen, args=(move.keys_of_tokens(), t, t_next))
+    return self.each_row(draws, needed, x, output, args=(move.keys_of_tokens(), t, t_next))
 
 
 def draw_each(keys: jax.Array, probs: jax.Array) -> jax.Array:
@@ -323,31 +332,32 @@ class Sampling:
 
   def step(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
     """One step. Sequences that are at the last time already wait for the others."""
-    network, going = Network(scores, self), state.t > self.schedule.end
+    denoiser, going = Denoiser(scores, self), state.t > self.schedule.end
     t_next = self.schedule.next(state.t, state.steps, state.pace, self.noise)
     free = ~given.where & going[:, None]
     moved = self.sampler.advance(
-      network, state.x, Move(_fold_in(keys, state.steps), state.t, t_next, free)
+      denoiser, state.x, Move(_fold_in(keys, state.steps), state.t, t_next, free)
     )
     return State(
       jnp.where(free, moved.x, state.x),
       jnp.where(going, moved.t, state.t),
       state.steps + 1,
-      state.calls + network.calls,
+      state.calls + denoiser.calls,
       self.schedule.update(state.pace, moved.error),
     )
 
   def finish(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
     """The denoising step: removes what noise is left, and every mask."""
-    network = Network(scores, self)
+    denoiser = Denoiser(scores, self)
     move = Move(_fold_in(keys, _DENOISE), state.t, jnp.zeros_like(state.t), ~given.where)
 
-    def probs(log_score, x, t, t_next, *, process, noise):
-      return process.denoise_probs(log_score, x, noise.total(t))
+    def law(row, t, t_next, *, process, noise):
+      del t, t_next, noise
+      return process.denoise_probs(*row)
 
     needed = self.process.needs_score(state.x) & move.free
-    x = network.draw(probs, state.x, move, needed)
-    return state._replace(x=x, t=move.t_next, calls=state.calls + network.calls)
+    x = denoiser.draw(law, state.x, move, needed)
+    return state._replace(x=x, t=move.t_next, calls=state.calls + denoiser.calls)
 
 
 def sample(

@@ -1,40 +1,53 @@
 """The likelihood bound on blocks of tokens, whatever estimates it for a sequence.
 
-An `Estimate` is the seam: `diffusion_estimate` makes one of a score network. `BoundEstimator`
-compiles it and goes through many blocks, on one device or on a mesh.
+An `Estimator` is the seam: `diffusion.Estimator` is one of a score network, `Exact` one of an
+autoregressive network. `BoundEstimator` compiles it and goes through many blocks, on one device or
+on a mesh.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   MIN_TIME,
   Noise,
+  Orders,
+  Shares,
   Terms,
+  TimeIntegral,
   TimeSampling,
-  bound_terms,
   mean_and_stderr,
-  order_terms,
-  share_terms,
   supports_orders,
 )
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import batch_sharding
 from sedd_jax.parallel.mesh import batch_multiple, distribute
 
-# Parameters, padded; clean tokens int[B, L], a given one as ~token; PRNG keys [B] -> [G, B], nats.
-# Pure: it is jitted. The estimate of a sequence depends on its tokens and its key alone.
-Estimate = Callable[[Params, jax.Array, jax.Array], Terms]
 
-ESTIMATORS = ("times", "lambda", "orders", "exact")
-_ANY_ORDER = {"lambda": share_terms, "orders": order_terms}
+class Estimator(Protocol):
+  """Estimates the terms of a bound for each sequence."""
+
+  def terms(self, params: Params, batch: Batch, keys: jax.Array) -> Terms:
+    """Terms float[G, B] in nats; pure, and compiled by whoever calls it.
+
+    Args:
+      params: padded.
+      batch: clean tokens.
+      keys: PRNG keys [B]; the estimate of a sequence depends on its tokens and its key alone.
+    """
+    ...
+
+
+_DIFFUSION = {"times": TimeIntegral, "lambda": Shares, "orders": Orders}
+ESTIMATORS = (*_DIFFUSION, "exact")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,86 +101,31 @@ class Bound:
   strict_stderr: float
 
 
-def diffusion_estimate(
-  network: Network,
-  noise: Noise,
-  *,
-  num_times: int,
-  time_sampling: TimeSampling = "low_discrepancy",
-) -> Estimate:
-  """The bound of a score network as an integral over time (`diffusion/bounds.py`).
-
-  Args:
-    network: the score network.
-    noise: its schedule.
-    num_times: draws of the main piece for each block, a multiple of 2.
-    time_sampling: `low_discrepancy` or `iid`.
-
-  Raises:
-    ValueError: num_times or time_sampling cannot be used.
-  """
-
-  def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
-    return bound_terms(
-      functools.partial(network.score_stats, params),
-      x0_BL,
-      keys_B,
-      process=network.process,
-      noise=noise,
-      num_times=num_times,
-      time_sampling=time_sampling,
-    )
-
-  return estimate
-
-
-def exact_estimate(network: Autoregressive) -> Estimate:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exact:
   """-log p of an autoregressive network: no bound, and nothing is drawn.
 
-  A token that is given is read and not counted. `paper` and `strict` are the same.
+  A token that does not count is read all the same. `paper` and `strict` are the same.
+
+  Attributes:
+    network: the autoregressive network.
   """
 
-  def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
-    del keys_B
-    counts, tokens = x0_BL >= 0, jnp.where(x0_BL >= 0, x0_BL, ~x0_BL)
-    nats_B = -jnp.sum(jnp.where(counts, network.log_prob(params, tokens), 0.0), axis=-1)
+  network: Autoregressive
+
+  def terms(self, params: Params, batch: Batch, keys: jax.Array) -> Terms:
+    """Twice the same number, so that its spread is 0."""
+    del keys
+    log_prob = self.network.log_prob(params, batch.tokens, batch.segments)
+    nats_B = -jnp.sum(jnp.where(batch.loss_mask, log_prob, 0.0), axis=-1)
     twice = jnp.stack([nats_B, nats_B])
     return Terms(jnp.zeros_like(twice), twice, jnp.zeros_like(twice))
 
-  return estimate
 
-
-def any_order_estimate(network: Network, noise: Noise, draws: Draws) -> Estimate:
-  """The bound of a masked model without time (`diffusion/orders.py`).
-
-  Raises:
-    ValueError: the network is not absorbing, or not of the `conditional` parameterization.
-  """
-  process = network.process
-  if not supports_orders(process, network.parameterization):
-    raise ValueError(
-      f"the estimator {draws.estimator!r} is for absorbing models of the parameterization "
-      f"'conditional' (MDLM, RADD, MD4), which say p(x_i | tokens not masked); this model is "
-      f"{process.name} and {network.parameterization!r}: use 'times'"
-    )
-  terms = _ANY_ORDER[draws.estimator]
-
-  def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
-    return terms(
-      functools.partial(network.score_stats, params),
-      x0_BL,
-      keys_B,
-      process=process,
-      noise=noise,
-      num_draws=draws.num_times,
-      sampling=draws.time_sampling,
-    )
-
-  return estimate
-
-
-def make_estimate(network: Network | Autoregressive, noise: Noise | None, draws: Draws) -> Estimate:
-  """The estimate that some draws stand for.
+def make_estimator(
+  network: Network | Autoregressive, noise: Noise | None, draws: Draws
+) -> Estimator:
+  """The estimator that some draws stand for.
 
   Args:
     network: a score network, or an autoregressive one.
@@ -177,19 +135,24 @@ def make_estimate(network: Network | Autoregressive, noise: Noise | None, draws:
   Raises:
     ValueError: it is not for such a network.
   """
+  name = draws.estimator
   if not isinstance(network, Network) or noise is None:
-    if draws.estimator != "exact":
+    if name != "exact":
       raise ValueError(
-        f"the estimator {draws.estimator!r} is for diffusion models; of an autoregressive one the "
-        "likelihood is 'exact'"
+        f"the estimator {name!r} is for diffusion models; of an autoregressive one the likelihood "
+        "is 'exact'"
       )
-    return exact_estimate(network)  # pyright: ignore[reportArgumentType]
-  if draws.estimator == "exact":
+    return Exact(network=network)  # pyright: ignore[reportArgumentType]
+  if name == "exact":
     raise ValueError("the estimator 'exact' is for autoregressive models: use 'times'")
-  if draws.estimator in _ANY_ORDER:
-    return any_order_estimate(network, noise, draws)
-  return diffusion_estimate(
-    network, noise, num_times=draws.num_times, time_sampling=draws.time_sampling
+  if name != "times" and not supports_orders(network.process, network.parameterization):
+    raise ValueError(
+      f"the estimator {name!r} is for absorbing models of the parameterization "
+      f"'conditional' (MDLM, RADD, MD4), which say p(x_i | tokens not masked); this model is "
+      f"{network.process.name} and {network.parameterization!r}: use 'times'"
+    )
+  return _DIFFUSION[name](
+    network=network, noise=noise, num_draws=draws.num_times, sampling=draws.time_sampling
   )
 
 
@@ -197,7 +160,7 @@ class BoundEstimator:
   """Estimates bounds of one model on any blocks; compiles once.
 
   Args:
-    estimate: of the terms of each sequence.
+    estimator: of the terms of each sequence.
     batch_size: blocks per call; on a mesh, rounded up to what it divides.
     mesh: devices that share the work; by default that of the parameters alone.
 
@@ -207,7 +170,7 @@ class BoundEstimator:
 
   def __init__(
     self,
-    estimate: Estimate,
+    estimator: Estimator,
     *,
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
@@ -218,17 +181,17 @@ class BoundEstimator:
     whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
 
     @functools.partial(jax.jit, out_shardings=whole)
-    def terms(params: Params, x0_BL: jax.Array, index_B: jax.Array, key_data) -> Terms:
+    def terms(params: Params, batch: Batch, index_B: jax.Array, key_data) -> Terms:
       key = jax.random.wrap_key_data(key_data)
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
-      return estimate(params, x0_BL, keys)
+      return estimator.terms(params, batch, keys)
 
     self._terms = terms
 
   def terms(
     self,
     params: Params,
-    blocks: np.ndarray,
+    blocks: Batch,
     *,
     seed: int = 0,
     passes: int = 1,
@@ -240,26 +203,26 @@ class BoundEstimator:
 
     Args:
       params: padded, as the network takes them.
-      blocks: int[N, L].
+      blocks: N rows.
       seed: of times and corruptions.
       passes: independent passes, each with all draws of the estimate.
       numbers: of the blocks; 0 to N - 1 if None.
     """
     key = jax.random.key(seed)
-    index = np.asarray(range(len(blocks)) if numbers is None else numbers, np.uint32)
+    index = np.asarray(range(len(blocks.tokens)) if numbers is None else numbers, np.uint32)
     of_pass = [self._pass(params, blocks, index, jax.random.fold_in(key, i)) for i in range(passes)]
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)
 
-  def _pass(self, params: Params, blocks: np.ndarray, numbers: np.ndarray, key: jax.Array) -> Terms:
+  def _pass(self, params: Params, blocks: Batch, numbers: np.ndarray, key: jax.Array) -> Terms:
     # Plain numbers: several processes can hand over the same ones.
     key_data = np.asarray(jax.random.key_data(key))
-    count = len(blocks)
+    count = len(blocks.tokens)
     parts = []
     for first in range(0, count, self.batch_size):
       # The last batch is filled up with the last block, so that there is one shape to compile.
       index = np.minimum(np.arange(first, first + self.batch_size), count - 1)
-      rows, of_rows = self._placed(blocks[index]), self._placed(numbers[index])
-      terms = self._terms(params, rows, of_rows, key_data)
+      rows = blocks.map(lambda x, index=index: self._placed(np.asarray(x)[index]))
+      terms = self._terms(params, rows, self._placed(numbers[index]), key_data)
       parts.append(jax.tree.map(lambda x, n=count - first: np.asarray(x)[:, :n], terms))
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
 
@@ -269,7 +232,7 @@ class BoundEstimator:
   def bound(
     self,
     params: Params,
-    blocks: np.ndarray,
+    blocks: Batch,
     *,
     chars_per_block: float,
     seed: int = 0,

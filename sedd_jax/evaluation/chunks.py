@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.sources import SEPARATOR
 
@@ -30,7 +31,7 @@ class Chunking:
     group: documents of a shard that are joined and cut by themselves; 0 for all.
     edges: `none`, or `eos`: an end-of-text token at either end of every row.
     remainder: what is left of a group behind its last whole row: `drop` it; or `complete` it on the
-      left with the tokens before it, which are given: clean, not scored, written ~token.
+      left with the tokens before it, which are given: clean, and not scored.
   """
 
   shards: int
@@ -44,14 +45,14 @@ class Chunks:
   """A set of rows.
 
   Attributes:
-    rows: int32[N, L]; a given token as ~token.
+    rows: N rows of L tokens.
     documents: D.
     found: tokens of all documents, what follows them included.
     scored: tokens that count.
     characters: of the text that the scored tokens decode to, without end-of-text tokens.
   """
 
-  rows: np.ndarray
+  rows: Batch
   documents: int
   found: int
   scored: int
@@ -59,8 +60,10 @@ class Chunks:
 
   @property
   def sha256(self) -> str:
-    """Of the rows as int32, little-endian, in C order."""
-    return hashlib.sha256(np.ascontiguousarray(self.rows, "<i4").tobytes()).hexdigest()
+    """Of the rows as int32, little-endian, in C order; a token that is not scored enters as -1 less
+    the token."""
+    tokens = np.where(self.rows.loss_mask, self.rows.tokens, -1 - self.rows.tokens)
+    return hashlib.sha256(np.ascontiguousarray(tokens, "<i4").tobytes()).hexdigest()
 
 
 def make_chunks(
@@ -83,39 +86,42 @@ def make_chunks(
   around = np.zeros(0, np.int32)
   if chunking.edges == "eos" and eos is not None:
     around = np.array([eos], np.int32)
-  inner, rows = length - 2 * len(around), []
+  inner = length - 2 * len(around)
+  rows, scored = [], []
   if inner < 1:
     raise ValueError(f"chunks of {length} tokens have no room between two end-of-text tokens")
   for group in _groups(tokens, chunking):
     joined = np.concatenate(group)
     whole = len(joined) // inner
     rows.append(joined[: whole * inner].reshape(whole, inner))
+    scored.append(np.ones((whole, inner), bool))
     if chunking.remainder == "complete" and whole and (left := len(joined) - whole * inner):
-      last = joined[-inner:].copy()
-      last[: inner - left] = ~last[: inner - left]
-      rows.append(last[None])
+      rows.append(joined[None, -inner:])
+      scored.append(np.arange(inner)[None] >= inner - left)
   found = sum(map(len, tokens))
-  table = np.concatenate([np.zeros((0, inner), np.int32), *rows])
-  if not len(table):
+  if not any(map(len, rows)):
     raise ValueError(_too_short(tokens, found, chunking, inner))
-  table = np.stack([np.concatenate([around, row, around]) for row in table])
-  scored, characters = _counted(table, tokenizer)
-  return Chunks(
-    rows=table, documents=len(tokens), found=found, scored=scored, characters=characters
+  edge = len(around)
+  table = np.concatenate(rows)
+  ends = np.tile(around, (len(table), 1))
+  batch = Batch(
+    np.concatenate([ends, table, ends], axis=1),
+    np.pad(np.concatenate(scored), ((0, 0), (edge, edge)), constant_values=True),
   )
+  counts = _counted(batch, tokenizer)
+  return Chunks(rows=batch, documents=len(tokens), found=found, **counts)
 
 
 def without_first(chunks: Chunks, tokenizer: Tokenizer) -> Chunks:
   """The same rows, of which the first token is not scored: GPT-2 has no law of it."""
-  scored, characters = _counted(chunks.rows[:, 1:], tokenizer)
-  return dataclasses.replace(chunks, scored=scored, characters=characters)
+  return dataclasses.replace(chunks, **_counted(chunks.rows.map(lambda x: x[:, 1:]), tokenizer))
 
 
-def _counted(rows: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
-  """Tokens that count, and characters of the text that they decode to."""
-  scored = [row[row >= 0] for row in rows]
+def _counted(rows: Batch, tokenizer: Tokenizer) -> dict[str, int]:
+  """`scored`, tokens that count, and `characters` of the text that they decode to."""
+  scored = [row[mask] for row, mask in zip(rows.tokens, rows.loss_mask, strict=True)]
   texts = (tokenizer.decode(row[row != tokenizer.eos_id]) for row in scored)
-  return sum(map(len, scored)), sum(map(len, texts))
+  return {"scored": sum(map(len, scored)), "characters": sum(map(len, texts))}
 
 
 def _tokenized(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.models import Autoregressive
@@ -110,10 +111,9 @@ class Judge:
         owner.append(number)
         windows.append(row[first : first + self._longest])
     sums = np.zeros(len(rows))
-    for first, tokens, lengths in self._batches(windows):
-      log_prob = np.asarray(self._log_prob(self.params, tokens), np.float64)
-      position = np.arange(log_prob.shape[1])[None, :]
-      scored = (position >= unscored) & (position < lengths[:, None])
+    for first, batch in self._batches(windows):
+      log_prob = np.asarray(self._log_prob(self.params, batch.tokens), np.float64)
+      scored = batch.loss_mask & (np.arange(log_prob.shape[1]) >= unscored)
       each = -np.sum(log_prob, axis=1, where=scored)
       count = min(len(each), len(windows) - first)
       np.add.at(sums, owner[first : first + count], each[:count])
@@ -135,22 +135,22 @@ class Judge:
     """
     rows = [row[: self._longest] for row in self._checked(texts)]
     found = [
-      np.asarray(self._hidden_at(self.params, tokens, lengths - 1), np.float32)
-      for _, tokens, lengths in self._batches(rows)
+      np.asarray(self._hidden_at(self.params, batch.tokens, _last(batch)), np.float32)
+      for _, batch in self._batches(rows)
     ]
     return np.concatenate(found)[: len(rows)]
 
-  def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The number of the first row, tokens int32[B, L] with zeros behind shorter ones (that a
-    causal judge does not see), and lengths int32[B]. The last row fills up the last batch."""
+  def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[tuple[int, Batch]]:
+    """The number of the first row, and a batch: behind shorter rows there are zeros that do not
+    count, and that a causal judge does not see. The last row fills up the last batch."""
     size = min(self.batch_size, len(rows))
     longest = max(map(len, rows))
     for first in range(0, len(rows), size):
       chosen = [rows[min(i, len(rows) - 1)] for i in range(first, first + size)]
-      tokens = np.zeros((size, longest), np.int32)
-      for row, into in zip(chosen, tokens, strict=True):
-        into[: len(row)] = row
-      yield first, tokens, np.array([len(row) for row in chosen], np.int32)
+      batch = Batch(np.zeros((size, longest), np.int32), np.zeros((size, longest), bool))
+      for row, tokens, counts in zip(chosen, batch.tokens, batch.loss_mask, strict=True):
+        tokens[: len(row)], counts[: len(row)] = row, True
+      yield first, batch
 
   def _checked(self, texts: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
     rows = [np.asarray(row) for row in texts]
@@ -189,6 +189,11 @@ def retokenized(
     if not len(row):
       raise ValueError(f"text {i} is empty, and a judge has nothing to say of it")
   return encoded
+
+
+def _last(batch: Batch) -> np.ndarray:
+  """The last place that counts in each row, int32[B]."""
+  return np.asarray(np.sum(batch.loss_mask, axis=1) - 1, np.int32)
 
 
 def _stderr(values: np.ndarray) -> float:

@@ -23,12 +23,12 @@ import numpy as np
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import fingerprint
 from sedd_jax.diffusion import Noise, Terms
-from sedd_jax.evaluation.bounds import BoundEstimator, Draws, Estimate, make_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, Draws, make_estimator
 from sedd_jax.evaluation.chunks import Chunks, make_chunks, without_first
 from sedd_jax.evaluation.rowfile import Estimates, RowFile
 from sedd_jax.evaluation.suites import Golden, Protocol, TestSet, golden_of
 from sedd_jax.evaluation.texts import documents
-from sedd_jax.models import Autoregressive, CausalNetwork, Network, Params
+from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh
 
 # Told (set, rows done, rows) after every batch.
@@ -73,11 +73,11 @@ def make_scorer(
     ValueError: the estimator is not for such a network.
   """
   mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1), devices)
-  if isinstance(network, Network | CausalNetwork):  # GPT-2 needs no word about its place.
-    network = dataclasses.replace(network, placement=OnMesh(mesh))
-  estimate: Estimate = make_estimate(network, noise, draws)
+  network = dataclasses.replace(network, placement=OnMesh(mesh))  # pyright: ignore[reportArgumentType]
   return Scorer(
-    estimator=BoundEstimator(estimate, batch_size=batch_size, mesh=mesh),
+    estimator=BoundEstimator(
+      make_estimator(network, noise, draws), batch_size=batch_size, mesh=mesh
+    ),
     params=jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P())),
     published=draws.published,
   )
@@ -104,8 +104,12 @@ class Task:
     """Whether the tokens are those that they should be, in words."""
     if self.golden is None:
       return "not verified here"
-    same = (self.chunks.sha256, len(self.chunks.rows)) == (self.golden.sha256, self.golden.rows)
-    return "verified" if same else "TOKENS DIFFER FROM THE GOLDEN ONES"
+    here = (self.chunks.sha256, len(self.chunks.rows.tokens))
+    return (
+      "verified"
+      if here == (self.golden.sha256, self.golden.rows)
+      else "TOKENS DIFFER FROM THE GOLDEN ONES"
+    )
 
 
 def read_tasks(
@@ -177,25 +181,30 @@ def estimate_rows(
     FloatingPointError: an estimate is not a number.
   """
   rows, name = task.chunks.rows, task.test_set.name
-  header = {"set": name, "rows": len(rows), "length": rows.shape[1], "sha256": task.chunks.sha256}
+  count, length = rows.tokens.shape
+  header = {"set": name, "rows": count, "length": length, "sha256": task.chunks.sha256}
   with contextlib.ExitStack() as stack:
     parts: list[Estimates] = []
     file = None
     if folder is not None:
       file = stack.enter_context(RowFile(folder / f"{name}.jsonl", header))
-      if len(file.there) > len(rows) or (file.whole and len(file.there) < len(rows)):
+      if len(file.there) > count or (file.whole and len(file.there) < count):
         raise ValueError(
           f"{folder / name}.jsonl is damaged: it has {len(file.there)} rows, and the set has "
-          f"{len(rows)}"
+          f"{count}"
         )
       if len(file.there):
         parts.append(file.there)
     done = sum(map(len, parts))
-    while done < len(rows):
+    while done < count:
       began = time.monotonic()
-      numbers = range(done, min(done + scorer.estimator.batch_size, len(rows)))
+      numbers = range(done, min(done + scorer.estimator.batch_size, count))
       terms = scorer.estimator.terms(
-        scorer.params, rows[numbers], seed=seed, passes=passes, numbers=numbers
+        scorer.params,
+        rows.map(lambda x, numbers=numbers: x[numbers]),
+        seed=seed,
+        passes=passes,
+        numbers=numbers,
       )
       terms = jax.tree.map(functools.partial(np.asarray, dtype=np.float64), terms)
       if not_numbers := np.flatnonzero(np.isnan(terms.strict).any(axis=0)).tolist():
@@ -205,7 +214,7 @@ def estimate_rows(
         file.append(part)
       parts.append(part)
       done += len(numbers)
-      on_progress(name, done, len(rows))
+      on_progress(name, done, count)
     if file is not None and not file.whole:
       file.finish()
   joined = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *[part.terms for part in parts])
@@ -235,8 +244,8 @@ def summary(scorer: Scorer, protocol: Protocol, task: Task, found: Estimates) ->
     "tokens_found": chunks.found,
     "tokens": chunks.scored,
     "characters": chunks.characters,
-    "chunks": len(chunks.rows),
-    "length": chunks.rows.shape[1],
+    "chunks": len(chunks.rows.tokens),
+    "length": chunks.rows.tokens.shape[1],
     "sha256": chunks.sha256,
     "golden": None if task.golden is None else task.golden.sha256,
     "status": task.status,

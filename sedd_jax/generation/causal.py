@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Truncation
-from sedd_jax.evaluation.bounds import BoundEstimator, exact_estimate
+from sedd_jax.evaluation.bounds import BoundEstimator, Exact
 from sedd_jax.generation.generator import Generation, OnProgress
 from sedd_jax.generation.model import LanguageModel, SequenceBound
 from sedd_jax.generation.settings import SamplerSettings
@@ -81,8 +82,8 @@ class CausalModel(LanguageModel):
       tokens: int[B, L], in [0, V).
     """
     tokens = np.asarray(self._readable(tokens))
-    estimator = BoundEstimator(exact_estimate(self.network), batch_size=min(len(tokens), _BATCH))
-    nats = np.mean(estimator.terms(self.params, tokens).strict, axis=0)
+    estimator = BoundEstimator(Exact(network=self.network), batch_size=min(len(tokens), _BATCH))
+    nats = np.mean(estimator.terms(self.params, Batch.of(np.asarray(tokens))).strict, axis=0)
     zero = np.zeros_like(nats)
     return SequenceBound(paper=nats, strict=nats, paper_stderr=zero, strict_stderr=zero)
 

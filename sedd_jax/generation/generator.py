@@ -67,7 +67,7 @@ class Generator:
   def __init__(self, network: Network, params: Params, devices: Sequence[Any]):
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1), devices)
     self._network = dataclasses.replace(network, placement=OnMesh(mesh))
-    self._params = jax.device_put(params, tree_shardings(mesh, params))
+    self._params = jax.device_put(params, tree_shardings(mesh, params, network.table))
     self._rows, self._devices = batch_sharding(mesh), len(devices)
 
   def __call__(

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.data import Tokenizer
-from sedd_jax.diffusion import NO_LIMIT, Given, Noise
-from sedd_jax.evaluation.bounds import BoundEstimator, diffusion_estimate
+from sedd_jax.diffusion import NO_LIMIT, Given, Noise, TimeIntegral
+from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.generation.generator import Generation, Generator, OnProgress
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
@@ -334,7 +335,7 @@ class Model(LanguageModel):
     """
     tokens = np.asarray(self._checked(tokens, self.network.process.vocab_size))
     estimator = self._estimator(num_times, min(len(tokens), 64))
-    terms = estimator.terms(self.params, tokens, seed=seed)
+    terms = estimator.terms(self.params, Batch.of(tokens), seed=seed)
 
     def stderr(estimates_GB):
       return np.std(estimates_GB, axis=0, ddof=1) / len(estimates_GB) ** 0.5
@@ -349,7 +350,7 @@ class Model(LanguageModel):
   def _strict(self, tokens: np.ndarray, seed: int, numbers: Sequence[int]) -> np.ndarray:
     """Strict bounds float32[B] whose draws depend on (seed, number) alone."""
     estimator = self._estimator(64, min(len(tokens), 64))
-    terms = estimator.terms(self.params, tokens, seed=seed, numbers=numbers)
+    terms = estimator.terms(self.params, Batch.of(tokens), seed=seed, numbers=numbers)
     return np.mean(terms.strict, axis=0)
 
   @functools.cached_property
@@ -364,7 +365,7 @@ class Model(LanguageModel):
   def _estimator(self):
     @functools.cache
     def make(num_times: int, batch_size: int) -> BoundEstimator:
-      estimate = diffusion_estimate(self.network, self.noise, num_times=num_times)
-      return BoundEstimator(estimate, batch_size=batch_size)
+      estimator = TimeIntegral(network=self.network, noise=self.noise, num_draws=num_times)
+      return BoundEstimator(estimator, batch_size=batch_size)
 
     return make

@@ -12,7 +12,8 @@ from sedd_jax.data import BPE, Tokenizer
 from sedd_jax.interop.exported import read_tokenizer
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.weights import Tensors, read_weights
-from sedd_jax.models.gpt2 import GPT2, GPT2Config, Params
+from sedd_jax.models import Params
+from sedd_jax.models.gpt2 import GPT2, GPT2Config
 
 MODEL_TYPE = "gpt2"
 # All that a hub's folder has to have, or may have, of what is read here.
@@ -22,21 +23,6 @@ _PREFIX = "transformer."
 _HEAD = "lm_head.weight"
 # Masks, which older files hold as if they were parameters.
 _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_ENDS = {
-  "wte.weight": ("embedding",),
-  "wpe.weight": ("positions",),
-  "ln_f.weight": ("norm", "scale"),
-  "ln_f.bias": ("norm", "bias"),
-}
-# Linear maps are stored as [in, out] there too, unlike elsewhere in PyTorch.
-_BLOCK = {
-  "ln_1": ("norm1", "scale"),
-  "attn.c_attn": ("qkv", "kernel"),
-  "attn.c_proj": ("attn_out", "kernel"),
-  "ln_2": ("norm2", "scale"),
-  "mlp.c_fc": ("mlp_in", "kernel"),
-  "mlp.c_proj": ("mlp_out", "kernel"),
-}
 _MOST_NAMED = 4
 
 
@@ -121,42 +107,27 @@ def _without_prefix(tensors: Tensors, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _params(network: GPT2, tensors: dict[str, np.ndarray], folder: Path) -> Params:
+  """Linear maps are stored as [in, out] there too, unlike elsewhere in PyTorch."""
   head = tensors.pop(_HEAD, None)
-  blocks = range(network.config.n_layer)
-  expected = set(_ENDS) | {
-    f"h.{i}.{name}.{kind}" for i in blocks for name in _BLOCK for kind in ("weight", "bias")
-  }
-  missing, unknown = expected - tensors.keys(), tensors.keys() - expected
+  named = {name: layer for name, layer, _ in network.table.originals() if name != _HEAD}
+  missing, unknown = named.keys() - tensors.keys(), tensors.keys() - named.keys()
   if missing or unknown:
     raise ValueError(
-      f"{folder}: weights do not fit a GPT-2 of {len(blocks)} blocks: "
+      f"{folder}: weights do not fit a GPT-2 of {network.config.n_layer} blocks: "
       f"missing {_some(missing)}, unknown {_some(unknown)}"
     )
   # Under the original's names, so that the message has them.
-  shapes = {"/".join(map(str, path)): leaf.shape for path, leaf in _flat(network.shapes())}
-  wrong: list[str] = []
-
-  def checked(name: str, path: tuple[str, ...]) -> np.ndarray:
-    shape = shapes["/".join(path)]
-    shape = shape[1:] if path[0] == "blocks" else shape
-    if tensors[name].shape != shape:
-      wrong.append(f"{name} is {tensors[name].shape}, not {shape}")
-    return tensors[name]
-
-  params: Params = {"blocks": {}, "norm": {}}
-  for name, path in _ENDS.items():
-    _put(params, path, checked(name, path))
-  for name, (layer, leaf) in _BLOCK.items():
-    for kind, ours in (("weight", leaf), ("bias", "bias")):
-      path = ("blocks", layer, ours)
-      each = [checked(f"h.{i}.{name}.{kind}", path) for i in blocks]
-      if not wrong:
-        _put(params, path, np.stack(each))
+  wrong = [
+    f"{name} is {tensors[name].shape}, not {layer.shape}"
+    for name, layer in named.items()
+    if tensors[name].shape != layer.shape
+  ]
   wanted = (network.vocab_size, network.config.n_embd)
   if head is not None and head.shape != wanted:
     wrong.append(f"{_HEAD} is {head.shape}, not {wanted}")
   if wrong:
     raise ValueError(f"{folder}: weights do not fit the config: {'; '.join(wrong[:_MOST_NAMED])}")
+  params = network.table.params_of(tensors)
   return params | _output(network, head, params["embedding"], folder)
 
 
@@ -190,22 +161,6 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     return None
   except Exception as error:  # All that the `tokenizers` library raises.
     raise ValueError(f"{folder}: its tokenizer cannot be read: {error}") from error
-
-
-def _flat(tree: Params, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-  return [
-    item
-    for name, value in tree.items()
-    for item in (
-      _flat(value, (*path, name)) if isinstance(value, dict) else [((*path, name), value)]
-    )
-  ]
-
-
-def _put(params: Params, path: tuple[str, ...], value: np.ndarray) -> None:
-  for name in path[:-1]:
-    params = params.setdefault(name, {})
-  params[path[-1]] = value
 
 
 def _some(names: set[str]) -> str:

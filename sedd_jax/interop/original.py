@@ -10,7 +10,7 @@ Written is the hub's. Our own exports hold tensors under the same names.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,8 @@ from sedd_jax.generation.model import Model
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.weights import Tensors, read_average, read_weights
 from sedd_jax.models import Network, Params, ScoreTransformerConfig
+from sedd_jax.models.layers import Layer
 
-_ENDS = {
-  "embedding/embedding": "vocab_embed.embedding",
-  "noise_in": "sigma_map.mlp.0",
-  "noise_out": "sigma_map.mlp.2",
-  "norm/scale": "output_layer.norm_final.weight",
-  "output": "output_layer.linear",
-  "modulation": "output_layer.adaLN_modulation",
-}
-_BLOCK = {
-  "norm1/scale": "norm1.weight",
-  "qkv/kernel": "attn_qkv.weight",
-  "attn_out/kernel": "attn_out.weight",
-  "norm2/scale": "norm2.weight",
-  "mlp_in": "mlp.0",
-  "mlp_out": "mlp.2",
-  "modulation": "adaLN_modulation",
-}
 # A buffer that checkpoints may hold and that we compute: the frequencies of the rotary embedding.
 ROTARY = "rotary_emb.inv_freq"
 # Our processes by the original's names, and back.
@@ -79,7 +63,7 @@ def load_run(folder: Path, dtype: str) -> Model:
     ValueError, ImportError: as `load_original`.
   """
   network, noise, length = _from_config(Fields.from_yaml(folder / ".hydra" / "config.yaml"), dtype)
-  names = tensor_names(network.config.blocks)
+  names = [name for name, _, _ in network.table.originals()]
   tensors, step = read_average(folder / "checkpoints-meta" / "checkpoint.pth", names)
   model = make_model(network, noise, length, tensors)
   if step is not None:
@@ -157,88 +141,45 @@ def rotary_frequencies(config: ScoreTransformerConfig) -> np.ndarray:
   return np.float32(1.0) / (10000.0 ** exponent.astype(np.float64)).astype(np.float32)
 
 
-def tensor_names(blocks: int) -> list[str]:
-  """The original's parameter names in its parameter order, buffers left out."""
-  block = [
-    "norm1.weight",
-    "attn_qkv.weight",
-    "attn_out.weight",
-    "norm2.weight",
-    *(f"{name}.{kind}" for name in ("mlp.0", "mlp.2") for kind in ("weight", "bias")),
-    "adaLN_modulation.weight",
-    "adaLN_modulation.bias",
-  ]
-  return [
-    "vocab_embed.embedding",
-    *(f"sigma_map.mlp.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
-    *(f"blocks.{i}.{name}" for i in range(blocks) for name in block),
-    "output_layer.norm_final.weight",
-    *(
-      f"output_layer.{name}.{kind}"
-      for name in ("linear", "adaLN_modulation")
-      for kind in ("weight", "bias")
-    ),
-  ]
-
-
 def params_from_tensors(network: Network, tensors: Tensors) -> Params:
   """Our nested dict, unpadded, from tensors under the original's names.
 
   Raises:
     ValueError: tensors are missing, unknown or of the wrong shape; the message names them.
   """
-  expected = set(tensor_names(network.config.blocks))
+  originals = list(network.table.originals())
+  expected = {name for name, _, _ in originals}
   missing, unknown = expected - tensors.keys(), tensors.keys() - expected - {ROTARY}
   if missing or unknown:
     raise ValueError(
       f"weights do not fit a model of {network.config.blocks} blocks: "
       f"missing {_some(missing)}, unknown {_some(unknown)}"
     )
-  params = {"ends": _section(_ENDS, tensors, "")}
-  blocks = [_section(_BLOCK, tensors, f"blocks.{i}.") for i in range(network.config.blocks)]
-  params["blocks"] = {
-    name: {leaf: np.stack([block[name][leaf] for block in blocks]) for leaf in leaves}
-    for name, leaves in blocks[0].items()
-  }
+  params = network.table.params_of(
+    {name: _transposed(layer, tensors[name]) for name, layer, _ in originals}
+  )
   _check_shapes(network, params)
   return params
 
 
 def tensors_from_params(network: Network, params: Params) -> dict[str, np.ndarray]:
   """The inverse of `params_from_tensors`; params unpadded."""
-  tensors = dict(_named_tensors(_ENDS, params["ends"], ""))
-  for i in range(network.config.blocks):
-    block = {k: {leaf: x[i] for leaf, x in v.items()} for k, v in params["blocks"].items()}
-    tensors |= _named_tensors(_BLOCK, block, f"blocks.{i}.")
-  return {name: tensors[name] for name in tensor_names(network.config.blocks)}
+
+  def tensor(layer: Layer, block: int) -> np.ndarray:
+    x: Any = params
+    for part in layer.name.split("/"):
+      x = x[part]
+    return _transposed(layer, np.asarray(x[block] if layer.stacked else x))
+
+  return {name: tensor(layer, block) for name, layer, block in network.table.originals()}
 
 
-def _section(table: Mapping[str, str], tensors: Tensors, prefix: str) -> Params:
-  section: Params = {}
-  for ours, theirs in table.items():
-    name, _, leaf = ours.partition("/")
-    if leaf == "kernel":
-      section[name] = {"kernel": tensors[prefix + theirs].T}
-    elif leaf:
-      section[name] = {leaf: tensors[prefix + theirs]}
-    else:
-      weight, bias = (tensors[f"{prefix}{theirs}.{kind}"] for kind in ("weight", "bias"))
-      section[name] = {"kernel": weight.T, "bias": bias}
-  return section
-
-
-def _named_tensors(
-  table: Mapping[str, str], section: Params, prefix: str
-) -> Iterable[tuple[str, np.ndarray]]:
-  for ours, theirs in table.items():
-    name, _, leaf = ours.partition("/")
-    for kind, x in section[name].items():
-      suffix = "" if leaf else f".{'weight' if kind == 'kernel' else kind}"
-      yield prefix + theirs + suffix, np.asarray(x).T if kind == "kernel" else np.asarray(x)
+def _transposed(layer: Layer, x: np.ndarray) -> np.ndarray:
+  """PyTorch's linear maps hold their kernels the other way round."""
+  return x.T if layer.name.endswith("/kernel") else x
 
 
 def _check_shapes(network: Network, params: Params) -> None:
-  abstract = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
   wrong = []
 
   def compare(path, want, got):
@@ -246,7 +187,7 @@ def _check_shapes(network: Network, params: Params) -> None:
       name = jax.tree_util.keystr(path, simple=True, separator="/")
       wrong.append(f"{name} is {got.shape}, not {want.shape}")
 
-  jax.tree.map_with_path(compare, abstract, params)
+  jax.tree.map_with_path(compare, network.table.shapes(), params)
   if wrong:
     raise ValueError(f"weights do not fit the config: {'; '.join(wrong[:5])}")
 

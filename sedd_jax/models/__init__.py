@@ -1,8 +1,9 @@
 """Networks: tokens and total noise in, hidden states and an output layer out."""
 
-from sedd_jax.models.build import Network, Params, Transformer
 from sedd_jax.models.causal import Autoregressive, CausalNetwork
 from sedd_jax.models.decoding import decode
+from sedd_jax.models.layers import Params
+from sedd_jax.models.network import Network, Transformer
 from sedd_jax.models.score_transformer import ScoreTransformerConfig
 
 __all__ = [

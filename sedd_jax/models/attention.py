@@ -21,15 +21,18 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from sedd_jax.models.visibility import ALL, CAUSAL, Rule, Visibility
+
 Kernel = Literal["xla", "splash", "cudnn", "auto"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
 # The name by which rematerialisation may keep what attention returns, and for splash what else its
 # backward pass needs.
 ATTENTION = "attention"
-# From queries, keys and values [B, L, H, K] to outputs of the same shape.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# From queries, keys and values [B, L, H, K], and segments [B, L] or None, to outputs [B, L, H, K].
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 _SPEC = jax.P(("replica", "fsdp"), None, "tensor", None)
+_ROWS = jax.P(("replica", "fsdp"), None)
 # Splash holds rows of logits in whole vector registers, 128 lanes wide.
 _LANES = 128
 _LONGEST_BLOCK = 512
@@ -73,7 +76,11 @@ class PerShard:
       return attend
     # A Pallas call does not say over which axes its outputs vary, so that check is off.
     return jax.shard_map(
-      attend, mesh=self.mesh, in_specs=(_SPEC, _SPEC, _SPEC), out_specs=_SPEC, check_vma=False
+      attend,
+      mesh=self.mesh,
+      in_specs=(_SPEC, _SPEC, _SPEC, _ROWS),
+      out_specs=_SPEC,
+      check_vma=False,
     )
 
 
@@ -81,36 +88,41 @@ def attention(
   q_BLHK: jax.Array,
   k_BLHK: jax.Array,
   v_BLHK: jax.Array,
+  visibility: Visibility = Visibility(),
   *,
   kernel: Kernel = "xla",
-  causal: bool = False,
   per_shard: PerShard = PerShard(),
 ) -> jax.Array:
-  """Full attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
+  """Attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
 
   Args:
+    visibility: which positions see which.
     kernel: see the top of this file.
-    causal: whether a position sees itself and those before it alone; else it sees all.
     per_shard: where the program runs.
 
   Raises:
     ValueError: a kernel is asked for by name and does not fit; the message says what would.
   """
-  match choose(kernel, q_BLHK, per_shard):
+  match choose(kernel, q_BLHK, per_shard, visibility):
     case "splash":
       interpret = per_shard.device.platform == "cpu"
-      splash = functools.partial(_splash, causal=causal, interpret=interpret)
-      return per_shard(splash)(q_BLHK, k_BLHK, v_BLHK)
+      splash = functools.partial(_splash, rule=visibility.rule, interpret=interpret)
+      return per_shard(splash)(q_BLHK, k_BLHK, v_BLHK, visibility.segments)
     case "cudnn":
       out = jax.nn.dot_product_attention(
-        q_BLHK, k_BLHK, v_BLHK, is_causal=causal, implementation="cudnn"
+        q_BLHK, k_BLHK, v_BLHK, is_causal=visibility.rule == CAUSAL, implementation="cudnn"
       )
     case _:
-      out = _xla(q_BLHK, k_BLHK, v_BLHK, causal)
+      out = _xla(q_BLHK, k_BLHK, v_BLHK, visibility)
   return checkpoint_name(out, ATTENTION)
 
 
-def choose(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> Kernel:
+def choose(
+  kernel: Kernel,
+  q_BLHK: jax.Array,
+  per_shard: PerShard,
+  visibility: Visibility = Visibility(),
+) -> Kernel:
   """The kernel that `attention` runs for these queries, of which only shape and dtype matter.
 
   Raises:
@@ -119,18 +131,24 @@ def choose(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> Kernel:
   if kernel == "auto":
     best: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
     kernel = best.get(per_shard.device.platform, "xla")
-    return "xla" if _misfit(kernel, q_BLHK, per_shard) else kernel
-  if misfit := _misfit(kernel, q_BLHK, per_shard):
+    return "xla" if _misfit(kernel, q_BLHK, per_shard, visibility) else kernel
+  if misfit := _misfit(kernel, q_BLHK, per_shard, visibility):
     raise ValueError(f"model.attention={kernel!r} {misfit}; model.attention='xla' always fits")
   return kernel
 
 
-def _misfit(kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard) -> str | None:
+def _misfit(
+  kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard, visibility: Visibility
+) -> str | None:
   """Why a kernel cannot take these queries here, and what it would take; None if it can."""
   match kernel:
     case "splash":
       return _splash_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
     case "cudnn":
+      if visibility.segments is not None:
+        return "cannot keep documents apart (data.visibility='document')"
+      if visibility.rule not in (ALL, CAUSAL):
+        return f"has no mask for {visibility.rule.name!r}"
       return _cudnn_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
   return None
 
@@ -194,7 +212,9 @@ def attend_one(
   return jnp.swapaxes(_weighted(q_BH1K, k_BHLK, v_BHLK, seen_1L), 1, 2)
 
 
-def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, causal: bool) -> jax.Array:
+def _xla(
+  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, visibility: Visibility
+) -> jax.Array:
   """Written out because the exact tests run in float64.
 
   `jax.nn.dot_product_attention` takes its softmax in float32 even then.
@@ -202,20 +222,30 @@ def _xla(q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, causal: bool) 
   q_BHLK, k_BHLK, v_BHLK = _heads_first(q_BLHK, k_BLHK, v_BLHK)
   batch, heads, length, width = q_BHLK.shape
 
-  def attend(q_BHLK, first):
+  segments_BM: Any = visibility.segments
+
+  def attend(q_BHLK, segments_BL, first):
     """The outputs of some queries, which start at a position."""
-    last_L = first + jnp.arange(q_BHLK.shape[2])[:, None]
-    seen_LM = jnp.arange(length)[None, :] <= last_L if causal else None
-    return _weighted(q_BHLK, k_BHLK, v_BHLK, seen_LM)
+    query_L1 = first + jnp.arange(q_BHLK.shape[2])[:, None]
+    seen = visibility.rule.sees(query_L1, jnp.arange(length)[None, :])
+    if segments_BL is not None:
+      same_B1LM = segments_BL[:, None, :, None] == segments_BM[:, None, None, :]
+      seen = same_B1LM if seen is None else same_B1LM & seen[None, None]
+    return _weighted(q_BHLK, k_BHLK, v_BHLK, seen)
 
   if length <= _MOST_QUERIES:
-    return jnp.swapaxes(attend(q_BHLK, 0), 1, 2)
+    return jnp.swapaxes(attend(q_BHLK, segments_BM, 0), 1, 2)
   # Some queries at a time, weights made again for the gradient: memory is linear in the length.
   parts = -(-length // _MOST_QUERIES)
-  q_BHLK = jnp.pad(q_BHLK, ((0, 0), (0, 0), (0, -length % parts), (0, 0)))
+  extra = -length % parts
+  q_BHLK = jnp.pad(q_BHLK, ((0, 0), (0, 0), (0, extra), (0, 0)))
   q_NBHLK = jnp.moveaxis(q_BHLK.reshape(batch, heads, parts, -1, width), 2, 0)
-  first_N = jnp.arange(parts) * q_NBHLK.shape[3]
-  out_NBHLK = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), (q_NBHLK, first_N))
+  segments_NBL = segments_BM
+  if segments_NBL is not None:  # What pads the queries sees something too: no row without a weight.
+    padded_BL = jnp.pad(segments_BM, ((0, 0), (0, extra)), mode="edge")
+    segments_NBL = jnp.moveaxis(padded_BL.reshape(batch, parts, -1), 1, 0)
+  inputs = (q_NBHLK, segments_NBL, jnp.arange(parts) * q_NBHLK.shape[3])
+  out_NBHLK = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), inputs)
   out_BLHK = jnp.moveaxis(out_NBHLK, (0, 3), (1, 2)).reshape(batch, -1, heads, width)
   return out_BLHK[:, :length]
 
@@ -225,20 +255,27 @@ def _heads_first(*arrays_BLHK: jax.Array) -> list[jax.Array]:
 
 
 def _weighted(
-  q_BHLK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, seen_LM: jax.Array | None
+  q_BHLK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, seen: jax.Array | None
 ) -> jax.Array:
-  """Values weighted by the softmax over those that a query sees; None: all."""
+  """Values weighted by the softmax over those that a query sees, bool[L, M] or [B, 1, L, M]; None:
+  all."""
   dtype = jnp.promote_types(q_BHLK.dtype, jnp.float32)
   logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHMK, preferred_element_type=dtype)
   logits_BHLM *= q_BHLK.shape[-1] ** -0.5
-  if seen_LM is not None:
-    logits_BHLM = jnp.where(seen_LM, logits_BHLM, -jnp.inf)
+  if seen is not None:
+    logits_BHLM = jnp.where(seen, logits_BHLM, -jnp.inf)
   weights_BHLM = jax.nn.softmax(logits_BHLM, axis=-1)
   return jnp.einsum("bhlm,bhmk->bhlk", weights_BHLM.astype(v_BHMK.dtype), v_BHMK)
 
 
 def _splash(
-  q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, *, causal: bool, interpret: bool
+  q_BLHK: jax.Array,
+  k_BLHK: jax.Array,
+  v_BLHK: jax.Array,
+  segments_BL: jax.Array | None,
+  *,
+  rule: Rule,
+  interpret: bool,
 ) -> jax.Array:
   """The kernel knows no scale, so the queries bring it; inside, logits and weights are float32.
 
@@ -248,8 +285,14 @@ def _splash(
   _, length, heads, width = q_BLHK.shape
   scaled = (q_BLHK.astype(jnp.float32) * width**-0.5).astype(q_BLHK.dtype)
   q_BHLK, k_BHLK, v_BHLK = (jnp.swapaxes(z, 1, 2) for z in (scaled, k_BLHK, v_BLHK))
-  kernel = _splash_kernel(heads, length, causal, interpret)
-  merged: jax.Array = _merged(jax.vmap(kernel), heads, q_BHLK, k_BHLK, v_BHLK)
+  kernel = _splash_kernel(heads, length, rule, interpret)
+
+  def attend(q_HLK, k_HLK, v_HLK, *segments_L):
+    ids = splash_attention.SegmentIds(*segments_L * 2) if segments_L else None
+    return kernel(q_HLK, k_HLK, v_HLK, segment_ids=ids)
+
+  inputs = (q_BHLK, k_BHLK, v_BHLK) + (() if segments_BL is None else (segments_BL,))
+  merged: jax.Array = _merged(jax.vmap(attend), heads, *inputs)
   return merged.reshape(v_BLHK.shape)
 
 
@@ -260,7 +303,7 @@ class _Output:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _merged(attend: Attend, heads: int, *inputs: jax.Array) -> jax.Array:
+def _merged(attend: Callable[..., jax.Array], heads: int, *inputs: jax.Array) -> jax.Array:
   """What a kernel of [B, H, L, K] returns with its heads merged, [B, L, H K].
 
   Its own derivative would keep [B, H, L, K], which a TPU pads to 128 features a head: twice the
@@ -270,7 +313,7 @@ def _merged(attend: Attend, heads: int, *inputs: jax.Array) -> jax.Array:
   return _merge(attend(*inputs))
 
 
-def _merged_forward(attend: Attend, heads: int, *inputs: jax.Array):
+def _merged_forward(attend: Callable[..., jax.Array], heads: int, *inputs: jax.Array):
   del heads
   out_BHLK, pullback = jax.vjp(attend, *inputs)
 
@@ -285,7 +328,9 @@ def _merged_forward(attend: Attend, heads: int, *inputs: jax.Array):
   return merged, (merged, jax.tree.map(kept, pullback))
 
 
-def _merged_backward(attend: Attend, heads: int, residuals: Any, cotangent: jax.Array):
+def _merged_backward(
+  attend: Callable[..., jax.Array], heads: int, residuals: Any, cotangent: jax.Array
+):
   del attend
 
   def split(z):
@@ -309,7 +354,7 @@ def _merge(out_BHLK: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache
-def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Attend:
+def _splash_kernel(heads: int, length: int, rule: Rule, interpret: bool) -> Any:
   """Forward and backward kernels for one sequence, of (q, k, v) [H, L, K].
 
   Blocks are as long as divides the length, up to MaxText's default of 512; they were compiled for
@@ -329,8 +374,7 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> At
     block_kv_dq=None if fused else block,
     use_fused_bwd_kernel=fused,
   )
-  of_head = splash_attention.CausalMask if causal else splash_attention.FullMask
-  mask = splash_attention.MultiHeadMask([of_head((length, length))] * heads)
+  mask = splash_attention.MultiHeadMask([_splash_mask(length, rule)] * heads)
   # Numpy arrays outlive the trace and the backend that asked first.
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha(
@@ -341,6 +385,15 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> At
       interpret=interpret,
     )
     return jax.tree.map(np.asarray, kernel)
+
+
+def _splash_mask(length: int, rule: Rule) -> splash_attention.Mask:
+  """The mask of a rule as splash knows it; it makes those of its own kinds block by block."""
+  own = {ALL: splash_attention.FullMask, CAUSAL: splash_attention.CausalMask}
+  if rule in own:
+    return own[rule]((length, length))
+  position = np.arange(length)
+  return splash_attention.NumpyMask(np.asarray(rule.sees(position[:, None], position[None, :])))
 
 
 def rotary(z_BLHK: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from sedd_jax.diffusion.score import log_prob_of_columns
-from sedd_jax.models.build import Params, Transformer, block_graph, ends_graph
-from sedd_jax.models.score_transformer import Cache
+from sedd_jax.models.layers import Params
+from sedd_jax.models.network import Transformer
+from sedd_jax.models.score_transformer import apply_block, condition, finish
+from sedd_jax.models.visibility import CAUSAL
 
 
 class Autoregressive(Protocol):
@@ -54,9 +55,11 @@ class Autoregressive(Protocol):
     """float32[B, L, V] of int[B, L]: row i is for the token after tokens 0 to i."""
     ...
 
-  def log_prob(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float32[B, L], nats: of each token given those before it; the first is 0 without
-    `scores_first`."""
+  def log_prob(
+    self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
+  ) -> jax.Array:
+    """float32[B, L], nats: of each token given those before it in its segment; the first is 0
+    without `scores_first`."""
     ...
 
   def empty_cache(self, batch: int, length: int) -> Any:
@@ -90,10 +93,10 @@ class CausalNetwork(Transformer):
   longest = 2**31 - 1
 
   def __post_init__(self):
-    if not self.config.causal or self.config.time_input:
+    if self.config.visibility != CAUSAL or self.config.time_input:
       raise ValueError(
-        f"model.causal={self.config.causal} and model.time_input={self.config.time_input} must be "
-        "True and False for an autoregressive network"
+        f"model.visibility={self.config.visibility.name!r} and model.time_input="
+        f"{self.config.time_input} must be 'causal' and False for an autoregressive network"
       )
 
   @property
@@ -112,7 +115,8 @@ class CausalNetwork(Transformer):
 
   def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
     """float[B, L, D] of int[B, L]: state i has read tokens 0 to i."""
-    return self._read(params, self._started(tokens))[:, 1:]
+    started = self._started(tokens)
+    return self.read(params, started, _no_noise(started))[:, 1:]
 
   def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
     """float[B, L, V] of at least float32: row i is for the token after tokens 0 to i."""
@@ -120,12 +124,17 @@ class CausalNetwork(Transformer):
     return self.raw(params, started, _no_noise(started))[:, 1:, : self.vocab_size]
 
   def log_prob(
-    self, params: Params, tokens: jax.Array, dropout_keys: jax.Array | None = None
+    self,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array | None = None,
+    dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
     """log p of each token given those before it, without [B, L, V].
 
     Args:
       tokens: int[B, L].
+      segments: int[B, L], as in `Batch`.
       dropout_keys: PRNG keys [B] in training, else None.
 
     Returns:
@@ -142,51 +151,51 @@ class CausalNetwork(Transformer):
         axis=axis,
       )
 
-    hidden_BLD = self._read(params, self._started(tokens)[:, :-1], dropout_keys)
+    keys = dropout_keys if self.config.dropout else None
+    before = self._started(tokens)[:, :-1]
+    if segments is not None:  # The start stands before the first token of each.
+      first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+      before = jnp.where(first, self.start, before)
+    hidden_BLD = self.read(params, before, _no_noise(before), keys, segments)
     hidden_BLD = hidden_BLD.astype(self.config.dtype)
-    return self.placement.on_columns(of_columns)(*self._stored_head(params), hidden_BLD, tokens)
+    return self.placement.on_columns(of_columns)(*self.stored_head(params), hidden_BLD, tokens)
 
-  def empty_cache(self, batch: int, length: int) -> Cache:
-    """Room for so many positions; float[blocks, B, L, H, K]."""
-    config = self.config
-    shape = (config.blocks, batch, length, config.heads, config.width // config.heads)
-    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+  def empty_cache(self, batch: int, length: int) -> Any:
+    """Room for so many positions: the mixer's own, of each block along a leading axis."""
+    of_block = self.config.mixer.empty_cache(batch, length)
+    return jax.tree.map(lambda x: jnp.zeros((self.config.blocks, *x.shape), x.dtype), of_block)
 
   def step(
-    self, params: Params, cache: Cache, tokens_B: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+    self, params: Params, cache: Any, tokens_B: jax.Array, position: jax.Array
+  ) -> tuple[jax.Array, Any]:
     """Reads one token of each sequence at a position; see `Autoregressive`.
 
     The start stands at position 0, token i at position i + 1.
     """
-    ends = nnx.merge(
-      ends_graph(self.config),
-      {name: self._used(f"ends/{name}", layer) for name, layer in params["ends"].items()},
-    )
-    cond_BC = ends.condition(_no_noise(tokens_B[:, None]))
-    graph = block_graph(self.config)
+    config = self.config
+    ends = self.used_ends(params)
+    cond_BC = condition(config, ends, _no_noise(tokens_B))
 
     def body(h_B1D, scanned):
-      block_params, cache = scanned
-      return nnx.merge(graph, self._used("blocks", block_params)).step(
-        h_B1D, cond_BC, cache, position
-      )
+      stored, cache = scanned
+      block = self.used("blocks", stored)
 
-    table_SD = params["ends"]["embedding"]["embedding"].astype(self.config.stream_dtype)
-    h_B1D = self.placement.lookup(table_SD, tokens_B[:, None])
+      def mix(a_B1D):
+        return config.mixer.step(block, a_B1D, cache, position)
+
+      return apply_block(config, block, h_B1D, cond_BC, mix)
+
+    h_B1D = self.embed(params, tokens_B[:, None])
     h_B1D, cache = jax.lax.scan(body, h_B1D, (params["blocks"], cache))
-    raw_BS = self._apply_head(ends.finish(h_B1D, cond_BC)[:, 0], *self._stored_head(params))
+    hidden_BD = finish(config, ends, h_B1D, cond_BC)[:, 0]
+    raw_BS = self.apply_head(hidden_BD, *self.stored_head(params))
     return raw_BS[:, : self.vocab_size], cache
-
-  def _read(
-    self, params: Params, tokens: jax.Array, dropout_keys: jax.Array | None = None
-  ) -> jax.Array:
-    return self.read(params, tokens, _no_noise(tokens), dropout_keys)
 
   def _started(self, tokens: jax.Array) -> jax.Array:
     """int[B, L + 1]: the start, and the tokens."""
     return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=self.start)
 
 
-def _no_noise(tokens_BL: jax.Array) -> jax.Array:
-  return jnp.zeros(tokens_BL.shape[0], jnp.float32)
+def _no_noise(tokens: jax.Array) -> jax.Array:
+  """Total noise 0 for each of tokens int[B, ...]."""
+  return jnp.zeros(tokens.shape[0], jnp.float32)

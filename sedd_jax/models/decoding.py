@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from sedd_jax.diffusion import Truncation, sample_categorical
-from sedd_jax.models.build import Params
 from sedd_jax.models.causal import Autoregressive
+from sedd_jax.models.layers import Params
 
 
 def decode(

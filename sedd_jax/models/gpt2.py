@@ -3,32 +3,37 @@
 Pre-norm blocks with learned positions, biases everywhere, GELU in its tanh form, a causal mask, and
 an output layer that is the embedding unless the weights bring another. Residual stream, norms,
 softmax and logits are float32 at least; linear maps and attention take their inputs in
-`config.dtype`, and float32 means float32 on accelerators too, where products would be rounded.
+`config.dtype`, and float32 means float32 on accelerators too, where products would be rounded. The
+attention, the tiles of the output layer and the placement are those of our own networks.
 
 Parameter paths (float32, blocks stacked along a leading axis):
 
   embedding [V, D], positions [N, D], norm/{scale, bias} [D], output [D, V] where it is not tied
   blocks/{norm1, norm2}/{scale, bias}, blocks/{qkv, attn_out, mlp_in, mlp_out}/{kernel, bias}
 
-B: sequences, L: positions, D: width, H: heads, K: head width, V: vocabulary, M: positions that are
-read, N: `longest`, R: rows, T: rows of a tile.
+B: sequences, L: positions, D: width, H: heads, K: head width, V: vocabulary, M: positions that a
+cache has room for, N: `longest`.
 """
 
 import dataclasses
-import math
-from typing import Any, Literal, get_args
+import functools
+from typing import Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import P
+
+from sedd_jax.diffusion.score import log_prob_of_columns
+from sedd_jax.models.attention import attend_one, attention
+from sedd_jax.models.layers import Layer, Params, Table, normal, ones, zeros
+from sedd_jax.models.mixers import Cache
+from sedd_jax.models.placement import EMBEDDING, OUTPUT_KERNEL, Placement
+from sedd_jax.models.visibility import CAUSAL, Visibility
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-Params = dict[str, Any]
-# Keys and values of all blocks, each float[blocks, B, M, H, K].
-Cache = tuple[jax.Array, jax.Array]
-
-# Logits that `log_prob` holds at a time: 256 MiB in float32.
-_MOST_LOGITS = 2**26
+# On accelerators too, where products of float32 would be rounded to bfloat16 or TensorFloat-32.
+_exactly = jax.default_matmul_precision("highest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +115,11 @@ class GPT2:
 
   Attributes:
     config: shape and numerics.
+    placement: where its arrays live; one device by default.
   """
 
   config: GPT2Config
+  placement: Placement = Placement()
 
   scores_first = False
 
@@ -136,44 +143,29 @@ class GPT2:
     """The token that stands before the first one when text is sampled."""
     return self.config.bos_token_id
 
+  @functools.cached_property
+  def table(self) -> Table:
+    """All layers; their original names are Hugging Face's."""
+    return _table(self.config)
+
   def shapes(self) -> Params:
     """The parameters' shapes and dtypes, as `jax.ShapeDtypeStruct`s."""
-    width, blocks, inner = self.config.n_embd, self.config.n_layer, self.config.inner
-
-    def array(*shape: int) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    def linear(fan_in: int, fan_out: int) -> Params:
-      return {"kernel": array(blocks, fan_in, fan_out), "bias": array(blocks, fan_out)}
-
-    def norm(*leading: int) -> Params:
-      return {"scale": array(*leading, width), "bias": array(*leading, width)}
-
-    output = {} if self.config.tie_word_embeddings else {"output": array(width, self.vocab_size)}
-    return output | {
-      "embedding": array(self.vocab_size, width),
-      "positions": array(self.longest, width),
-      "norm": norm(),
-      "blocks": {
-        "norm1": norm(blocks),
-        "qkv": linear(width, 3 * width),
-        "attn_out": linear(width, width),
-        "norm2": norm(blocks),
-        "mlp_in": linear(width, inner),
-        "mlp_out": linear(inner, width),
-      },
-    }
+    return self.table.shapes()
 
   def num_parameters(self) -> int:
     """Number of parameters; a tied output layer counts once."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes()))
+    return sum(leaf.size for leaf in jax.tree.leaves(self.shapes()))
 
-  def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+  @_exactly
+  def hidden(
+    self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
+  ) -> jax.Array:
     """What the output layer reads.
 
     Args:
       params: as `shapes` says.
       tokens: int[B, L], in [0, V); L at most `longest`.
+      segments: int[B, L], as in `Batch`; positions count from the start of the row.
 
     Returns:
       float[B, L, D] of at least float32; state i has read tokens 0 to i.
@@ -182,21 +174,24 @@ class GPT2:
       ValueError: L exceeds `longest`.
     """
     chex.assert_rank(tokens, 2)
-    batch, length = tokens.shape
-    if length > self.longest:
-      raise ValueError(f"{length} tokens exceed the {self.longest} positions of this model")
-    positions = jnp.arange(length)
-    seen_LM = positions[None, :] <= positions[:, None]
+    if tokens.shape[1] > self.longest:
+      raise ValueError(
+        f"{tokens.shape[1]} tokens exceed the {self.longest} positions of this model"
+      )
+    place, visibility = self.placement, Visibility(CAUSAL, segments)
 
-    def body(h_BLD, block):
-      params, scale = block
-      q, k, v = self._qkv(params, h_BLD)
-      return self._finish_block(params, h_BLD, self._attend(q, k, v, seen_LM, scale)), None
+    def body(h_BLD, scanned):
+      stored, scale = scanned
+      block = self._used("blocks", stored)
+      q, k, v = self._qkv(block, place.activations(h_BLD), scale)
+      out = attention(q, k, v, visibility, kernel="xla", per_shard=place.per_shard)
+      return self._finish_block(block, h_BLD, out), None
 
-    h_BLD = self._embed(params, tokens, jnp.broadcast_to(positions, (batch, length)))
-    h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], self._scales()))
-    return self._norm(params["norm"], h_BLD)
+    h_BLD = place.activations(self._embed(params, tokens, jnp.arange(tokens.shape[1])))
+    h_BLD, _ = jax.lax.scan(body, h_BLD, (params["blocks"], self._query_scales()))
+    return self._norm(params["norm"], place.activations(h_BLD))
 
+  @_exactly
   def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
     """Unnormalised log probabilities of the next token, float[B, L, V] of at least float32.
 
@@ -207,14 +202,18 @@ class GPT2:
     Raises:
       ValueError: L exceeds `longest`.
     """
-    return self._head(params, self.hidden(params, tokens))
+    return self._logits(params, self.hidden(params, tokens))
 
-  def log_prob(self, params: Params, tokens: jax.Array) -> jax.Array:
+  @_exactly
+  def log_prob(
+    self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
+  ) -> jax.Array:
     """Log probability of each token given those before it, in nats; [B, L, V] is never held.
 
     Args:
       params: as `shapes` says.
       tokens: int[B, L].
+      segments: as in `hidden`.
 
     Returns:
       float[B, L] of at least float32; entry 0 is 0, since the first token has no law.
@@ -222,29 +221,23 @@ class GPT2:
     Raises:
       ValueError: L exceeds `longest`.
     """
-    hidden_BLD = self.hidden(params, tokens)
-    batch, length, width = hidden_BLD.shape
-    rows, targets = hidden_BLD[:, :-1].reshape(-1, width), tokens[:, 1:].reshape(-1)
-    if length < 2:
-      return jnp.zeros((batch, length), hidden_BLD.dtype)
-    tiles = min(-(-rows.shape[0] * self.vocab_size // _MOST_LOGITS), rows.shape[0])
-    extra = -rows.shape[0] % tiles
 
-    def tile(args):
-      hidden_TD, target_T = args
-      logits_TV = self._head(params, hidden_TD)
-      of_target_T = jnp.take_along_axis(logits_TV, target_T[:, None], axis=-1)[:, 0]
-      return of_target_T - jax.nn.logsumexp(logits_TV, axis=-1)
+    def of_columns(columns, hidden_BLD, tokens, *, axis):
+      none = jnp.full_like(tokens, self.vocab_size)
+      return log_prob_of_columns(
+        hidden_BLD, columns, none, tokens, num_states=self.vocab_size, axis=axis
+      )
 
-    parts = jax.tree.map(
-      lambda x: jnp.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)).reshape(tiles, -1, *x.shape[1:]),
-      (rows, targets),
-    )
-    log_prob_R = jax.lax.map(tile, parts).reshape(-1)[: batch * (length - 1)]
-    return jnp.pad(log_prob_R.reshape(batch, length - 1), ((0, 0), (1, 0)))
+    hidden_BLD = self.hidden(params, tokens, segments).astype(self.config.dtype)
+    if tokens.shape[1] < 2:
+      return jnp.zeros(tokens.shape, self.config.stream_dtype)
+    bias = jnp.zeros(self.vocab_size, self.config.stream_dtype)
+    run = self.placement.on_columns(of_columns)
+    log_prob = run(self._head(params), bias, hidden_BLD[:, :-1], tokens[:, 1:])
+    return jnp.pad(log_prob, ((0, 0), (1, 0)))
 
   def empty_cache(self, batch: int, length: int) -> Cache:
-    """Room for the keys and values of so many sequences and positions.
+    """Room for the keys and values of so many sequences and positions, float[blocks, B, M, H, K].
 
     Raises:
       ValueError: length exceeds `longest`.
@@ -253,8 +246,9 @@ class GPT2:
       raise ValueError(f"a cache of {length} positions: this model reads 1 to {self.longest}")
     config = self.config
     shape = (config.n_layer, batch, length, config.n_head, config.n_embd // config.n_head)
-    return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
+    return Cache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
 
+  @_exactly
   def step(
     self, params: Params, cache: Cache, token: jax.Array, position: jax.typing.ArrayLike
   ) -> tuple[jax.Array, Cache]:
@@ -270,52 +264,49 @@ class GPT2:
       Logits of the next token, float[B, V] of at least float32, and the cache with this token.
     """
     chex.assert_rank([token, position], [1, 0])
-    seen_LM = jnp.arange(cache[0].shape[2])[None, :] <= position
+    position = jnp.asarray(position)
 
-    def body(h_BLD, block):
-      params, scale, keys, values = block
-      q, k, v = self._qkv(params, h_BLD)
-      keys = jax.lax.dynamic_update_slice_in_dim(keys, k, position, axis=1)
-      values = jax.lax.dynamic_update_slice_in_dim(values, v, position, axis=1)
-      out_BLD = self._attend(q, keys, values, seen_LM, scale)
-      return self._finish_block(params, h_BLD, out_BLD), (keys, values)
+    def body(h_B1D, scanned):
+      stored, scale, cache = scanned
+      block = self._used("blocks", stored)
+      q, k, v = self._qkv(block, h_B1D, scale)
+      keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, position, axis=1)
+      values = jax.lax.dynamic_update_slice_in_dim(cache.values, v, position, axis=1)
+      out = attend_one(q, keys, values, position)
+      return self._finish_block(block, h_B1D, out), Cache(keys, values)
 
-    where = jnp.broadcast_to(position, (token.shape[0], 1))
-    h_BLD = self._embed(params, token[:, None], where)
-    h_BLD, cache = jax.lax.scan(body, h_BLD, (params["blocks"], self._scales(), *cache))
-    return self._head(params, self._norm(params["norm"], h_BLD)[:, 0]), cache
+    h_B1D = self._embed(params, token[:, None], position[None])
+    h_B1D, cache = jax.lax.scan(body, h_B1D, (params["blocks"], self._query_scales(), cache))
+    return self._logits(params, self._norm(params["norm"], h_B1D)[:, 0]), cache
 
-  def _embed(self, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+  def _embed(self, params: Params, tokens: jax.Array, positions_L: jax.Array) -> jax.Array:
     dtype = self.config.stream_dtype
-    h_BLD = params["embedding"][tokens].astype(dtype)
-    return h_BLD + params["positions"][positions].astype(dtype)
+    h_BLD = self.placement.lookup(params["embedding"].astype(dtype), tokens)
+    return h_BLD + params["positions"][positions_L].astype(dtype)[None]
 
-  def _scales(self) -> jax.Array:
-    """What attention logits are multiplied by, float[blocks]."""
+  def _used(self, name: str, layer: Params) -> Params:
+    return self.placement.weights(name, self.table.cast(name, layer), self.table.specs)
+
+  def _query_scales(self) -> jax.Array | None:
+    """Factors of queries, float[blocks], where attention is scaled by other than K^-1/2."""
     config = self.config
-    scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+    if config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx:
+      return None
+    scale = 1.0 if config.scale_attn_weights else (config.n_embd // config.n_head) ** 0.5
     layers = jnp.arange(1, config.n_layer + 1, dtype=config.stream_dtype)
-    divisors = layers if config.scale_attn_by_inverse_layer_idx else jnp.ones_like(layers)
-    return scale / divisors
+    return scale / (layers if config.scale_attn_by_inverse_layer_idx else jnp.ones_like(layers))
 
-  def _qkv(self, block: Params, h_BLD: jax.Array) -> list[jax.Array]:
+  def _qkv(self, block: Params, h_BLD: jax.Array, scale: jax.Array | None) -> list[jax.Array]:
     """Queries, keys and values, float[B, L, H, K] of the compute dtype."""
-    a_BLX = self._linear(block["qkv"], self._norm(block["norm1"], h_BLD)).astype(self.config.dtype)
+    a_BLX = self._linear(block["qkv"], self._norm(block["norm1"], h_BLD))
     heads = (*h_BLD.shape[:2], self.config.n_head, -1)
-    return [z.reshape(heads) for z in jnp.split(a_BLX, 3, axis=-1)]
+    q, k, v = (z.reshape(heads) for z in jnp.split(a_BLX, 3, axis=-1))
+    q = q if scale is None else q * scale
+    return [z.astype(self.config.dtype) for z in (q, k, v)]
 
-  def _attend(
-    self, q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, seen_LM: jax.Array, scale
-  ) -> jax.Array:
-    """float[B, L, D], of the positions that are seen."""
-    logits_BHLM = self._product("blhk,bmhk->bhlm", q_BLHK, k_BMHK) * scale
-    lowest = jnp.finfo(logits_BHLM.dtype).min
-    weights_BHLM = jax.nn.softmax(jnp.where(seen_LM[None, None], logits_BHLM, lowest), axis=-1)
-    out_BLHK = self._product("bhlm,bmhk->blhk", weights_BHLM.astype(v_BMHK.dtype), v_BMHK)
-    return out_BLHK.reshape(*out_BLHK.shape[:2], -1)
-
-  def _finish_block(self, block: Params, h_BLD: jax.Array, attended_BLD: jax.Array) -> jax.Array:
-    h_BLD = h_BLD + self._linear(block["attn_out"], attended_BLD)
+  def _finish_block(self, block: Params, h_BLD: jax.Array, out_BLHK: jax.Array) -> jax.Array:
+    """All that comes after attention."""
+    h_BLD = h_BLD + self._linear(block["attn_out"], out_BLHK.reshape(h_BLD.shape))
     m_BLF = self._linear(block["mlp_in"], self._norm(block["norm2"], h_BLD))
     return h_BLD + self._linear(block["mlp_out"], jax.nn.gelu(m_BLF, approximate=True))
 
@@ -329,23 +320,72 @@ class GPT2:
 
   def _linear(self, layer: Params, z_BLD: jax.Array) -> jax.Array:
     bias = layer["bias"].astype(self.config.stream_dtype)
-    return self._product("bld,df->blf", z_BLD, layer["kernel"]) + bias[None, None, :]
+    return self._product(z_BLD, layer["kernel"]) + bias[None, None, :]
 
-  def _head(self, params: Params, h: jax.Array) -> jax.Array:
-    """Logits float[..., V] of hidden states float[..., D]."""
-    if self.config.tie_word_embeddings:
-      return self._product("...d,vd->...v", h, params["embedding"])
-    return self._product("...d,dv->...v", h, params["output"])
+  def _head(self, params: Params) -> jax.Array:
+    """The kernel of the output layer, float[D, V] of the compute dtype."""
+    kernel = params["embedding"].T if self.config.tie_word_embeddings else params["output"]
+    return kernel.astype(self.config.dtype)
 
-  def _product(self, axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum of inputs in the compute dtype, summed in float32 at least.
+  def _logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    return self._product(hidden, self.placement.gathered(self._head(params), OUTPUT_KERNEL))
 
-    By default TPUs round float32 inputs to bfloat16, and GPUs to TensorFloat-32.
-    """
-    return jnp.einsum(
-      axes,
-      a.astype(self.config.dtype),
-      b.astype(self.config.dtype),
-      precision=jax.lax.Precision.HIGHEST,
+  def _product(self, a: jax.Array, kernel: jax.Array) -> jax.Array:
+    """a float[..., D] times the kernel: inputs in the compute dtype, summed in float32 at least."""
+    dtype = self.config.dtype
+    return jax.lax.dot_general(
+      a.astype(dtype),
+      kernel.astype(dtype),
+      (((a.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=self.config.stream_dtype,
     )
+
+
+def _table(config: GPT2Config) -> Table:
+  """The layers; positions and norms are small and whole on every device."""
+  width, inner, dtype = config.n_embd, config.inner, config.dtype
+  weights = normal(0.02)
+
+  def norm(name: str, original: str) -> tuple[Layer, Layer]:
+    return (
+      Layer(name=f"{name}/scale", shape=(width,), init=ones, original=f"{original}.weight"),
+      Layer(name=f"{name}/bias", shape=(width,), init=zeros, original=f"{original}.bias"),
+    )
+
+  def linear(name: str, shape: tuple[int, int], spec: jax.P, original: str) -> tuple[Layer, Layer]:
+    return (
+      Layer(
+        name=f"blocks/{name}/kernel", shape=shape, init=weights, spec=spec, dtype=dtype,
+        per="token", original=f"h.{{}}.{original}.weight",
+      ),
+      Layer(
+        name=f"blocks/{name}/bias", shape=shape[1:], init=zeros, original=f"h.{{}}.{original}.bias"
+      ),
+    )  # fmt: skip
+
+  first = (
+    Layer(
+      name="embedding", shape=(config.vocab_size, width), init=weights, spec=EMBEDDING,
+      original="wte.weight",
+    ),
+    Layer(
+      name="positions", shape=(config.n_positions, width), init=weights, original="wpe.weight"
+    ),
+  )  # fmt: skip
+  block = (
+    *norm("blocks/norm1", "h.{}.ln_1"),
+    *linear("qkv", (width, 3 * width), P("fsdp"), "attn.c_attn"),
+    *linear("attn_out", (width, width), P("tensor", "fsdp"), "attn.c_proj"),
+    *norm("blocks/norm2", "h.{}.ln_2"),
+    *linear("mlp_in", (width, inner), P("fsdp", "tensor"), "mlp.c_fc"),
+    *linear("mlp_out", (inner, width), P("tensor", "fsdp"), "mlp.c_proj"),
+  )
+  last = norm("norm", "ln_f")
+  if not config.tie_word_embeddings:
+    last += (
+      Layer(
+        name="output", shape=(width, config.vocab_size), init=weights, spec=OUTPUT_KERNEL,
+        original="lm_head.weight",
+      ),
+    )  # fmt: skip
+  return Table(first, block, last, config.n_layer)

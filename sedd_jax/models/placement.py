@@ -4,13 +4,20 @@ The network calls these methods; on one device they do nothing. `parallel.OnMesh
 methods for a mesh, so that no network knows of meshes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax import P
 
 from sedd_jax.diffusion import Columns
 from sedd_jax.models.attention import PerShard
+
+# How a mesh cuts the tables of states of every network: the embedding [S', D], and the kernel
+# [D, S'] and bias [S'] of the output layer.
+EMBEDDING = P("tensor", "fsdp")
+OUTPUT_KERNEL = P("fsdp", "tensor")
+OUTPUT_BIAS = P("tensor")
 
 
 class Placement:
@@ -24,16 +31,22 @@ class Placement:
     """Rows float[B, L, D] of the embedding float[S', D] at tokens int[B, L]."""
     return table_SD[tokens_BL]
 
-  def weights(self, name: str, tree: Any) -> Any:
+  def weights(self, name: str, tree: Any, specs: Mapping[str, jax.P]) -> Any:
     """Parameters as a product needs them.
 
     Args:
       name: path of the tree, `ends/output` or `blocks`; the leading axis of leaves under `blocks`
         is gone by then.
       tree: one layer's parameters.
+      specs: of a network's parameters, by name (`layers.Table.specs`).
     """
-    del name
+    del name, specs
     return tree
+
+  def gathered(self, x: Any, spec: jax.P) -> Any:
+    """An array that is stored so, as products need it: whole along fsdp."""
+    del spec
+    return x
 
   @property
   def per_shard(self) -> PerShard:

@@ -1,7 +1,7 @@
 """A network on a mesh: the constraints and the sharded sums that keep it one program."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +10,9 @@ from jax import P
 
 from sedd_jax.diffusion import Columns
 from sedd_jax.models.attention import PerShard
-from sedd_jax.models.placement import Placement
+from sedd_jax.models.placement import EMBEDDING, OUTPUT_BIAS, OUTPUT_KERNEL, Placement
 from sedd_jax.parallel.mesh import BATCH_AXES
-from sedd_jax.parallel.sharding import path_name, spec_of
+from sedd_jax.parallel.sharding import path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +46,24 @@ class OnMesh(Placement):
     return jax.shard_map(
       of_shard,
       mesh=self.mesh,
-      in_specs=(spec_of("ends/embedding/embedding"), P(BATCH_AXES, None)),
+      in_specs=(EMBEDDING, P(BATCH_AXES, None)),
       out_specs=P(BATCH_AXES, None, None),
     )(table_SD, tokens_BL)
 
-  def weights(self, name: str, tree: Any) -> Any:
+  def weights(self, name: str, tree: Any, specs: Mapping[str, jax.P]) -> Any:
     """Gathers what is sharded over fsdp; its gradient is scattered back as it is summed."""
 
     def leaf(path, x):
-      spec = spec_of(f"{name}/{path_name(path)}")
-      if name.startswith("blocks"):
-        spec = P(*spec[1:])
-      if "fsdp" not in spec:
-        return x
-      used = P(*(None if axis == "fsdp" else axis for axis in spec))
-      return _gathered(x, self._named(spec), self._named(used))
+      spec = specs[f"{name}/{path_name(path)}"]
+      return self.gathered(x, P(*spec[1:]) if name.startswith("blocks") else spec)
 
     return jax.tree.map_with_path(leaf, tree)
+
+  def gathered(self, x: jax.Array, spec: jax.P) -> jax.Array:
+    if "fsdp" not in spec:
+      return x
+    used = P(*(None if axis == "fsdp" else axis for axis in spec))
+    return _gathered(x, self._named(spec), self._named(used))
 
   @property
   def per_shard(self) -> PerShard:
@@ -107,11 +108,7 @@ class OnMesh(Placement):
       return jax.shard_map(
         of_shard,
         mesh=self.mesh,
-        in_specs=(
-          spec_of("ends/output/kernel"),
-          spec_of("ends/output/bias"),
-          *(rows for _ in rest),
-        ),
+        in_specs=(OUTPUT_KERNEL, OUTPUT_BIAS, *(rows for _ in rest)),
         out_specs=rows,
         check_vma=False,
       )(kernel, bias, *rest)

@@ -1,40 +1,21 @@
-"""Where each parameter lives: a table from path patterns to partition specs.
+"""Where each array of a tree of parameters lives.
 
-Optimizer moments and the moving average hold trees like the parameters', so the same table, matched
-at the end of a path, covers the whole train state. Init, restore, training, sampling, export and
-planning all read it.
+Optimizer moments and the moving average hold trees like the parameters', so the same table of
+layers covers the whole train state. Init, restore, training, sampling, export and planning all
+read it.
 """
 
 import math
-import re
 from typing import Any
 
 import jax
-from jax import P
 
-# First match wins; leaves under blocks/ have a leading axis that counts blocks. `tensor` splits
-# what one layer computes (heads, width of the MLP, vocabulary); `fsdp` only splits storage: it is
-# gathered before use (`placement.py`).
-RULES = (
-  (r"ends/embedding/embedding$", P("tensor", "fsdp")),
-  (r"ends/output/kernel$", P("fsdp", "tensor")),
-  (r"ends/output/bias$", P("tensor")),
-  (r"blocks/qkv/kernel$", P(None, "fsdp", None, "tensor")),
-  (r"blocks/mlp_in/kernel$", P(None, "fsdp", "tensor")),
-  (r"blocks/mlp_in/bias$", P(None, "tensor")),
-  (r"blocks/(attn_out|mlp_out)/kernel$", P(None, "tensor", "fsdp")),
-  (r"blocks/modulation/kernel$", P(None, None, "fsdp")),
-  (r"", P()),
-)
+from sedd_jax.models.layers import Table
 
 
-def spec_of(name: str) -> jax.P:
-  """The partition spec of a leaf whose path ends like `blocks/qkv/kernel`."""
-  return next(spec for pattern, spec in RULES if re.search(pattern, name))
-
-
-def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-  """A NamedSharding for every leaf of a tree of arrays or shapes.
+def tree_shardings(mesh: jax.sharding.Mesh, tree: Any, table: Table) -> Any:
+  """A NamedSharding for every leaf of a tree of arrays or shapes; whole on every device where the
+  table does not know it.
 
   Raises:
     ValueError: an axis of the mesh does not divide what it shards; the message names the sizes
@@ -43,7 +24,8 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree: Any) -> Any:
   sharded = {axis: 0 for axis in mesh.axis_names}
 
   def leaf(path, x):
-    spec = spec_of(path_name(path))
+    layer = table.of_path(path)
+    spec = jax.P() if layer is None else table.specs[layer.name]
     for size, axis in zip(x.shape, spec, strict=False):
       if axis is not None:
         sharded[axis] = math.gcd(sharded[axis], size)

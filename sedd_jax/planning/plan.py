@@ -136,9 +136,9 @@ def plan_sampling(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
   experiment = dataclasses.replace(experiment, train=train)
   program = _program(experiment, vocab_size, where)
   numbers = jax.ShapeDtypeStruct(
-    (experiment.train.batch_size,), jnp.int32, sharding=program.batch.sharding
+    (experiment.train.batch_size,), jnp.int32, sharding=program.batch.tokens.sharding
   )
-  lowered = program.sampling_step.lower(program.state.ema, numbers)
+  lowered = program.sampling_step.lower(program.state.average, numbers)
   flops = 2 * program.forward_flops()
   return _plan("sample", program, where, lowered, flops, 1)
 

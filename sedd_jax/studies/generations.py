@@ -96,7 +96,7 @@ def _experiment_of(experiment: Experiment, workdir: Path, number: int, real: Dat
   loop = experiment.generations
   text = workdir / _TEXT
   text.mkdir(exist_ok=True)
-  heldout = _written(text / "heldout.txt", real.heldout_rows[:], real.tokenizer)
+  heldout = _written(text / "heldout.txt", real.heldout_rows[:].tokens, real.tokenizer)
   parts = []
   if number == 0 or loop.regime == "augmented":
     parts.append(_real(text, 0, loop, real))
@@ -136,7 +136,7 @@ def _real(text: Path, number: int, loop: GenerationsConfig, real: Dataset) -> Pa
 
 
 def _train_rows(real: Dataset, numbers: np.ndarray) -> np.ndarray:
-  return np.concatenate([part[:] for part in real.train_rows])[numbers]
+  return np.concatenate([part[:].tokens for part in real.train_rows])[numbers]
 
 
 def _written(file: Path, rows: np.ndarray, tokenizer: Tokenizer) -> Path:

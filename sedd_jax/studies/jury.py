@@ -137,12 +137,13 @@ def heldout_rows(model: LanguageModel, name: str) -> np.ndarray:
   """
   if model.tokenizer is None or "experiment" not in model.info:
     raise ValueError(f"{name} is no run of ours: it names no held-out text")
-  rows = load_dataset(
+  dataset = load_dataset(
     model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
-  ).heldout_rows[:]
-  if (rows < 0).any():
+  )
+  rows = dataset.heldout_rows[:]
+  if not rows.loss_mask.all():
     raise ValueError(f"{name}: its rows hold given tokens (data.packing), of which no text is made")
-  return rows
+  return rows.tokens
 
 
 def common_length(rows: Sequence[np.ndarray], asked: int | None) -> int:

@@ -2,7 +2,8 @@
 
 The only module that imports orbax. A checkpoint holds one item per field of the train state (in the
 form of `Transformer.unpad`, so that any mesh restores it), and in its metadata one JSON text:
-resolved config, tokenizer, identity of the corpus.
+resolved config, tokenizer, identity of the corpus. Weights that are held never change: they are
+saved once, in a folder beside the checkpoints.
 
 A save goes through `STEP.partial`; the manifest is its last file, and then the folder gets the
 name `STEP`. What is loaded was compared with its manifest first, and nothing is removed for being
@@ -25,13 +26,16 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from sedd_jax.models import Params, Transformer
+from sedd_jax.models.layers import flat
 from sedd_jax.parallel import processes
 from sedd_jax.training import manifest
-from sedd_jax.training.state import TrainState
+from sedd_jax.training.state import TrainState, merged, split
 
 FOLDER = "checkpoints"
 
 _PARTIAL = ".partial"
+_HELD = "held"
+_NAMES = "names.json"
 # More than arrays: Orbax's own descriptions of them.
 _MARGIN_BYTES = 2**20
 
@@ -99,6 +103,8 @@ class Checkpoints:
     options.asynchronous.create_directories_asynchronously = False
     try:
       with options:
+        if state.held and not (self._folder / _HELD).exists():
+          self._save_held(state)
         response = ocp.save_checkpointables_async(
           str(self._partial(step)),
           items,
@@ -160,18 +166,52 @@ class Checkpoints:
     """
     items = {name: {name: tree} for name, tree in self._stored(like).items()}
     loaded = ocp.load_checkpointables(str(self._folder / str(step)), items)
-    state = TrainState(**{name: loaded[name][name] for name in items})
+    held = self._load_held(jax.eval_shape(self._network.unpad, like.held), like.held)
+    state = TrainState(**{name: loaded[name][name] for name in items}, held=held)
     shardings = jax.tree.map(lambda x: x.sharding, like)
     return jax.jit(self._network.pad, out_shardings=shardings)(state)
 
   def load_average(self, step: int) -> Params:
-    """The moving average of the parameters alone, padded, on the first device here."""
-    network = self._network
-    shapes = jax.eval_shape(lambda: network.unpad(network.init(jax.random.key(0))))
+    """The moving average of the parameters, padded, on the first device here; those that are held
+    as they are."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    loaded = ocp.load_checkpointables(str(self._folder / str(step)), {"ema": {"ema": abstract}})
-    return network.pad(loaded["ema"]["ema"])
+    trained, held = split(self._network.table.shapes(), self._held_names())
+    trained, held = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (trained, held)
+    )
+    loaded = ocp.load_checkpointables(str(self._folder / str(step)), {"ema": {"ema": trained}})
+    return self._network.pad(merged(loaded["ema"]["ema"], self._load_held(held, held)))
+
+  def _held_names(self) -> list[str]:
+    """Names of the weights that the run holds."""
+    file = self._folder / _HELD / _NAMES
+    return json.loads(file.read_text()) if file.is_file() else []
+
+  def _save_held(self, state: TrainState) -> None:
+    partial = self._folder / f"{_HELD}{_PARTIAL}"
+    ocp.save_checkpointables(
+      str(partial), {_HELD: {_HELD: jax.jit(self._network.unpad)(state.held)}}
+    )
+    if processes.is_lead():
+      (partial / _NAMES).write_text(json.dumps(list(flat(state.held))))
+      manifest.write_manifest(partial)
+      partial.rename(self._folder / _HELD)
+      manifest.flush_folder(self._folder)
+    processes.barrier("held weights are saved")
+
+  def _load_held(self, stored: Params, like: Params) -> Params:
+    """The weights that the run holds, unpadded; `like` says where they live.
+
+    Raises:
+      ValueError: their folder is damaged.
+    """
+    if not stored:
+      return {}
+    folder = self._folder / _HELD
+    if faults := manifest.faults(folder):
+      raise ValueError(f"the held weights in {folder} are damaged: {'; '.join(faults[:3])}")
+    items = {_HELD: {_HELD: jax.tree.map(_placed, stored, like)}}
+    return ocp.load_checkpointables(str(folder), items)[_HELD][_HELD]
 
   def _unpadded(self, state: TrainState) -> dict[str, Any]:
     return _fields(self._network.unpad(state))
@@ -385,7 +425,8 @@ def _num_bytes(x: jax.Array) -> int:
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
-  return {name: getattr(state, name) for name in TrainState.__annotations__}
+  """What every checkpoint holds."""
+  return {name: getattr(state, name) for name in TrainState.__annotations__ if name != "held"}
 
 
 def _placed(stored: jax.ShapeDtypeStruct, like: jax.Array) -> jax.ShapeDtypeStruct:

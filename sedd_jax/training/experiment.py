@@ -6,7 +6,8 @@ Below this module nothing knows of configs. Every section of a config is a froze
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sedd_jax.data import DataConfig
@@ -14,6 +15,7 @@ from sedd_jax.diffusion import NOISES, PROCESSES, TIME_SAMPLINGS, Noise, Process
 from sedd_jax.diffusion.process import check_parameterization
 from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
+from sedd_jax.models.visibility import CAUSAL
 from sedd_jax.parallel import MeshConfig
 from sedd_jax.training.objectives import DiscreteTime, NextToken, Objective, ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig
@@ -147,12 +149,15 @@ class TrainConfig:
     accumulation: micro-batches that a batch is cut into.
     skip_nonfinite: at most so many steps without a finite loss and gradient are skipped; the next
       one stops the run.
+    hold: a regular expression: parameters whose name it matches, such as `ends/embedding` or
+      `blocks/`, stay as they start (`init_from`); empty: all are trained.
   """
 
   steps: int = 400_000
   batch_size: int = 512
   accumulation: int = 1
   skip_nonfinite: int = 0
+  hold: str = ""
 
   def __post_init__(self):
     faults = below(self, "train", 1, "steps", "batch_size", "accumulation")
@@ -162,8 +167,27 @@ class TrainConfig:
         f"train.batch_size={self.batch_size} must be a multiple of "
         f"train.accumulation={self.accumulation}"
       )
+    try:
+      re.compile(self.hold)
+    except re.error as error:
+      faults.append(f"train.hold={self.hold!r} must be a regular expression: {error}")
     if faults:
       raise ValueError("\n".join(faults))
+
+  def held(self, names: Iterable[str]) -> list[str]:
+    """The names of parameters that are held.
+
+    Raises:
+      ValueError: there are none, though `hold` is set, or nothing else.
+    """
+    names = list(names)
+    held = [name for name in names if self.hold and re.search(self.hold, name)]
+    if self.hold and len(held) in (0, len(names)):
+      raise ValueError(
+        f"train.hold={self.hold!r} matches {'all' if held else 'none'} of the parameters; they are "
+        f"{', '.join(names)}"
+      )
+    return held
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -347,7 +371,9 @@ class Experiment:
 
   def causal_network(self, vocab_size: int, placement: Placement = Placement()) -> CausalNetwork:
     """The autoregressive network of the same shape; arguments as of `network`."""
-    shape = dataclasses.replace(self.model.shape(vocab_size + 1), causal=True, time_input=False)
+    shape = dataclasses.replace(
+      self.model.shape(vocab_size + 1), visibility=CAUSAL, time_input=False
+    )
     return CausalNetwork(config=shape, placement=placement)
 
   def network(self, vocab_size: int, placement: Placement = Placement()) -> Network:

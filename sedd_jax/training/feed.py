@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sedd_jax.batch import Batch
 from sedd_jax.data import Batches
 
 # Batches that are made before they are asked for: a slow read need not stop a step.
@@ -39,8 +40,8 @@ class Feed:
   def __exit__(self, *exception) -> None:
     self._thread.shutdown(cancel_futures=True)
 
-  def next(self) -> jax.Array:
-    """The next batch, int32[B, L]; starts on one more."""
+  def next(self) -> Batch:
+    """The next batch of B rows; starts on one more."""
     began = time.monotonic()
     batch = self._ahead.popleft().result()
     self._waited += time.monotonic() - began
@@ -59,15 +60,22 @@ class Feed:
     self._waited, self._count, self._since = 0.0, 0.0, now
     return found
 
-  def _submit(self) -> concurrent.futures.Future[jax.Array]:
+  def _submit(self) -> concurrent.futures.Future[Batch]:
     return self._thread.submit(self._make, next(self._steps))
 
-  def _make(self, step: int) -> jax.Array:
+  def _make(self, step: int) -> Batch:
     @functools.cache  # Devices that share rows would each read them.
-    def read(start: int | None, stop: int | None) -> np.ndarray:
+    def read(start: int | None, stop: int | None) -> Batch:
       return self._batches.rows(step, slice(start, stop))
 
-    def rows(index: Any) -> np.ndarray:
-      return read(index[0].start, index[0].stop)
+    def array(number: int, row_shape: tuple[int, ...]) -> jax.Array:
+      def rows(index: Any) -> np.ndarray:
+        return read(index[0].start, index[0].stop)[number]
 
-    return jax.make_array_from_callback(self._batches.shape, self._sharding, rows)
+      return jax.make_array_from_callback((size, *row_shape), self._sharding, rows)
+
+    size = self._batches.shape[0]
+    places = self._sharding.addressable_devices_indices_map((size,)).values()
+    rows_here = next(index[0] for index in places if index is not None)
+    here = read(rows_here.start, rows_here.stop)
+    return Batch(*(None if x is None else array(i, x.shape[1:]) for i, x in enumerate(here)))

@@ -30,9 +30,7 @@ def forward_flops(network: Transformer, batch: int, length: int, share: float = 
     length: tokens in each.
     share: share of the tokens that need the output layer (`needed_share`).
   """
-  shape = network.config
-  tokens, width = batch * length, shape.width
-  linear = shape.blocks * 12 * width**2 + share * width * shape.num_states
-  attention = shape.blocks * 2 * length * width / (2 if shape.causal else 1)
-  modulation = shape.cond_dim * width * (6 * shape.blocks + 2)
-  return 2.0 * (tokens * (linear + attention) + batch * modulation)
+  table = network.table
+  linear = table.products("token") + share * table.products("state")
+  mixing = table.blocks * network.config.mixer.products(length)
+  return 2.0 * (batch * length * (linear + mixing) + batch * table.products("row"))

@@ -11,6 +11,7 @@ import numpy as np
 from sedd_jax.data import Tokenizer
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.models import Network, Params, Transformer
+from sedd_jax.models.layers import flat
 from sedd_jax.parallel.mesh import distribute
 from sedd_jax.training.experiment import DiffusionConfig, Experiment
 from sedd_jax.training.program import Program
@@ -18,8 +19,6 @@ from sedd_jax.training.state import TrainState
 
 # Of the model's config, what another model's weights must share. The others are chosen anew.
 _SHAPE = ("width", "blocks", "heads", "cond_dim", "time_input")
-# Tables with an entry for each state.
-_TABLES = ("ends/embedding/embedding", "ends/output/kernel", "ends/output/bias")
 
 
 class Pretrained(Protocol):
@@ -107,8 +106,9 @@ class Beginning:
     self.check(tokenizer)
     source, self._source = self._read(), None
     new_tables = self._experiment.init_tokenizer == "new"
-    params, ema = (_placed(program, source, x, new_tables) for x in (state.params, state.ema))
-    state = dataclasses.replace(state, params=params, ema=ema)  # pyright: ignore[reportArgumentType]
+    trees = {name: getattr(state, name) for name in ("params", "ema", "held")}
+    placed = {name: _placed(program, source, x, new_tables) for name, x in trees.items()}
+    state = dataclasses.replace(state, **placed)  # pyright: ignore[reportArgumentType]
     return state, _said(self._experiment, source)
 
   def _read(self) -> Pretrained:
@@ -125,13 +125,16 @@ def _placed(program: Program, source: Pretrained, fresh: Params, new_tables: boo
   """The source's parameters where the program wants them; tables of new tokens are fresh."""
   # Through this process's memory: each hands over what its own devices hold.
   unpadded = jax.device_get(source.network.unpad(source.params))
-  padded = jax.device_get(program.network.pad(unpadded))
+  padded = flat(jax.device_get(program.network.pad(unpadded)))
 
-  def leaf(path, own, theirs):
+  def leaf(path, own):
+    layer = program.network.table.of_path(path)
+    if new_tables and layer is not None and layer.states is not None:  # An entry for each token.
+      return own
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return own if new_tables and name in _TABLES else distribute(np.asarray(theirs), own.sharding)
+    return distribute(np.asarray(padded[name]), own.sharding)
 
-  return jax.tree.map_with_path(leaf, fresh, padded)
+  return jax.tree.map_with_path(leaf, fresh)
 
 
 def _said(experiment: Experiment, source: Pretrained) -> str:

@@ -136,7 +136,7 @@ def train(
     interrupt = Interrupt()
     clock = Clock(program)
     profile = stack.enter_context(Profile(operations.profile_steps, workdir, lead=lead))
-    feed = stack.enter_context(Feed(batches, program.batch.sharding, first))
+    feed = stack.enter_context(Feed(batches, program.batch.tokens.sharding, first))
     nonfinite = NonfiniteSteps(
       workdir,
       batches,
@@ -225,13 +225,13 @@ def train(
           break
         if _due(step, experiment.report.evaluate_every):
           read_waiting()
-          line = reporter.evaluate(state.ema)
+          line = reporter.evaluate(state.average)
           metrics.write(step, line)
           console.say(reporter.describe(step, line))
           clock.pause()
         if _due(step, experiment.report.preview_every):
           read_waiting()
-          text = reporter.samples(state.ema, 1)[0]
+          text = reporter.samples(state.average, 1)[0]
           if lead:
             with _told(console.say):
               rundir.write_text(workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
@@ -257,9 +257,9 @@ def train(
       return 128 + stop
     if first >= num_steps:
       console.say(f"step {first} was the last; a larger --config.train.steps would go on")
-    line = reporter.evaluate_fully(state.ema)
+    line = reporter.evaluate_fully(state.average)
     metrics.write(int(state.step), line)
-    texts = reporter.samples(state.ema, experiment.report.samples)
+    texts = reporter.samples(state.average, experiment.report.samples)
     if lead:
       with _told(console.say):
         _write_report(workdir, int(state.step), line, texts)
@@ -297,7 +297,7 @@ class Reporter:
     self._few = spread(count, report.evaluate_blocks)
     self._many = spread(count, report.final_blocks)
     self._estimator = BoundEstimator(
-      program.objective.estimate(report.evaluate_times),
+      program.objective.estimator(report.evaluate_times),
       batch_size=max(1, _EVALUATION_TOKENS // self._rows.shape[1]),
       mesh=program.mesh,
     )

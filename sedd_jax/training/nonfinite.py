@@ -82,16 +82,17 @@ class NonfiniteSteps:
   def _write(self, step: int, loss: float, norm: float, bad: list[str]) -> str:
     """Writes down what replays the step; says where."""
     file = self._workdir / FOLDER / f"step_{step:08d}.json"
-    batch = step - 1  # Batches count from 0.
+    number = step - 1  # Batches count from 0.
+    batch = self._batches[number]
     content = {
       "step": step,
       "seed": self._seed,
-      "batch": batch,
+      "batch": number,
       "loss": str(loss),
       "grad_norm": str(norm),
       "not_finite": bad,
-      "indices": self._batches.indices(batch),
-      "tokens": self._batches[batch].tolist(),
+      "indices": self._batches.indices(number),
+      **{name: x.tolist() for name, x in batch._asdict().items() if x is not None},
     }
     try:
       file.parent.mkdir(exist_ok=True)

@@ -6,28 +6,27 @@ B: sequences, L: positions.
 """
 
 import dataclasses
-import functools
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import (
   MIN_TIME,
+  Level,
   Noise,
-  ScoreStats,
-  Terms,
+  Sampling,
+  Steps,
+  TimeIntegral,
   TimeSampling,
   Tweedie,
   denoising_score_entropy,
   even_times,
   nothing_given,
   sample,
-  step_cross_entropy,
-  step_terms,
 )
-from sedd_jax.diffusion.sampling import Sampling
-from sedd_jax.evaluation.bounds import Estimate, diffusion_estimate, exact_estimate
+from sedd_jax.evaluation.bounds import Estimator, Exact
 from sedd_jax.models import CausalNetwork, Network, Params, Transformer, decode
 from sedd_jax.training.flops import needed_share
 
@@ -45,7 +44,7 @@ class Objective(Protocol):
 
   @property
   def exact(self) -> bool:
-    """Whether `estimate` gives -log p itself, not a bound on it."""
+    """Whether `estimator` gives -log p itself, not a bound on it."""
     ...
 
   @property
@@ -53,18 +52,18 @@ class Objective(Protocol):
     """Share of positions that need the output layer, on average over times."""
     ...
 
-  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+  def per_example(self, params: Params, batch: Batch, t: jax.Array, keys: jax.Array) -> jax.Array:
     """float[B], nats per sequence, dropout on.
 
     Args:
-      x0: int[B, L], clean tokens; one that is given is its complement ~token.
+      batch: clean tokens.
       t: float[B], times.
       keys: PRNG keys [B].
     """
     ...
 
-  def estimate(self, num_times: int) -> Estimate:
-    """Of the bound on held-out text, from so many draws."""
+  def estimator(self, num_draws: int) -> Estimator:
+    """Of the bound on held-out text."""
     ...
 
   def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
@@ -94,23 +93,16 @@ class ScoreEntropy:
   def head_share(self) -> float:
     return needed_share(self.network.process, self.noise)
 
-  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+  def per_example(self, params: Params, batch: Batch, t: Level, keys: jax.Array) -> jax.Array:
     noise_keys, dropout_keys = _two_keys(keys)
+    stats_fn = self.network.stats_fn(params, batch, dropout_keys)
+    process = self.network.process
     return denoising_score_entropy(
-      functools.partial(self._stats, params, dropout_keys),
-      x0,
-      t,
-      noise_keys,
-      process=self.network.process,
-      noise=self.noise,
+      stats_fn, batch, t, noise_keys, process=process, noise=self.noise
     )
 
-  def _stats(self, params: Params, dropout_keys: jax.Array, x, x0, total) -> ScoreStats:
-    keys = dropout_keys if self.network.config.dropout else None
-    return self.network.score_stats(params, x, x0, total, dropout_keys=keys)
-
-  def estimate(self, num_times: int) -> Estimate:
-    return diffusion_estimate(self.network, self.noise, num_times=num_times)
+  def estimator(self, num_draws: int) -> Estimator:
+    return TimeIntegral(network=self.network, noise=self.noise, num_draws=num_draws)
 
   def sampling(self, num_steps: int) -> Sampling:
     """Tweedie steps even in time: how samples are shown during training."""
@@ -128,7 +120,7 @@ class ScoreEntropy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteTime(ScoreEntropy):
-  """D3PM's bound in discrete time for the absorbing process (`diffusion/orders.py`, `step_terms`).
+  """D3PM's bound in discrete time for the absorbing process (`diffusion/orders.py`, `Steps`).
 
   Attributes, beside those of `ScoreEntropy`, whose network is of the `conditional`
   parameterization:
@@ -137,33 +129,17 @@ class DiscreteTime(ScoreEntropy):
 
   num_steps: int
 
-  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+  def per_example(self, params: Params, batch: Batch, t: jax.Array, keys: jax.Array) -> jax.Array:
     noise_keys, dropout_keys = _two_keys(keys)
-    return step_cross_entropy(
-      functools.partial(self._stats, params, dropout_keys),
-      x0,
-      (t - MIN_TIME) / (1.0 - MIN_TIME),
-      noise_keys,
-      process=self.network.process,
-      noise=self.noise,
-      num_steps=self.num_steps,
-    )
+    u = (t - MIN_TIME) / (1.0 - MIN_TIME)
+    stats_fn = self.network.stats_fn(params, batch, dropout_keys)
+    return self.estimator(2).one_draw(stats_fn, batch, u, noise_keys)
 
-  def estimate(self, num_times: int) -> Estimate:
+  def estimator(self, num_draws: int) -> Steps:
     """Of the bound in discrete time, as `paper` and as `strict`."""
-
-    def estimate(params: Params, x0_BL: jax.Array, keys_B: jax.Array) -> Terms:
-      return step_terms(
-        functools.partial(self.network.score_stats, params),
-        x0_BL,
-        keys_B,
-        process=self.network.process,
-        noise=self.noise,
-        num_steps=self.num_steps,
-        num_draws=num_times,
-      )
-
-    return estimate
+    return Steps(
+      network=self.network, noise=self.noise, num_draws=num_draws, num_steps=self.num_steps
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,18 +166,15 @@ class NextToken:
   def head_share(self) -> float:
     return 1.0
 
-  def per_example(self, params: Params, x0: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
+  def per_example(self, params: Params, batch: Batch, t: jax.Array, keys: jax.Array) -> jax.Array:
     del t
     _, dropout_keys = _two_keys(keys)
-    counts, tokens = x0 >= 0, jnp.where(x0 >= 0, x0, ~x0)
-    log_prob = self.network.log_prob(
-      params, tokens, dropout_keys if self.network.config.dropout else None
-    )
-    return -jnp.sum(jnp.where(counts, log_prob, 0.0), axis=-1)
+    log_prob = self.network.log_prob(params, batch.tokens, batch.segments, dropout_keys)
+    return -jnp.sum(jnp.where(batch.loss_mask, log_prob, 0.0), axis=-1)
 
-  def estimate(self, num_times: int) -> Estimate:
-    del num_times
-    return exact_estimate(self.network)
+  def estimator(self, num_draws: int) -> Estimator:
+    del num_draws
+    return Exact(network=self.network)
 
   def draw(self, params: Params, keys: jax.Array, length: int, num_steps: int) -> jax.Array:
     del num_steps  # As many as there are tokens.

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Sampling, Scores, nothing_given, sample
 from sedd_jax.models import Params, Transformer
 from sedd_jax.parallel import OnMesh, batch_sharding, make_mesh, tree_shardings
@@ -58,13 +59,19 @@ class Program:
   def state(self) -> TrainState:
     """The train state as shapes, each with its sharding."""
     shapes = jax.eval_shape(self._create, 0)
-    return jax.tree.map(_sharded, shapes, tree_shardings(self.mesh, shapes))
+    return jax.tree.map(_sharded, shapes, tree_shardings(self.mesh, shapes, self.network.table))
 
   @property
-  def batch(self) -> jax.ShapeDtypeStruct:
-    """A global batch as a shape with its sharding, int32[B, L]."""
-    shape = (self.experiment.train.batch_size, self.experiment.data.length)
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(self.mesh))
+  def batch(self) -> Batch:
+    """A global batch as shapes, each with its sharding."""
+    data, sharding = self.experiment.data, batch_sharding(self.mesh)
+
+    def array(dtype) -> jax.ShapeDtypeStruct:
+      shape = (self.experiment.train.batch_size, data.length)
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    segments = array(jnp.int32) if data.visibility == "document" else None
+    return Batch(array(jnp.int32), array(jnp.bool_), segments=segments)
 
   def create(self) -> TrainState:
     """The state before the first step, made where it lives."""
@@ -155,7 +162,7 @@ class Program:
 
   def forward_flops(self) -> float:
     """Matrix operations of a forward pass over a global batch (`flops.forward_flops`)."""
-    batch, length = self.batch.shape
+    batch, length = self.batch.tokens.shape
     return forward_flops(self.network, batch, length, self.objective.head_share)
 
   @functools.cached_property
@@ -184,7 +191,8 @@ class Program:
     return make_optimizer(self.experiment.optimizer, self.experiment.train.steps)
 
   def _create(self, seed) -> TrainState:
-    return create_state(jax.random.key(seed), self.network, self._optimizer)
+    held = self.experiment.train.held(layer.name for layer in self.network.table)
+    return create_state(jax.random.key(seed), self.network, self._optimizer, held)
 
 
 def _num_bytes(shape: tuple[int, ...], dtype) -> int:

@@ -10,41 +10,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sedd_jax.batch import Batch
 from sedd_jax.diffusion import example_keys, sample_times
 from sedd_jax.models import Params
 from sedd_jax.training.objectives import Objective
 from sedd_jax.training.optimizer import update_ema
-from sedd_jax.training.state import TrainState
+from sedd_jax.training.state import TrainState, merged
 
 
 def loss_and_grad(
   objective: Objective,
   params: Params,
-  batch: jax.Array,
+  batch: Batch,
   key: jax.Array,
   step: jax.Array,
   *,
   accumulation: int,
+  held: Params | None = None,
 ) -> tuple[jax.Array, Params]:
-  """The objective on one batch and its gradient.
+  """The objective on one batch and its gradient (eight arguments: all that a loss depends on).
 
   Noise and times depend on (key, step, position in the batch): the result is the same, rounding
   apart, for any accumulation.
 
   Args:
-    batch: int[B, L]; B is a multiple of accumulation.
+    batch: B rows; B is a multiple of accumulation.
     key: the run's key.
     step: int[], updates made before.
+    held: parameters beside params, which no gradient touches.
 
   Returns:
     float[] in nats per sequence, and a tree like params.
   """
-  size = batch.shape[0]
+  size = batch.tokens.shape[0]
   time_key = jax.random.fold_in(jax.random.fold_in(key, step), size)
 
-  def mean_loss(params, x0, index):
+  def mean_loss(params, batch, index):
     t = sample_times(time_key, index, size, sampling=objective.time_sampling)
-    return jnp.mean(objective.per_example(params, x0, t, example_keys(key, step, index)))
+    weights = merged(params, held or {})
+    return jnp.mean(objective.per_example(weights, batch, t, example_keys(key, step, index)))
 
   if accumulation == 1:  # Adding to zeros would be two more passes over a tree like params.
     return jax.value_and_grad(mean_loss)(params, batch, jnp.arange(size, dtype=jnp.int32))
@@ -54,7 +58,7 @@ def loss_and_grad(
     return jax.tree.map(lambda a, b: a + b / accumulation, carry, loss_and_grad), None
 
   # Micro-batch a takes the rows a, a + A, ...: each device finds its share in its own rows.
-  rows = jnp.swapaxes(batch.reshape(-1, accumulation, batch.shape[1]), 0, 1)
+  rows = batch.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1))
   index = jnp.arange(size, dtype=jnp.int32).reshape(-1, accumulation).T
   loss_dtype = jax.tree.leaves(params)[0].dtype
   zero = (jnp.zeros((), loss_dtype), jax.tree.map(jnp.zeros_like, params))
@@ -80,14 +84,14 @@ def apply_gradient(
 
 def train_step(
   state: TrainState,
-  batch: jax.Array,
+  batch: Batch,
   *,
   objective: Objective,
   optimizer: optax.GradientTransformation,
   ema: float,
   accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step on a global batch int[B, L].
+  """One step on a global batch.
 
   Returns:
     The new state, and metrics: `loss` (float32[], nats per sequence, before the update),
@@ -95,7 +99,13 @@ def train_step(
     leaf of params).
   """
   loss, grad = loss_and_grad(
-    objective, state.params, batch, state.key, state.step, accumulation=accumulation
+    objective,
+    state.params,
+    batch,
+    state.key,
+    state.step,
+    accumulation=accumulation,
+    held=state.held,
   )
   new_state = apply_gradient(state, grad, optimizer=optimizer, ema=ema)
   return new_state, {
@@ -113,7 +123,7 @@ def skipping(step):
     step: (state, batch) to (state, metrics), as `train_step`.
   """
 
-  def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     new, metrics = step(state, batch)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     kept = jax.tree.map(functools.partial(jnp.where, finite), new, state)

@@ -126,7 +126,7 @@ class Toy:
   # The score.
 
   def log_score_fn(self, x_BL: jax.Array, total_B: jax.Array) -> jax.Array:
-    """Log concrete scores float[B, L, S], for `sample` and `bound_terms`; any total > 0."""
+    """Log concrete scores float[B, L, S], for `DenseNetwork`; any total > 0."""
     size, batch = self.process.num_states, x_BL.shape[0]
     token_BSS = self.token_transition(total_B)
     p = jnp.broadcast_to(self.p_start.astype(token_BSS.dtype), (batch, len(self.states)))

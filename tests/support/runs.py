@@ -32,7 +32,7 @@ def load_state(workdir, step, network, experiment, mesh):
   like = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     shapes,
-    tree_shardings(mesh, shapes),
+    tree_shardings(mesh, shapes, network.table),
   )
   with Checkpoints(workdir, network) as checkpoints:
     return checkpoints.load_state(step, like)
