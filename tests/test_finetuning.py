@@ -14,7 +14,7 @@ from support.runs import final_state
 import sedd_jax
 from sedd_jax.data import Chars, DataConfig, load_dataset
 from sedd_jax.parallel import MeshConfig, make_mesh
-from sedd_jax.training.initial import Beginning
+from sedd_jax.training.initialization import Initialization
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
 from sedd_jax.training.objectives import ScoreEntropy
@@ -32,14 +32,14 @@ def tuned(source, **changes):
   return dataclasses.replace(experiment, **changes)
 
 
-def beginning(experiment, mesh=MeshConfig(replica=4)):
-  """Its state before the first step, on a mesh, and what is said of it."""
-  begins = Beginning(experiment, sedd_jax.load)
-  dataset = load_dataset(experiment.data, tokenizer=begins.tokenizer())
+def initialized(experiment, mesh=MeshConfig(replica=4)):
+  """Its programs on a mesh, its text, its state before the first step, and a note on the source."""
+  initialization = Initialization(experiment, sedd_jax.load)
+  dataset = load_dataset(experiment.data, tokenizer=initialization.tokenizer())
   program = Program(
     experiment=experiment, mesh=make_mesh(mesh), vocab_size=dataset.tokenizer.vocab_size
   )
-  state, said = begins.create(program, dataset.tokenizer)
+  state, said = initialization.create(program, dataset.tokenizer)
   return program, dataset, state, said
 
 
@@ -74,7 +74,7 @@ def sources(source, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["run", "export", "published"])
 @pytest.mark.parametrize("mesh", [dict(replica=4), dict(fsdp=2, tensor=2)], ids=str)
 def test_weights_and_average_are_the_sources_to_the_bit(sources, kind, mesh):
-  program, _, state, said = beginning(tuned(sources[kind]), MeshConfig(**mesh))
+  program, _, state, said = initialized(tuned(sources[kind]), MeshConfig(**mesh))
   want = sedd_jax.load(sources["run"])
   want = want.network.unpad(want.params)
   for params in (state.params, state.ema):
@@ -95,7 +95,7 @@ def test_first_loss_is_the_sources_and_the_run_goes_on_without_it(source, tmp_pa
   experiment, workdir = tuned(moved), tmp_path / "run"
   assert train(experiment, workdir, load=sedd_jax.load) == 0
 
-  program, dataset, _, _ = beginning(experiment)
+  program, dataset, _, _ = initialized(experiment)
   model = sedd_jax.load(source)
   batch = dataset.batches(experiment.train.batch_size, experiment.seed)[0]
   shape = dataclasses.replace(model.network.config, dropout=0.0)
@@ -125,7 +125,7 @@ def program_batch(program, batch):
 
 def test_another_corpus_and_length_are_taken_with_the_sources_tokenizer(source, text):
   data = DataConfig(files=str(text), length=48)
-  _, dataset, state, said = beginning(tuned(source, data=data, init_tokenizer="source"))
+  _, dataset, state, said = initialized(tuned(source, data=data, init_tokenizer="source"))
   want = sedd_jax.load(source)
   assert dataset.tokenizer.to_json() == want.tokenizer.to_json()
   assert_same(state.ema, want.params)
@@ -136,12 +136,12 @@ def test_unknown_characters_are_named(source, text):
   text.with_name("other.txt").write_text(TEXT + "東京")
   data = DataConfig(files=str(text.with_name("other.txt")), length=32)
   with pytest.raises(ValueError, match=r"'東'"):
-    beginning(tuned(source, data=data, init_tokenizer="source"))
+    initialized(tuned(source, data=data, init_tokenizer="source"))
 
 
 def test_new_tables_stand_beside_the_old_trunk(source, text):
   data = DataConfig(files=str(text), length=32)
-  program, dataset, state, said = beginning(tuned(source, data=data, init_tokenizer="new"))
+  program, dataset, state, said = initialized(tuned(source, data=data, init_tokenizer="new"))
   assert isinstance(dataset.tokenizer, Chars)
   assert dataset.tokenizer.vocab_size < 40
   want, fresh = sedd_jax.load(source).params, program.create().params
@@ -164,16 +164,16 @@ def test_another_tokenizer_is_refused_before_anything_is_written(source, text, t
 def test_weights_without_tokenizer_are_known_by_their_size(sources, text):
   data = DataConfig(files=str(text), length=32)
   with pytest.raises(ValueError, match=r"a vocabulary of \d+ tokens.*of \d\d\. --config.init_tok"):
-    beginning(tuned(sources["published"], data=data))
+    initialized(tuned(sources["published"], data=data))
   with pytest.raises(ValueError, match="came without a tokenizer"):
-    beginning(tuned(sources["published"], init_tokenizer="source"))
+    initialized(tuned(sources["published"], init_tokenizer="source"))
 
 
 def test_every_difference_of_kind_is_listed_with_its_flag(source):
   model = dataclasses.replace(TINY.model, width=32, time_input=False)
   diffusion = dataclasses.replace(TINY.diffusion, parameterization="conditional", eps=1e-2)
   with pytest.raises(ValueError, match="another kind of model") as refused:
-    beginning(tuned(source, model=model, diffusion=diffusion))
+    initialized(tuned(source, model=model, diffusion=diffusion))
   assert str(refused.value).split("\n")[1:] == [
     "diffusion.parameterization='conditional' is 'scaled' there: "
     "--config.diffusion.parameterization=scaled",

@@ -1,5 +1,6 @@
 """A run that nothing destroys: each fault is injected for real."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,9 +18,11 @@ from support.runs import command, wait_for
 import sedd_jax
 from sedd_jax.training import manifest, rundir
 from sedd_jax.training import program as program_module
+from sedd_jax.training import run as run_module
 from sedd_jax.training.checkpoints import load_meta, newest_whole
 from sedd_jax.training.lock import FolderLock, take
 from sedd_jax.training.loop import train
+from sedd_jax.training.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +286,45 @@ def test_all_differences_are_listed_at_once(run):
   with pytest.raises(ValueError, match=r"(?s)config\.seed: 0 -> 5.*corpus\.sha256: ") as e:
     rundir.check_meta(run, 8, stored, other)
   assert "train.steps" not in str(e.value), "it may change"
+
+
+# Metrics.
+
+
+def losses(workdir, *names):
+  """Step to the values of some keys, of the lines that have them."""
+  lines = [line for line in read_metrics(workdir) if "grad_norm" in line]
+  return {line["step"]: tuple(line[name] for name in names) for line in lines}
+
+
+def test_logged_losses_are_means_over_the_steps_since_the_last_line_over_a_restart_too(
+  whole, tmp_path, monkeypatch
+):
+  """Stopped after step 4, between the lines of steps 3 and 6."""
+  each = losses(whole, "loss_nats_per_sequence", "last_loss_nats_per_sequence")
+  assert sorted(each) == list(range(1, 9))
+  assert all(mean == last for mean, last in each.values()), "one step a line"
+  each = {step: last for step, (_, last) in each.items()}
+
+  class Stopping(run_module.RunConsole):
+    def update(self, step, loss, tokens_per_second):
+      super().update(step, loss, tokens_per_second)
+      if step == 3:  # Read while step 4 runs.
+        signal.raise_signal(signal.SIGTERM)
+
+  report = dataclasses.replace(QUICK.report, log_every=3)
+  experiment = dataclasses.replace(QUICK, report=report)
+  with monkeypatch.context() as patch:
+    patch.setattr(run_module, "RunConsole", Stopping)
+    assert train(experiment, tmp_path / "run") == 128 + signal.SIGTERM
+  assert load_meta(tmp_path / "run", 4)["unlogged_steps"] == 1
+  assert train(experiment, tmp_path / "run") == 0
+
+  def mean(*numbers):
+    return sum(each[i] for i in numbers) / len(numbers)
+
+  got = losses(tmp_path / "run", "loss_nats_per_sequence", "last_loss_nats_per_sequence")
+  assert got == {3: (mean(1, 2, 3), each[3]), 6: (mean(4, 5, 6), each[6]), 8: (mean(7, 8), each[8])}
+  bits = losses(tmp_path / "run", "train_bits_per_char", "last_train_bits_per_char")
+  for step, pair in got.items():
+    assert bits[step][0] / bits[step][1] == pytest.approx(pair[0] / pair[1])

@@ -11,7 +11,8 @@ from support.quick_runs import QUICK, changed, keeping, steps
 from support.quick_runs import one_device as one_device
 
 from sedd_jax.training import checkpoints as checkpoints_module
-from sedd_jax.training import loop, rundir
+from sedd_jax.training import run as run_module
+from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import newest_whole, room_note
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import MetricsWriter, read_metrics
@@ -51,12 +52,12 @@ def at_steps(monkeypatch):
   """Does things after steps of a run in this process."""
 
   def set_up(actions):
-    class Console(loop.RunConsole):
+    class Console(run_module.RunConsole):
       def update(self, step, loss, tokens_per_second):
         super().update(step, loss, tokens_per_second)
         actions.pop(step, lambda: None)()  # Once: the run may come by again.
 
-    monkeypatch.setattr(loop, "RunConsole", Console)
+    monkeypatch.setattr(run_module, "RunConsole", Console)
 
   return set_up
 
@@ -69,9 +70,9 @@ def test_disks_that_fill_up_or_close_cost_checkpoints_and_nothing_else(
   check_room = checkpoints_module.check_room
 
   failed = []
-  tell = checkpoints_module._unsaved
+  tell = checkpoints_module.unsaved_message
   monkeypatch.setattr(
-    checkpoints_module, "_unsaved", lambda *arguments: failed.append(0) or tell(*arguments)
+    checkpoints_module, "unsaved_message", lambda *arguments: failed.append(0) or tell(*arguments)
   )
 
   def unforeseen():

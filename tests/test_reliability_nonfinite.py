@@ -109,6 +109,21 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_over_a_restart(
   )
 
 
+def test_skipped_steps_are_left_out_of_the_mean_loss(tmp_path, poisoned):
+  poisoned(3)
+  lines = {}
+  for every in (1, 4):
+    report = dataclasses.replace(QUICK.report, log_every=every)
+    experiment = changed(dataclasses.replace(QUICK, report=report), steps=4, skip_nonfinite=1)
+    assert train(experiment, tmp_path / str(every)) == 0
+    metrics = read_metrics(tmp_path / str(every))
+    lines[every] = {
+      line["step"]: line["loss_nats_per_sequence"] for line in metrics if "grad_norm" in line
+    }
+  assert sorted(lines[1]) == [1, 2, 4]
+  assert lines[4] == {4: sum(lines[1].values()) / 3}
+
+
 def test_a_skipped_step_changes_nothing_but_the_count(poisoned):
   batches = poisoned(1)
   program = Program(

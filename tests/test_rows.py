@@ -24,7 +24,7 @@ from sedd_jax.diffusion import (
   denoising_score_entropy,
 )
 from sedd_jax.evaluation.bounds import Bound
-from sedd_jax.training.loop import Reporter
+from sedd_jax.training.report import HeldoutBound
 
 EOS = 256
 
@@ -277,15 +277,14 @@ def test_a_bound_is_over_the_characters_of_the_rows_that_are_judged():
   """Rows of a part with few characters a token must not be divided by the mean of all."""
   streams = [stream_of([text], Bytes()) for text in ("abcd", "efg")]
   parts = [rows_of(stream, 2, "stream", eos_id=None) for stream in streams]
-  reporter = object.__new__(Reporter)
-  reporter._rows, reporter.entropies = Joined(parts, [1.0, 3.0]), {}
 
   def bound(params, blocks, *, chars_per_block, **options):
     return Bound(paper=chars_per_block, paper_stderr=0, strict=chars_per_block, strict_stderr=0)
 
-  reporter._estimator = types.SimpleNamespace(bound=bound)
+  estimator = types.SimpleNamespace(bound=bound)
+  heldout = HeldoutBound(rows=Joined(parts, [1.0, 3.0]), estimator=estimator, entropies={})
   for numbers, characters in (([0, 1], 2.0), ([2], 6.0), ([1, 2], 4.0)):
-    line = reporter._metrics(None, np.array(numbers), passes=1)
+    line = heldout.metrics(None, np.array(numbers), passes=1)
     assert line["heldout_bits_per_char_strict"] == characters
 
 

@@ -1,1 +1,1 @@
-"""The command line: one thin main per verb. The only floor that knows absl and ml_collections."""
+"""The command line: one thin main per verb. Only this package imports absl and ml_collections."""

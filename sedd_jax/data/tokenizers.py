@@ -20,7 +20,7 @@ _MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
-  """What the rest of the house asks of a tokenizer.
+  """What other packages ask of a tokenizer.
 
   Attributes:
     vocab_size: V; ids lie in [0, V).

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the train state and, beside it, all that is needed to use it again.
+"""Checkpoints of a run: the train state, and beside it all that is needed to use it.
 
 The only module that imports orbax. A checkpoint holds one item per field of the train state (in the
 form of `Transformer.unpad`, so that any mesh restores it), and in its metadata one JSON text:
@@ -6,8 +6,8 @@ resolved config, tokenizer, identity of the corpus. Weights that are held never 
 saved once, in a folder beside the checkpoints.
 
 A save goes through `STEP.partial`; the manifest is its last file, and then the folder gets the
-name `STEP`. What is loaded was compared with its manifest first, and nothing is removed for being
-damaged.
+name `STEP`. A checkpoint is compared with its manifest before it is loaded. A damaged one is never
+removed.
 """
 
 import concurrent.futures
@@ -36,12 +36,12 @@ FOLDER = "checkpoints"
 _PARTIAL = ".partial"
 _HELD = "held"
 _NAMES = "names.json"
-# More than arrays: Orbax's own descriptions of them.
+# For Orbax's own files beside the arrays.
 _MARGIN_BYTES = 2**20
 
 Say = Callable[[str], None]
 
-# A failed write comes back as an exception, which we report; Orbax prints each of its threads' too.
+# A failed write raises an exception, which we report; Orbax would log one per thread besides.
 logging.getLogger("absl").addFilter(lambda record: "raised an exception" not in str(record.msg))
 
 
@@ -51,8 +51,8 @@ class Checkpoints:
   Args:
     workdir: the run directory.
     network: pads and unpads the tables.
-    keep_last: how many of the latest whole ones to keep.
-    keep_every: also keep those whose step is a multiple of this; 0 for none.
+    keep_last: number of latest whole checkpoints to keep.
+    keep_every: checkpoints whose step is a multiple of this are kept too; 0 for none.
   """
 
   def __init__(
@@ -65,7 +65,7 @@ class Checkpoints:
     self._unpad: Any = None  # Compiled at the first save.
     self._pending: concurrent.futures.Future[None] | None = None
     self._failure: str | None = None
-    self._whole: set[int] = set()  # Steps that this process has saved or compared.
+    self._whole: set[int] = set()  # Steps whose checkpoints are known to be whole.
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="save")
 
   def __enter__(self) -> "Checkpoints":
@@ -76,10 +76,10 @@ class Checkpoints:
       self.close()
 
   def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-    """Starts to save; waits first for the save before it. What goes wrong, `failure` tells.
+    """Starts to save, after the save before has ended. `failure` tells whether it worked.
 
     Raises:
-      FloatingPointError: the state is not finite, and is not saved; the message names the arrays.
+      FloatingPointError: the state is not finite and is not saved; the message names the arrays.
     """
     self.wait()
     if self._unpad is None:
@@ -88,18 +88,18 @@ class Checkpoints:
         lambda state: (self._unpadded(state), _finite(state)), out_shardings=(places, None)
       )
     step = int(state.step)
-    # Orbax takes trees, not bare arrays: the key and the step are wrapped, and so is all else.
+    # Orbax takes trees, not bare arrays such as the step: every item is wrapped in a dict.
     values, finite = self._unpad(state)
     _check_finite(finite, step)
     items = {name: {name: value} for name, value in values.items()}
     size = sum(_num_bytes(x) for x in jax.tree.leaves(items))
     trouble = self._trouble(size) if processes.is_lead() else None
     if processes.of_lead(int(trouble is not None)):
-      self._failure = _unsaved(step, trouble or "process 0 cannot write")
+      self._failure = unsaved_message(step, trouble or "process 0 cannot write")
       return
     self._failure = None
     options = ocp.Context()
-    # Where a folder cannot be made, Orbax's threads would wait for it for 20 minutes.
+    # Otherwise Orbax's threads would wait 20 minutes for a folder that cannot be made.
     options.asynchronous.create_directories_asynchronously = False
     try:
       with options:
@@ -116,14 +116,14 @@ class Checkpoints:
       self._pending = self._thread.submit(self._finish, step, response)
 
   def failure(self) -> str | None:
-    """What to say of the last save if it failed, once; None while it goes on or if it is whole."""
+    """Why the last save failed, told once; None if it succeeded or still runs."""
     if self._pending is not None and self._pending.done():
       self.wait()
     failure, self._failure = self._failure, None
     return failure
 
   def wait(self) -> None:
-    """Waits until what was started is on disk, or has failed."""
+    """Waits until the save that was started has ended or failed."""
     if self._pending is not None:
       self._pending.result()
       self._pending = None
@@ -134,19 +134,19 @@ class Checkpoints:
     self._thread.shutdown()
 
   def resume(self, say: Say) -> int | None:
-    """The step of the newest whole checkpoint, or None for a run without any, on all processes.
+    """The step of the newest whole checkpoint, the same on all processes; None if there is none.
 
-    Damaged ones that are newer get other names, so that the run can save those steps again, and
-    what a kill left of a save is removed. Only the process that trains may call this.
+    Newer, damaged checkpoints are renamed, so that the run can save those steps again. Unfinished
+    saves are removed. Only the process that trains may call this.
 
     Raises:
-      ValueError: no checkpoint is whole though there are some, or this process does not see it.
+      ValueError: there are checkpoints but none is whole, or this process does not see it.
     """
     step = None
     if processes.is_lead():
       step = newest_whole(self._workdir, say)
       self._sweep()
-      for damaged in (found for found in _steps(self._workdir) if found > (step or 0)):
+      for damaged in (other for other in _steps(self._workdir) if other > (step or 0)):
         say(f"step {damaged} is kept as {self._set_aside(damaged)}")
     step = processes.of_lead(step or 0) or None
     if step is not None:
@@ -172,8 +172,8 @@ class Checkpoints:
     return jax.jit(self._network.pad, out_shardings=shardings)(state)
 
   def load_average(self, step: int) -> Params:
-    """The moving average of the parameters, padded, on the first device here; those that are held
-    as they are."""
+    """The moving average of the parameters, padded, on the first local device. Held weights are
+    included as they are."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     trained, held = split(self._network.table.shapes(), self._held_names())
     trained, held = jax.tree.map(
@@ -217,7 +217,7 @@ class Checkpoints:
     return _fields(self._network.unpad(state))
 
   def _stored(self, like: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds of a padded state, as shapes with their places."""
+    """Shapes and shardings of a padded state in the form that a checkpoint holds."""
     abstract = jax.eval_shape(self._unpadded, like)
     return {name: jax.tree.map(_placed, x, getattr(like, name)) for name, x in abstract.items()}
 
@@ -225,19 +225,19 @@ class Checkpoints:
     return self._folder / f"{step}{_PARTIAL}"
 
   def _trouble(self, size: int) -> str | None:
-    """Why so many bytes cannot be written, where that shows before."""
+    """Why `size` bytes cannot be written, as far as that is known before; else None."""
     if not self._workdir.is_dir() or not any(self._workdir.iterdir()):
       return f"{self._workdir} is not there any more"
     try:
       self._folder.mkdir(exist_ok=True)
-      self._sweep()  # Threads of a save that failed may have written on.
+      self._sweep()  # Threads of a failed save may have written more.
       check_room(self._folder, size)
     except OSError as error:
       return str(error)
     return None
 
   def _finish(self, step: int, response: ocp.AsyncResponse[None]) -> None:
-    """Of the save's thread. Process 0, once all have written, makes a checkpoint of the files."""
+    """Ends a save, in its thread: once all processes have written, process 0 renames the folder."""
     try:
       response.result()
       if processes.is_lead():
@@ -254,15 +254,15 @@ class Checkpoints:
   def _fail(self, step: int, error: Exception) -> None:
     if processes.is_lead():
       self._sweep()
-    self._failure = _unsaved(step, str(error))
+    self._failure = unsaved_message(step, str(error))
 
   def _sweep(self) -> None:
-    """Removes what saves that failed or were killed have left."""
+    """Removes what failed or killed saves have left."""
     for path in self._folder.glob(f"*{_PARTIAL}*"):
       shutil.rmtree(path, ignore_errors=True)
 
   def _remove_old(self) -> None:
-    """Removes what is older than the latest whole ones that stay."""
+    """Removes checkpoints older than the latest whole ones that are kept."""
     count = 0
     for step in reversed(_steps(self._workdir)):
       if count < self._keep_last:
@@ -270,7 +270,7 @@ class Checkpoints:
           self._whole.add(step)
         count += step in self._whole
       elif not self._keep_every or step % self._keep_every:
-        # Without its name first: a kill leaves no half of a checkpoint.
+        # Renamed first: a kill must not leave half a checkpoint under this name.
         doomed = self._folder / f"{step}.old{_PARTIAL}"
         (self._folder / str(step)).rename(doomed)
         shutil.rmtree(doomed)
@@ -283,14 +283,14 @@ class Checkpoints:
 
 
 def newest_whole(workdir: Path, say: Say = warnings.warn) -> int | None:
-  """The step of the newest checkpoint that is whole, or None if there is none at all.
+  """The step of the newest whole checkpoint, or None if there are no checkpoints.
 
   Args:
     workdir: the run directory.
-    say: told of each damaged one that is passed over, and what is wrong with it.
+    say: prints what is wrong with each damaged checkpoint that is passed over.
 
   Raises:
-    ValueError: there are checkpoints, and none is whole; the message says what is wrong with each.
+    ValueError: there are checkpoints but none is whole; the message says what is wrong with each.
   """
   damaged = []
   for step in reversed(_steps(workdir)):
@@ -315,12 +315,12 @@ def newest_whole(workdir: Path, say: Say = warnings.warn) -> int | None:
 
 
 def load_meta(workdir: Path, step: int) -> dict[str, Any]:
-  """What was stored beside the state of a step."""
+  """The metadata stored beside the state of a step."""
   return json.loads(_custom(workdir / FOLDER / str(step))["run"])
 
 
 def read_meta(workdir: Path, say: Say = warnings.warn) -> tuple[int | None, dict[str, Any]]:
-  """The step of the newest whole checkpoint, and what was stored beside it; (None, {}) without.
+  """The step of the newest whole checkpoint and its metadata; (None, {}) if there is none.
 
   Raises:
     ValueError: see `newest_whole`.
@@ -330,10 +330,10 @@ def read_meta(workdir: Path, say: Say = warnings.warn) -> tuple[int | None, dict
 
 
 def check_room(folder: Path, size: int) -> None:
-  """Whether a file can be made in a folder, and so many bytes are free.
+  """Checks that a file can be made in a folder and that `size` bytes are free.
 
   Raises:
-    OSError: the message says which of them not.
+    OSError: not so; the message says which.
   """
   probe = folder / f"probe{_PARTIAL}"
   try:
@@ -351,12 +351,12 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def room_note(workdir: Path, size: int, kept: int) -> str | None:
-  """What to say where there is room for one checkpoint, but not for all that a run will keep.
+  """A message if there is space for one checkpoint but not for all that a run keeps, else None.
 
   Args:
     workdir: the run directory.
     size: bytes of a checkpoint.
-    kept: how many the run will keep at once.
+    kept: number of checkpoints that the run keeps at once.
   """
   free = shutil.disk_usage(workdir).free
   missing = max(kept - len(_steps(workdir)), 0)
@@ -369,19 +369,19 @@ def room_note(workdir: Path, size: int, kept: int) -> str | None:
 
 
 def _steps(workdir: Path) -> list[int]:
-  """Steps that have a folder, in order."""
+  """Steps that have a checkpoint folder, in order."""
   folder = workdir / FOLDER
   names = os.listdir(folder) if folder.is_dir() else []
   return sorted(int(name) for name in names if re.fullmatch("[0-9]+", name))
 
 
 def _damage(folder: Path) -> tuple[list[str], str | None]:
-  """What is wrong with a checkpoint, and what to say of one that cannot be compared."""
+  """What is wrong with a checkpoint, and a note on one without a manifest to compare with."""
   faults = manifest.faults(folder)
   if not (folder / manifest.FILE).exists():
     try:
       custom = _custom(folder)
-    except Exception:  # Whatever Orbax raises over files that are not what it wrote.
+    except Exception:  # Orbax raises many types for damaged files.
       return faults, None
     if "run" in custom and "manifest" not in custom:
       return [], f"{folder} was saved before checkpoints had manifests: it cannot be compared"
@@ -393,7 +393,8 @@ def _custom(folder: Path) -> dict[str, Any]:
   return custom or {}
 
 
-def _unsaved(step: int, why: str) -> str:
+def unsaved_message(step: int, why: str) -> str:
+  """The message about a save that failed."""
   return (
     f"THE CHECKPOINT OF STEP {step} WAS NOT SAVED: {why}\n"
     "Checkpoints that are there already stay as they are."

@@ -1,20 +1,27 @@
-"""What a user sees while a run goes: a live line on a terminal, plain lines elsewhere."""
+"""What a user sees of a run: a live line on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-# On a pipe or a file, a line at most this often, in seconds.
+# A pipe or a file gets a progress line at most this often, in seconds.
 _PLAIN_INTERVAL = 15.0
 # A terminal with fewer columns has no room for the whole live line.
 _NARROW = 72
 
 
 class RunConsole:
-  """Progress of a run from step `first` to `last`; a context manager. Only `lead` speaks.
+  """Progress of a run from step `first` to `last`; a context manager.
 
-  On a terminal, what is wider is wrapped between words; a pipe or a file gets lines as they are.
+  A terminal gets long lines wrapped between words; a pipe or a file gets them as they are.
+
+  Args:
+    first: steps made before.
+    last: the step that ends the run.
+    lead: whether this process prints at all.
   """
 
   def __init__(self, first: int, last: int, *, lead: bool = True):
@@ -49,7 +56,7 @@ class RunConsole:
     self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
 
   def show(self, text: str) -> None:
-    """Prints text above the live line as it stands: samples, and commands to copy."""
+    """Prints text above the live line unwrapped: samples, and commands to copy."""
     self._console.out(text, highlight=False)
 
   def update(self, step: int, loss: float, tokens_per_second: float) -> None:
@@ -59,8 +66,8 @@ class RunConsole:
       step: updates made.
       loss: bits per character.
     """
-    said = f"{loss:.3f} bits/char"
-    self._progress.update(self._task, completed=step, loss=said, rate=tokens_per_second)
+    shown = f"{loss:.3f} bits/char"
+    self._progress.update(self._task, completed=step, loss=shown, rate=tokens_per_second)
     now = time.monotonic()
     if not self._console.is_terminal and (
       now - self._printed >= _PLAIN_INTERVAL or step == self._last
@@ -69,6 +76,15 @@ class RunConsole:
       done = max(step - self._first, 1)
       left = (now - self._started) / done * (self._last - step)
       self.say(
-        f"step {step}/{self._last}  {said}  {tokens_per_second:,.0f} tok/s  "
+        f"step {step}/{self._last}  {shown}  {tokens_per_second:,.0f} tok/s  "
         f"{left / 60:.1f} min left"
       )
+
+
+@contextlib.contextmanager
+def report_write_errors(say: Callable[[str], None]) -> Iterator[None]:
+  """Reports a file that could not be written, and lets the run go on."""
+  try:
+    yield
+  except OSError as error:
+    say(f"not written: {error}")

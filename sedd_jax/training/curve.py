@@ -1,4 +1,4 @@
-"""The picture of a run: training loss and held-out bound against steps."""
+"""The loss curve of a run: training loss and held-out bound against steps."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ def draw_curve(
   Args:
     path: the file.
     metrics: lines of `read_metrics`.
-    entropies: name to bits per character; each is a horizontal line.
-    title: over the picture.
+    entropies: name to bits per character; each is drawn as a horizontal line.
+    title: of the picture.
   """
   from matplotlib.figure import Figure  # Slow to import, and only needed here.
 
@@ -38,7 +38,7 @@ def draw_curve(
   for i, (name, bits) in enumerate(entropies.items()):
     axes.axhline(bits, color=f"C{i + 1}", linestyle="--", linewidth=1, label=f"{name} ({bits:.2f})")
   if bound:
-    # The first steps lie far above all that is of interest.
+    # The losses of the first steps are much higher than the rest.
     top = max(*entropies.values(), bound[0]["heldout_bits_per_char_strict"])
     low = min(*entropies.values(), *(m["heldout_bits_per_char_strict"] for m in bound))
     axes.set_ylim(max(0.0, low - 0.8), top + 0.5)

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: the next ones are made while a step runs."""
+"""Batches placed on the devices: the next ones are made while a step runs."""
 
 import collections
 import concurrent.futures
@@ -13,7 +13,7 @@ import numpy as np
 from sedd_jax.batch import Batch
 from sedd_jax.data import Batches
 
-# Batches that are made before they are asked for: a slow read need not stop a step.
+# Number of batches made in advance, so that a slow read need not delay a step.
 _AHEAD = 2
 
 
@@ -23,7 +23,7 @@ class Feed:
   Args:
     batches: by step.
     sharding: of a global batch.
-    first: the first batch to hand over.
+    first: number of the first batch.
   """
 
   def __init__(self, batches: Batches, sharding: jax.sharding.NamedSharding, first: int):
@@ -41,7 +41,7 @@ class Feed:
     self._thread.shutdown(cancel_futures=True)
 
   def next(self) -> Batch:
-    """The next batch of B rows; starts on one more."""
+    """The next batch of B rows; starts to make one more."""
     began = time.monotonic()
     batch = self._ahead.popleft().result()
     self._waited += time.monotonic() - began
@@ -50,15 +50,15 @@ class Feed:
     return batch
 
   def waits(self) -> dict[str, float]:
-    """Since this was last asked: `input_wait_seconds`, how long a step waited for its batch on
-    average, and `input_wait_share`, the share of all time spent so."""
+    """Waiting since the last call: `input_wait_seconds`, the mean wait of a step for its batch, and
+    `input_wait_share`, the share of all time spent waiting."""
     now = time.monotonic()
-    found = {
+    waits = {
       "input_wait_seconds": self._waited / max(self._count, 1),
       "input_wait_share": self._waited / max(now - self._since, 1e-9),
     }
     self._waited, self._count, self._since = 0.0, 0.0, now
-    return found
+    return waits
 
   def _submit(self) -> concurrent.futures.Future[Batch]:
     return self._thread.submit(self._make, next(self._steps))

@@ -1,4 +1,4 @@
-"""What a network costs by its own shape: the yardstick of MFU."""
+"""Operations that a network needs by its shape: the numerator of MFU."""
 
 import jax.numpy as jnp
 

@@ -9,10 +9,10 @@ from sedd_jax.parallel import processes
 
 
 class Interrupt:
-  """A context manager that notes the first signal and gives the next its usual effect.
+  """A context manager that records the first signal; the next one has its usual effect.
 
-  With several processes it does nothing but ask: JAX's preemption service catches SIGTERM, and one
-  of them that got it stops all, at the same step. A second SIGTERM is not heard then.
+  With several processes JAX's preemption service catches SIGTERM instead: one process that gets it
+  stops all, at the same step. A second SIGTERM is then ignored.
   """
 
   _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -23,7 +23,7 @@ class Interrupt:
     self._alone = jax.process_count() == 1
 
   def stop(self, step: int) -> signal.Signals | None:
-    """The signal to stop for after this step, or None. Call it once per step."""
+    """The signal that stops the run after this step, or None. Call it once per step."""
     return self._signal if self._alone else processes.agreed_stop(step)
 
   def __enter__(self) -> "Interrupt":

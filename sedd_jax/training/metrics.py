@@ -20,7 +20,7 @@ _proto: Any = event_pb2  # Its classes are made at run time.
 
 
 class MetricsWriter:
-  """Appends metrics to a run directory. What cannot be written is said, and stops nothing.
+  """Appends metrics to a run directory. An error in writing is reported and stops nothing.
 
   A run that is killed and resumed writes some steps twice; `read_metrics` keeps the later line.
   """
@@ -28,8 +28,8 @@ class MetricsWriter:
   def __init__(self, workdir: Path, first_step: int, say: Callable[[str], None] = print):
     """Args:
     workdir: the run directory.
-    first_step: events from this step on that TensorBoard holds already are hidden.
-    say: told what cannot be written, once for all lines that are lost in a row.
+    first_step: TensorBoard hides earlier events from this step on.
+    say: prints an error in writing, once for all lines that are lost in a row.
     """
     self._say, self._losing = say, False
     path = workdir / FILE
@@ -56,7 +56,7 @@ class MetricsWriter:
       self._events = None
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """One line: step, unix time, and the values."""
+    """Appends one line: step, Unix time, and the values."""
     line = {"step": step, "time": round(time.time(), 3), **values}
     try:
       self._append(json.dumps(line).encode() + b"\n")
@@ -69,12 +69,12 @@ class MetricsWriter:
       if self._events is not None:
         self._events.write(step, values)
     except OSError as error:
-      # What its file holds now is not known; the lines above are all that is needed to go on.
+      # The state of the file is unknown now, and metrics.jsonl is enough to go on.
       self._close_events()
       self._say(f"step {step}: TensorBoard events end here until a restart: {error.strerror}")
 
   def _append(self, data: bytes) -> None:
-    """All of it, on disk, or nothing of it."""
+    """Brings all of it to the disk, or nothing."""
     end = os.fstat(self._file.fileno()).st_size
     try:
       if self._file.write(data) != len(data):
@@ -112,10 +112,10 @@ class _Events:
       self._file.close()
 
 
-class _NoMetrics:
-  """Of the processes that do not write."""
+class NoMetrics:
+  """Writes nothing: the writer of all processes but process 0."""
 
-  def __enter__(self) -> "_NoMetrics":
+  def __enter__(self) -> "NoMetrics":
     return self
 
   def __exit__(self, *exception) -> None:
@@ -127,15 +127,15 @@ class _NoMetrics:
 
 def metrics_writer(
   workdir: Path, first_step: int, say: Callable[[str], None], *, lead: bool
-) -> "MetricsWriter | _NoMetrics":
-  """A `MetricsWriter` for the process that writes; for the others, one that does not."""
-  return MetricsWriter(workdir, first_step, say) if lead else _NoMetrics()
+) -> MetricsWriter | NoMetrics:
+  """A `MetricsWriter` for process 0, a `NoMetrics` for the others."""
+  return MetricsWriter(workdir, first_step, say) if lead else NoMetrics()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """All lines in the order of their steps, the last one of each kind and step.
+  """All lines in the order of their steps.
 
-  A line cut short by a kill is skipped.
+  Of lines with the same step and keys only the last is kept. A line cut short by a kill is skipped.
   """
   kept: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
   for text in (workdir / FILE).read_text(encoding="utf-8").splitlines():

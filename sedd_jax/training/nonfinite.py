@@ -1,50 +1,44 @@
-"""Steps whose loss or gradient is not finite: named, written down, skipped or the end of a run."""
+"""Steps whose loss or gradient is not finite: they are reported, and skipped or end the run."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sedd_jax.data import Batches
+from sedd_jax.parallel import processes
 from sedd_jax.training import rundir
+from sedd_jax.training.program import Program
+from sedd_jax.training.progress import Progress
 
 FOLDER = "nonfinite"
 
 
 class NonfiniteSteps:
-  """What a run knows of its steps without a finite loss or gradient.
+  """Checks each step's loss and gradient, and counts those that are not finite.
 
   Args:
-    workdir: the run directory; each such step gets a file under `nonfinite/`.
-    batches: by step.
-    leaves: paths of the parameters, in the order of the metric `leaf_norms`.
-    seed: of the run.
-    most: so many are skipped; the next one stops the run.
-    count: how many there were before the run was resumed.
-    say: told of each.
-    lead: whether this process writes.
-
-  Attributes:
-    count: how many there were.
+    program: the run's programs; its experiment says how many such steps may be skipped.
+    batches: the training text by step.
+    progress: holds the count.
+    workdir: the run directory; each such step gets a file under `nonfinite/`, from process 0.
+    say: prints a message about each.
   """
 
   def __init__(
     self,
-    workdir: Path,
+    program: Program,
     batches: Batches,
-    leaves: Sequence[str],
-    *,
-    seed: int,
-    most: int,
-    count: int,
+    progress: Progress,
+    workdir: Path,
     say: Callable[[str], None],
-    lead: bool,
   ):
-    self._workdir, self._batches, self._leaves = workdir, batches, leaves
-    self._seed, self._most, self._say, self._lead = seed, most, say, lead
-    self.count = count
+    self._leaves = program.gradient_leaves
+    self._seed, self._most = program.experiment.seed, program.experiment.train.skip_nonfinite
+    self._batches, self._progress = batches, progress
+    self._workdir, self._say, self._lead = workdir, say, processes.is_lead()
 
   def passes(self, step: int, values: Mapping[str, Any]) -> bool:
     """Whether loss and gradient of a step are finite.
@@ -54,7 +48,8 @@ class NonfiniteSteps:
       values: its metrics.
 
     Raises:
-      FloatingPointError: they are not, and no more may be skipped; the message names what was not.
+      FloatingPointError: they are not, and no more steps may be skipped; the message names the
+        arrays.
     """
     loss, norm = float(values["loss"]), float(values["grad_norm"])
     if math.isfinite(loss) and math.isfinite(norm):
@@ -67,20 +62,21 @@ class NonfiniteSteps:
         f"; {len(bad)} of {len(self._leaves)} arrays of the gradient are not finite: "
         f"{', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"
       )
-    self.count += 1
+    self._progress.skipped_steps += 1
     if self._lead:
       text += f". {self._write(step, loss, norm, bad)}"
-    if self.count > self._most:
+    count = self._progress.skipped_steps
+    if count > self._most:
       raise FloatingPointError(
         f"{text}. The run stops ({self._most} such steps may be skipped: "
         "--config.train.skip_nonfinite). Its checkpoints are kept; the newest may be near "
         "divergence too. A lower --config.optimizer.learning_rate may help."
       )
-    self._say(f"{text}. Skipped, {self.count} of at most {self._most}")
+    self._say(f"{text}. Skipped, {count} of at most {self._most}")
     return False
 
   def _write(self, step: int, loss: float, norm: float, bad: list[str]) -> str:
-    """Writes down what replays the step; says where."""
+    """Writes the file that replays the step; returns a sentence that names it."""
     file = self._workdir / FOLDER / f"step_{step:08d}.json"
     number = step - 1  # Batches count from 0.
     batch = self._batches[number]

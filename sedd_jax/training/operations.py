@@ -1,4 +1,4 @@
-"""Watching a run: its speed, a profile of some steps, and what it does when it hangs."""
+"""Watching a run: its speed, a profile of some steps, stack traces when it hangs."""
 
 import dataclasses
 import faulthandler
@@ -17,12 +17,12 @@ _LONGEST_HANG = 86_400.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Operations:
-  """How a run is watched; none of it changes what is computed.
+  """How a run is watched. Nothing here changes what is computed.
 
   Attributes:
     profile_steps: first and last step of a profile for TensorBoard, or None.
-    hang_seconds: after so long without a finished step every process prints the stacks of its
-      threads, and again after as long; 0 for never.
+    hang_seconds: time without a finished step after which every process prints the stacks of its
+      threads, again and again; 0 for never.
 
   Raises:
     ValueError: a field is out of range.
@@ -42,10 +42,10 @@ class Operations:
 
 
 class Clock:
-  """Speed since the last pause; the first step after one is not counted (compiling, evaluating).
+  """Speed since the last pause. The first step after a pause is left out: it may compile.
 
   Args:
-    program: what runs.
+    program: the run's programs.
   """
 
   def __init__(self, program: Program):
@@ -59,12 +59,12 @@ class Clock:
     self._last: dict[str, float] = {}
 
   def pause(self) -> None:
-    """What comes next is not training."""
+    """Stops the clock until the next step is read."""
     self._start = None
 
   def read(self, step: int) -> dict[str, float]:
-    """`step_seconds`, `tokens_per_second` and, where the device's peak is known, `mfu`: the
-    model's own operations over the peak. Empty before the second step."""
+    """`step_seconds`, `tokens_per_second` and, where the device's peak is known, `mfu`: operations
+    of the model over the peak. Empty before the second step."""
     now = time.monotonic()
     if self._start is None:
       self._start = (step, now)
@@ -94,7 +94,7 @@ class Profile:
     self.stop()
 
   def missed(self, first: int, last: int) -> str | None:
-    """What to say where steps first + 1 to last will show nothing of the range."""
+    """A message if none of the steps first + 1 to last lies in the range, else None."""
     if self._first == math.inf or (first < self._last and self._first <= last):
       return None
     return (
@@ -102,29 +102,29 @@ class Profile:
     )
 
   def before(self, step: int) -> None:
-    """Starts at the first step of the range, or at the first one that a resumed run makes."""
+    """Starts the profile at the first step of the range that this run makes."""
     if self._lead and not self._running and self._first <= step <= self._last:
       jax.profiler.start_trace(str(self._folder))
       self._running = True
 
   def after(self, step: int, values: Any) -> None:
-    """Ends with the last step of the range."""
+    """Ends the profile after the last step of the range."""
     if step == self._last and self._running:
       jax.block_until_ready(values)
       self.stop()
 
   def stop(self) -> None:
-    """Ends; for a run that ends inside the range."""
+    """Ends the profile, in a run that ends inside the range too."""
     if self._running:
       jax.profiler.stop_trace()
       self._running = False
 
 
 class Watchdog:
-  """Prints the stacks of all threads when nothing has happened for long; a context manager.
+  """Prints the stacks of all threads when no step ends for long; a context manager.
 
-  Python's own faulthandler does it, from a thread that needs no lock, so it also speaks when the
-  main thread hangs in a collective that another process never joined.
+  Python's faulthandler prints from a thread that needs no lock, so it works while the main thread
+  hangs in a collective that another process never joined.
   """
 
   def __init__(self, seconds: float):
@@ -139,7 +139,7 @@ class Watchdog:
       faulthandler.cancel_dump_traceback_later()
 
   def alive(self) -> None:
-    """Something has happened."""
+    """Starts the wait anew."""
     if self._seconds:
-      # File descriptor 2: sys.stderr may be another object, without one.
+      # sys.stderr may have been replaced by an object without a file descriptor.
       faulthandler.dump_traceback_later(self._seconds, repeat=True, file=2)

@@ -1,4 +1,4 @@
-"""The run directory: what identifies a run, and the refusal to touch another one's."""
+"""The run directory: the files that identify a run, and checks that they are this run's."""
 
 import dataclasses
 import importlib.metadata
@@ -25,9 +25,9 @@ SAMPLES = "samples"
 
 _PARTIAL = ".partial"
 _SHARED_SECONDS = 60.0
-# Differences that a message lists: a tokenizer has thousands of entries.
+# Number of differences that a message lists: a tokenizer has thousands of entries.
 _SHOWN = 20
-# Sections and fields in which a resumed run may differ from its start.
+# Sections and fields that may change when a run is resumed.
 _MAY_CHANGE = (
   "label",
   "report.",
@@ -36,7 +36,7 @@ _MAY_CHANGE = (
   "train.steps",
   "train.accumulation",
   "train.skip_nonfinite",
-  # The text is compared by its hash: it may have moved, or been prepared.
+  # The text is compared by its hash: it may be moved or prepared.
   "data.files",
   "data.heldout_files",
   "data.on_fault",
@@ -46,7 +46,7 @@ _MAY_CHANGE = (
 
 
 def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
-  """The experiment that a directory holds already, or None for a new one; writes nothing.
+  """The experiment that a directory holds already, or None if it holds none. Writes nothing.
 
   Raises:
     FileExistsError: the directory holds something that is not a run.
@@ -67,7 +67,7 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
 
 
 def read_json(workdir: Path, name: str) -> Any:
-  """What a file of a run holds, or None if it has not been written.
+  """The content of a JSON file of a run, or None if there is no such file.
 
   Raises:
     ValueError: it is damaged.
@@ -82,7 +82,7 @@ def read_json(workdir: Path, name: str) -> Any:
 
 
 def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
-  """Writes what identifies a run: config (first: it marks the directory), corpus, tokenizer."""
+  """Writes the files that identify a run. The config is first: it marks the directory as a run."""
   (workdir / SAMPLES).mkdir(parents=True, exist_ok=True)
   write_json(workdir / CONFIG, meta["config"])
   write_json(workdir / CORPUS, meta["corpus"])
@@ -93,12 +93,12 @@ def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
 def check_meta(
   workdir: Path, step: int, stored: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> None:
-  """Refuses to go on from a checkpoint that was made with something else than what runs now.
+  """Checks that a checkpoint was made with the config, corpus and tokenizer of this run.
 
   Args:
     step: of the checkpoint.
-    stored: what was stored beside it: config, corpus, tokenizer.
-    meta: the same, of what runs now.
+    stored: config, corpus and tokenizer stored beside it.
+    meta: those of this run.
 
   Raises:
     ValueError: they differ; the message lists all differences.
@@ -118,32 +118,32 @@ def check_meta(
 
 
 def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
-  """Refuses to go on where this process would run something else than process 0 has written down.
+  """Checks that this process runs what process 0 has written down.
 
-  Waits a minute for them: file systems over a network remember for a while what was there.
+  Waits up to a minute for the files: network file systems may show old content for a while.
 
   Raises:
     FileNotFoundError: what process 0 wrote is not there.
-    ValueError: config, corpus or tokenizer of this process are others; the message names which.
+    ValueError: config, corpus or tokenizer of this process differ; the message names which.
   """
-  # As JSON, since a tuple is read back as a list.
+  # Through JSON, which turns tuples into lists.
   mine = {
     CONFIG: json.loads(json.dumps(meta["config"])),
     CORPUS: json.loads(json.dumps(meta["corpus"])),
     TOKENIZER: json.loads(json.dumps(meta["tokenizer"])),
   }
   deadline = time.monotonic() + _SHARED_SECONDS
-  while (found := {name: read_json(workdir, name) for name in mine}) != mine:
+  while (written := {name: read_json(workdir, name) for name in mine}) != mine:
     if time.monotonic() > deadline:
       break
     time.sleep(1.0)
-  if None in found.values():
+  if None in written.values():
     raise FileNotFoundError(
       f"--workdir={workdir}: process 0 has written the run's files, and process "
       f"{jax.process_index()} does not see them. All processes need the same directory: a shared "
       "file system or a mounted bucket"
     )
-  if other := [name for name in mine if found[name] != mine[name]]:
+  if other := [name for name in mine if written[name] != mine[name]]:
     raise ValueError(
       f"process {jax.process_index()} does not run what process 0 runs: {', '.join(other)} in "
       f"{workdir} differ from what it was given. All processes need the same flags and text"
@@ -163,20 +163,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def versions() -> dict[str, str]:
-  """Versions of what a run depends on, and the commit of the checkout if there is one."""
+  """Versions of the packages that a run depends on, and the commit of the checkout, if any."""
   packages = ("sedd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
-  found = {"python": platform.python_version()}
+  result = {"python": platform.python_version()}
   for package in packages:
     try:
-      found[package] = importlib.metadata.version(package)
+      result[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      found[package] = "not installed"
-  found["commit"] = _commit()
-  return found
+      result[package] = "not installed"
+  result["commit"] = _commit()
+  return result
 
 
 def _commit() -> str:
-  """The commit of our own checkout, marked where files differ from it."""
+  """The commit of this project's checkout, with `-dirty` if files differ from it."""
   root = Path(__file__).resolve().parents[2]
 
   def git(*arguments: str) -> str:
@@ -184,7 +184,7 @@ def _commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
   try:
-    # Installed into an environment inside another repository, that one's commit says nothing.
+    # The package may be installed inside another repository: that one's commit is meaningless.
     if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
       return "unknown"
     return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
@@ -203,11 +203,11 @@ def _check_same(stored: Experiment, wanted: Experiment, workdir: Path) -> None:
 
 
 def _differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-  """A line for each field that differs; not for those of a config that may."""
+  """One line for each field that differs, except config fields that may change."""
   before, after = dict(_flat(old)), dict(_flat(new))
   for key in sorted(before.keys() | after.keys()):
     was, now = before.get(key, "nothing"), after.get(key, "nothing")
-    # What an older version did not store had the default that this one has.
+    # A field that an older version did not store had its present default.
     may = name == "config" and (key.startswith(_MAY_CHANGE) or "nothing" in (was, now))
     if was != now and not may:
       yield f"  {name}.{key}: {was!r} -> {now!r}"

@@ -1,8 +1,7 @@
-"""Frozen dataclasses from nested dicts, with every fault in one error.
+"""Frozen dataclasses from nested dicts, with all errors in one message.
 
-A section is a dataclass whose fields have defaults; some of them are sections. What a section says
-of itself (its `__post_init__` raises) and what nobody can make a section of are gathered alike, a
-fault a line.
+A section is a dataclass whose fields have defaults; fields may be sections themselves. Errors that
+a section's `__post_init__` raises and type errors are collected together, one per line.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ Section = TypeVar("Section")
 
 
 def read_section(cls: type[Section], config: Mapping[str, Any], name: str) -> Section:
-  """Makes a section, its own sections included; what is left out has its default.
+  """A section with the sections inside it; missing fields have their defaults.
 
   Args:
     cls: its class.
@@ -22,8 +21,8 @@ def read_section(cls: type[Section], config: Mapping[str, Any], name: str) -> Se
     name: what to call it in messages.
 
   Raises:
-    ValueError: fields are unknown, of the wrong type, out of range or do not go together; the
-      message has a line for each.
+    ValueError: fields are unknown, of the wrong type, out of range or incompatible; the message
+      has a line for each.
   """
   section, faults = _read(cls, config, name)
   if faults:
@@ -32,17 +31,17 @@ def read_section(cls: type[Section], config: Mapping[str, Any], name: str) -> Se
 
 
 def below(section: Any, name: str, least: int, *fields: str) -> list[str]:
-  """A line for each of some fields that lies below its least value."""
+  """One line for each of the given fields that is below `least`."""
   wanted = f"be at least {least}" if least else "not be negative"
   return [
     f"{name}.{field}={getattr(section, field)} must {wanted}"
     for field in fields
-    if not getattr(section, field) >= least  # So that NaN lies below too.
+    if not getattr(section, field) >= least  # True for NaN too.
   ]
 
 
 def _read(cls: type[Any], config: Any, name: str) -> tuple[Any, list[str]]:
-  """The section, of little worth where there are faults, and the faults."""
+  """The section, and a line for each error; with errors the section is only a placeholder."""
   if not isinstance(config, Mapping):
     return cls(), [f"{name}={config!r} must be a section, with fields {', '.join(_names(cls))}"]
   defaults = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -54,29 +53,29 @@ def _read(cls: type[Any], config: Any, name: str) -> tuple[Any, list[str]]:
       continue
     default = defaults[key]
     if dataclasses.is_dataclass(default):
-      values[key], found = _read(type(default), value, path)
+      values[key], faults_here = _read(type(default), value, path)
     else:
-      values[key], found = _typed(value, default, path)
-    if found:
-      faults += found
+      values[key], faults_here = _typed(value, default, path)
+    if faults_here:
+      faults += faults_here
       faulty.append(path)
       del values[key]
   try:
     section = cls(**values)
   except ValueError as error:
     section = cls()
-    # The default that stands for a faulty field may be what others do not go with.
+    # A default that replaces a faulty field may itself be incompatible with other fields.
     faults += [line for line in str(error).split("\n") if not _names_one_of(faulty, line)]
   return section, faults
 
 
 def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
-  """The value as its field holds it."""
+  """The value converted to the type of its field, and a line for each error."""
   wanted = type(default)
   if wanted is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value), []
   if wanted is tuple and isinstance(value, list | tuple):
-    # Entries are like the default's first, where it has one.
+    # Entries have the type of the default's first entry, if there is one.
     value = (
       tuple(_typed(entry, default[0], path)[0] for entry in value) if default else tuple(value)
     )
@@ -89,7 +88,7 @@ def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
 
 
 def _hint(cls: type[Any], key: str) -> str:
-  """What an unknown field may have been meant for: one of this section, or of one below it."""
+  """A hint for an unknown field: a similar name, in this section or in one inside it."""
   names = [field.name for field in dataclasses.fields(cls)]
   deeper = [name for name in _names(cls) if name not in names]
   if near := difflib.get_close_matches(key, names, n=1):
@@ -101,7 +100,7 @@ def _hint(cls: type[Any], key: str) -> str:
 
 
 def _names(cls: type[Any], prefix: str = "") -> Iterator[str]:
-  """Names of all fields, those of sections with dots."""
+  """Names of all fields; those inside sections are dotted."""
   for field in dataclasses.fields(cls):
     if dataclasses.is_dataclass(field.default):
       yield from _names(type(field.default), f"{prefix}{field.name}.")
@@ -110,5 +109,5 @@ def _names(cls: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _names_one_of(paths: list[str], line: str) -> bool:
-  """Whether a message of a section is about one of some fields, `config.` left out there."""
+  """Whether a section's message is about one of the fields. Messages leave `config.` out."""
   return any(f"{path.split('.', 1)[1]}=" in line for path in paths)

@@ -1,4 +1,4 @@
-"""Where a new run's weights come from: random ones, or another model's (fine-tuning)."""
+"""Initial weights of a run: random, or another model's (fine-tuning)."""
 
 import dataclasses
 import operator
@@ -17,12 +17,12 @@ from sedd_jax.training.experiment import DiffusionConfig, Experiment
 from sedd_jax.training.program import Program
 from sedd_jax.training.state import TrainState
 
-# Of the model's config, what another model's weights must share. The others are chosen anew.
+# Fields of `model` that must be the same for weights to be taken over.
 _SHAPE = ("width", "blocks", "heads", "cond_dim", "time_input")
 
 
 class Pretrained(Protocol):
-  """What is asked of the model that a run starts from; `sedd_jax.Model` is one."""
+  """A model whose weights a run can start from; `sedd_jax.Model` is one."""
 
   @property
   def network(self) -> Any: ...
@@ -46,12 +46,12 @@ class Pretrained(Protocol):
 Load = Callable[[str], Pretrained]
 
 
-class Beginning:
-  """What a run starts from. The source is read when it is first asked for; a resume never asks.
+class Initialization:
+  """Initial weights of a run. Their source is read when first needed; a resumed run never reads it.
 
   Args:
-    experiment: says which source, if any, and how its tokens are taken over.
-    load: reads a source.
+    experiment: names the source, if any, and how its tokens are taken over.
+    load: loads a source by its name.
   """
 
   def __init__(self, experiment: Experiment, load: Load | None):
@@ -59,7 +59,7 @@ class Beginning:
     self._source: Pretrained | None = None
 
   def tokenizer(self) -> Tokenizer | None:
-    """The source's tokenizer if the run takes it, else None.
+    """The source's tokenizer if the run is to use it, else None.
 
     Raises:
       ValueError: the source has none, or is another kind of model.
@@ -76,7 +76,7 @@ class Beginning:
     return tokenizer
 
   def check(self, tokenizer: Tokenizer) -> None:
-    """Refuses a source that does not fit the run.
+    """Checks that the source fits the run.
 
     Args:
       tokenizer: the run's.
@@ -93,12 +93,13 @@ class Beginning:
       _check_tokens(self._experiment, source, tokenizer)
 
   def create(self, program: Program, tokenizer: Tokenizer) -> tuple[TrainState, str | None]:
-    """The state before the first step, and what to say of it; lets go of the source.
+    """The state before the first step, and a sentence on its source (None for random weights).
 
-    Parameters and moving average are the source's; the optimizer starts afresh, at step 0.
+    Parameters and moving average are the source's; the optimizer starts at step 0. The source is
+    released.
 
     Raises:
-      What `check` raises.
+      ValueError, FileNotFoundError: see `check`.
     """
     state = program.create()
     if not self._experiment.init_from:
@@ -109,7 +110,7 @@ class Beginning:
     trees = {name: getattr(state, name) for name in ("params", "ema", "held")}
     placed = {name: _placed(program, source, x, new_tables) for name, x in trees.items()}
     state = dataclasses.replace(state, **placed)  # pyright: ignore[reportArgumentType]
-    return state, _said(self._experiment, source)
+    return state, _origin(self._experiment, source)
 
   def _read(self) -> Pretrained:
     if self._source is None:
@@ -122,8 +123,13 @@ class Beginning:
 
 
 def _placed(program: Program, source: Pretrained, fresh: Params, new_tables: bool) -> Params:
-  """The source's parameters where the program wants them; tables of new tokens are fresh."""
-  # Through this process's memory: each hands over what its own devices hold.
+  """The source's parameters, sharded as the program needs them.
+
+  Args:
+    fresh: random parameters of the run.
+    new_tables: whether the token tables stay random.
+  """
+  # The whole tree passes through host memory; each process then fills its own devices.
   unpadded = jax.device_get(source.network.unpad(source.params))
   padded = flat(jax.device_get(program.network.pad(unpadded)))
 
@@ -137,7 +143,8 @@ def _placed(program: Program, source: Pretrained, fresh: Params, new_tables: boo
   return jax.tree.map_with_path(leaf, fresh)
 
 
-def _said(experiment: Experiment, source: Pretrained) -> str:
+def _origin(experiment: Experiment, source: Pretrained) -> str:
+  """A sentence on where the weights come from."""
   step = f", step {source.info['step']}" if "step" in source.info else ""
   tokens = {
     "same": "its tokenizer is this run's",
@@ -150,10 +157,10 @@ def _said(experiment: Experiment, source: Pretrained) -> str:
 
 
 def _check_kind(experiment: Experiment, source: Pretrained) -> None:
-  """Refuses a source that is another kind of model.
+  """Checks that the source is the same kind of model.
 
   Raises:
-    ValueError: a line for each difference, with the flag that would undo it.
+    ValueError: it is not; one line per difference, with the flag that removes it.
   """
   network = source.network
   if not isinstance(network, Transformer):
@@ -183,14 +190,14 @@ def _check_kind(experiment: Experiment, source: Pretrained) -> None:
 
 
 def _check_tokens(experiment: Experiment, source: Pretrained, tokenizer: Tokenizer) -> None:
-  """Refuses a tokenizer under which the source's tables would mean something else.
+  """Checks that the source's token tables mean the same tokens as the run's tokenizer.
 
   Raises:
-    ValueError: the message names both, and what can be done.
+    ValueError: they do not; the message names both tokenizers and the remedies.
   """
   size = source.vocab_size
   if source.tokenizer is None and tokenizer.vocab_size == size:
-    return  # Weights without a tokenizer: their size is all that is known of it.
+    return  # Weights without a tokenizer: only the size can be compared.
   if source.tokenizer is not None and same_tokenizer(source.tokenizer, tokenizer):
     return
   theirs = "a vocabulary" if source.tokenizer is None else _kind(source.tokenizer)
