@@ -1,14 +1,14 @@
-"""A self-consuming loop: generation after generation trained on the samples of the one before.
+"""A self-consuming loop: each generation is trained on samples of the one before.
 
   sedd train --config=configs/autophagy.py --workdir=runs/loop
   sedd train --config=configs/autophagy.py:ar,augmented --workdir=runs/loop-ar
   python launch/sweep.py --config=configs/autophagy.py --root=runs/loops
   sedd report runs/loop runs/loop-ar --out=loops.html
 
-Arguments: sedd (absorbing) or ar (autoregressive), and synthetic (samples alone), augmented (all
-samples so far and the first generation's real text) or fresh (samples and real text that no
-generation has seen). --config.generations.temperature=0.8 biases the sampling towards what is
-likely, --config.generations.count=10 goes on for longer, also with a loop that has ended.
+Arguments: sedd (absorbing) or ar (autoregressive), and synthetic (samples only), augmented (all
+samples so far and the first generation's real text) or fresh (samples and unseen real text).
+--config.generations.temperature=0.8 biases sampling towards likely tokens;
+--config.generations.count=10 trains more generations, also in a loop that has ended.
 
 After arXiv:2307.01850, with text: every generation starts from random weights. The report has a row
 for each: the bound on real held-out text, and entropy, distinct-n and repetition of its samples.
@@ -24,20 +24,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import sedd_jax.training.experiment as sedd
+from sedd_jax.studies.loop import REGIMES, GenerationsConfig, Loop
 
 _OBJECTIVES = {"sedd": "score_entropy", "ar": "autoregressive"}
-_REGIMES = ("synthetic", "augmented", "fresh")
 
 
 def get_config(argument: str = "sedd,synthetic") -> ConfigDict:
   model, _, regime = argument.partition(",")
   regime = regime or "synthetic"
-  if model not in _OBJECTIVES or regime not in _REGIMES:
+  if model not in _OBJECTIVES or regime not in REGIMES:
     raise ValueError(
       f"autophagy.py:{argument} must be MODEL,REGIME: {' or '.join(_OBJECTIVES)}, and "
-      f"{', '.join(_REGIMES)}"
+      f"{', '.join(REGIMES)}"
     )
-  experiment = sedd.Experiment(
+  loop = Loop(
     label=f"{model}-{regime}",
     objective=_OBJECTIVES[model],
     data=sedd.DataConfig(files="embedded", tokenizer="chars", length=64),
@@ -51,15 +51,15 @@ def get_config(argument: str = "sedd,synthetic") -> ConfigDict:
       samples=1,
     ),
     checkpoint=sedd.CheckpointConfig(every=500, keep_last=1, keep_every=0),
-    generations=sedd.GenerationsConfig(count=4, regime=regime, rows=2048),
+    generations=GenerationsConfig(count=4, regime=regime, rows=2048),
   )  # fmt: skip
-  return ConfigDict(dataclasses.asdict(experiment))
+  return ConfigDict(dataclasses.asdict(loop))
 
 
 def sweep() -> Iterator[dict[str, Any]]:
   """Both models in each regime, with and without bias; for launch/sweep.py."""
   for model, objective in _OBJECTIVES.items():
-    for regime in _REGIMES:
+    for regime in REGIMES:
       for temperature in (1.0, 0.8):
         yield {
           "label": f"{model}-{regime}",

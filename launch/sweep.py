@@ -17,6 +17,7 @@ from sweep_state import State
 from sweep_table import DONE, SUBMITTED, render
 
 from sedd_jax.cli import app
+from sedd_jax.cli.config import define_config
 
 USAGE = """Trains one config with many overrides. The same command goes on with a sweep that was
 stopped: finished runs are skipped, the others started again.
@@ -40,7 +41,7 @@ ROOT/NAME is the directory of a run, ROOT/logs/NAME.log its output, ROOT/sweep.j
 ROOT/results.csv the table. Exit codes: 0; 1 when a run has failed; 2 when something is wrong before
 the first starts; 130 after Ctrl-C, on which the runs save and end.
 """
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with :argument.")
+_CONFIG = define_config()
 _ROOT = flags.DEFINE_string("root", None, "Directory of the sweep.")
 _SWEEP = flags.DEFINE_string("sweep", None, "key=value,value;key=a..b, instead of sweep().")
 _BACKEND = flags.DEFINE_enum("backend", "local", BACKENDS, "Where the runs run.")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sedd_jax.training.experiment import Experiment
+from sedd_jax.studies.loop import Loop
 
 
 def grid(text: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
       yield prefix + key, value
 
 
-def experiment(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Experiment:
+def experiment(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Loop:
   """The config with its overrides, checked.
 
   Raises:
@@ -100,7 +100,7 @@ def experiment(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Exper
       section = section[name]
     section[field] = value
   try:
-    return Experiment.from_config(changed)
+    return Loop.from_config(changed)
   except ValueError as error:
     raise ValueError(f"run {describe(overrides)}: {error}") from None
 

@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from sedd_jax.studies.loop import Loop
 from sedd_jax.training.experiment import Experiment
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -38,10 +39,15 @@ def golden_file(name: str, argument: str | None) -> Path:
   return GOLDEN / f"{'_'.join([name, *(argument or '').split(',')]).rstrip('_')}.txt"
 
 
+def read(name: str, argument: str | None) -> Experiment:
+  """The experiment of a config file, with its loop if the file has one."""
+  cls = Loop if name == "autophagy" else Experiment
+  return cls.from_config(get_config(name, argument).to_dict())
+
+
 def resolved(name: str, argument: str | None) -> str:
-  """All fields of a config as a run would store them."""
-  experiment = Experiment.from_config(get_config(name, argument).to_dict())
-  return "\n".join(sorted(_lines(dataclasses.asdict(experiment)))) + "\n"
+  """All fields of a config."""
+  return "\n".join(sorted(_lines(dataclasses.asdict(read(name, argument))))) + "\n"
 
 
 def _lines(config: Mapping, prefix: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from golden_configs import ARGUMENTS, CONFIGS, GOLDEN, get_config, golden_file, resolved
+from golden_configs import ARGUMENTS, CONFIGS, GOLDEN, get_config, golden_file, read, resolved
 
 from sedd_jax.cli.config import config_faults
 from sedd_jax.training.experiment import Experiment
@@ -15,9 +15,8 @@ from sedd_jax.training.loop import train
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_every_config_is_an_experiment_and_back(name, argument):
-  config = get_config(name, argument)
-  experiment = Experiment.from_config(config.to_dict())
-  assert dataclasses.asdict(experiment) == config.to_dict()
+  config = get_config(name, argument).to_dict()
+  assert dataclasses.asdict(read(name, argument)) == config
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)

@@ -11,7 +11,7 @@ import pytest
 from sedd_jax.data.tokenizers import Chars
 from sedd_jax.diffusion import Absorbing, LogLinear, Uniform
 from sedd_jax.generation.model import Model
-from sedd_jax.generation.samples import Order, SampleFile, generate, records, to_line
+from sedd_jax.generation.samples import SampleFile, SampleRequest, generate, records, to_line
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template, between, parse_template
 from sedd_jax.models import Network, ScoreTransformerConfig
@@ -277,7 +277,7 @@ def test_an_end_of_text_ends_it():
 def order_of(num=5, **change):
   settings = SamplerSettings(steps=3)
   templates = [template("ab[[4]]"), template("[[4]]cde")]
-  return Order(**(dict(templates=templates, num=num, settings=settings, seed=1) | change))
+  return SampleRequest(**(dict(templates=templates, num=num, settings=settings, seed=1) | change))
 
 
 def written(path, order, batch, most=None):

@@ -319,7 +319,7 @@ def test_other_text_or_damage_is_named(whole, folder, text, tmp_path):
     (("--suite=zero-shot",), "--protocol is missing: --suite=zero-shot has sedd, mdlm, strict"),
     (("--suite=all",), "--suite='all' must be one of zero-shot"),
     (("--suite=zero-shot", "--protocol=duo"), "--protocol 'duo' is not known"),
-    (("--protocol=sedd", "--passes=2"), "--protocol, --passes: of suites only"),
+    (("--protocol=sedd", "--passes=2"), "--protocol, --passes: only with --suite"),
     (("--suite=zero-shot", "--protocol=strict", "--sets=text8"), "has no set 'text8': it has lam"),
     (("--suite=zero-shot", "--protocol=strict", "--data=lambada"), "must be SET=SOURCE"),
     (
@@ -359,7 +359,7 @@ def test_a_model_without_a_tokenizer_needs_one_that_it_knows(folder, text, monke
   def without(*arguments, **options):
     return dataclasses.replace(load(*arguments, **options), tokenizer=None)
 
-  monkeypatch.setattr(sedd_jax, "load", without)
+  monkeypatch.setattr("sedd_jax.studies.suites.load", without)
   done = evaluate(folder, text)
   assert done.returncode == 2
   assert "--tokenizer=gpt2" in done.stderr

@@ -15,7 +15,7 @@ from sedd_jax.reports.report import collect, differing
 from sedd_jax.reports.result import joined
 from sedd_jax.reports.tables import plain, result_table, run_table, seeds_table, settings_table
 from sedd_jax.reports.write import write_report
-from sedd_jax.studies.samples import REAL
+from sedd_jax.studies.grades import REAL
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_a_run_that_diverged_is_shown(tmp_path):
 
 
 def test_a_frontier_with_a_baseline_and_real_text(tmp_path):
-  """As `sedd evaluate --frontier` writes it: steps along one line, temperatures along the other."""
+  """as `sedd frontier` writes it: steps along one line, temperatures along the other."""
   rows = [
     {"label": "sedd", "sampler": "tweedie", "steps": s, "temperature": 1.0, "calls": s + 1.0,
      "perplexity": 50.0 + 100 / s, "token_entropy": 4.0 - 1 / s, "verdict": "poor"}

@@ -11,10 +11,11 @@ from support.command import sedd
 from support.experiments import TINY
 
 import sedd_jax
-from sedd_jax.cli import study
 from sedd_jax.data import DataConfig, load_dataset
 from sedd_jax.studies import frontier, infilling
-from sedd_jax.studies.jury import Jury, common_length, heldout_rows, make_jury
+from sedd_jax.studies.frontier import FrontierConfig
+from sedd_jax.studies.setup import EvaluationSetup, common_length, heldout_rows
+from sedd_jax.studies.study import in_folder
 from sedd_jax.training.loop import train
 
 SMALL = dataclasses.replace(
@@ -49,9 +50,7 @@ def test_one_token_repeated_is_bad_though_its_perplexity_is_low(runs, real, tmp_
     write_samples(tmp_path / "repeated.jsonl", ["e" * 32] * 60),
     write_samples(tmp_path / "real.jsonl", real),
   ]
-  done = sedd(
-    "evaluate", f"--samples={files[0]},{files[1]}", f"--judge={runs / 'ar'}", "--json"
-  )  # fmt: skip
+  done = sedd("grade", f"--samples={files[0]},{files[1]}", f"--judge={runs / 'ar'}", "--json")
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout)
   assert found["kind"] == "quality"
@@ -69,7 +68,7 @@ def test_one_token_repeated_is_bad_though_its_perplexity_is_low(runs, real, tmp_
 def test_a_table_says_perplexity_with_entropy_and_why_samples_are_bad(runs, real, tmp_path):
   file = write_samples(tmp_path / "samples.jsonl", ["abab" * 8, "cdcd" * 8] * 20)
   out = tmp_path / "graded"
-  arguments = ["evaluate", f"--samples={file}", f"--judge={runs / 'ar'}", f"--out={out}"]
+  arguments = ["grade", file, f"--judge={runs / 'ar'}", f"--out={out}"]
   done = sedd(*arguments)
   assert done.returncode == 0, done.stderr
   assert "perplexity" in done.stdout
@@ -80,9 +79,9 @@ def test_a_table_says_perplexity_with_entropy_and_why_samples_are_bad(runs, real
   assert report["settings"]["judge"] == str(runs / "ar")
   again = sedd(*arguments, "--json")
   assert json.loads(again.stdout) == report
-  other = sedd(*arguments, "--seed=1")
+  other = sedd(*arguments, "--length=20")
   assert other.returncode == 2
-  assert "seed: 0 -> 1" in other.stderr
+  assert "length: None -> 20" in other.stderr
   assert "mauve" not in report["rows"][1], "of 40 texts it says nothing"
   assert "mauve" in report["rows"][0]
   write_samples(file, ["abab" * 8])
@@ -104,11 +103,21 @@ def test_samples_that_cannot_be_judged_are_refused_by_name(runs, tmp_path):
     ([f"--samples={short}"], "--judge is missing"),
     ([f"--samples={short}", f"--judge={runs / 'sedd'}"], "must be autoregressive"),
     ([f"--samples={short}", judge, "--suite=zero-shot"], "one at a time"),
-    ([f"--samples={short}", judge, "--num_times=4"], "--num_times: of bounds"),
+    ([f"--samples={short}", judge, "--num_times=4"], "--num_times cannot be combined with --samp"),
     (["--frontier", judge], "--frontier needs --checkpoint and --baseline and --out"),
-    ([f"--checkpoint={runs / 'ar'}", judge], "--judge: of --samples"),
+    (["--frontier", judge, "--suite=zero-shot", "--batch_size=0"], "--batch_size=0 must be at"),
+    ([f"--checkpoint={runs / 'ar'}", judge], "--judge: of sedd grade, sedd frontier"),
+    ([f"--checkpoint={runs / 'ar'}", "--passes=2"], "--passes: only with --suite"),
   ):
     refused = sedd("evaluate", *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+  for arguments, message in (
+    (["grade", short], "--judge is missing; for example"),
+    (["frontier", judge, "--steps=0,x"], "--steps=0,x: must be positive numbers"),
+    (["infilling", judge], "--checkpoint and --baseline and --out are missing"),
+  ):
+    refused = sedd(*arguments)
     assert refused.returncode == 2
     assert message in refused.stderr
 
@@ -116,26 +125,26 @@ def test_samples_that_cannot_be_judged_are_refused_by_name(runs, tmp_path):
 def test_a_frontier_is_sampled_graded_and_gone_on_with(runs, tmp_path, monkeypatch):
   out = tmp_path / "frontier"
   arguments = [
-    "evaluate", "--frontier", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
+    "frontier", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
     f"--judge={runs / 'ar'}", "--steps=2,4", "--temperatures=0.5,1", "--num=24",
     "--batch_size=12", "--length=20", f"--out={out}",
   ]  # fmt: skip
-  generate = frontier.generate
+  write = frontier.write_samples
   made = []
 
-  def counted(model, order, **options):
-    made.append(repr(order.settings))
-    return generate(model, order, **options)
+  def counted(model, request, path, *, batch):
+    made.append(path)
+    write(model, request, path, batch=batch)
 
-  def killed(model, order, **options):
+  def killed(*arguments, batch):
     if len(made) == 2:
       raise KeyboardInterrupt
-    return counted(model, order, **options)
+    counted(*arguments, batch=batch)
 
-  monkeypatch.setattr(frontier, "generate", killed)
+  monkeypatch.setattr(frontier, "write_samples", killed)
   assert sedd(*arguments).returncode == 130
   assert not (out / "evaluation.json").exists()
-  monkeypatch.setattr(frontier, "generate", counted)
+  monkeypatch.setattr(frontier, "write_samples", counted)
   done = sedd(*arguments)
   assert done.returncode == 0, done.stderr
   assert len(made) == len(set(made)) == 4
@@ -195,7 +204,7 @@ def test_gaps_are_measured_at_equal_entropy():
 def test_infilling_keeps_what_is_given_and_grades_all_alike(runs, tmp_path):
   out = tmp_path / "fill"
   arguments = [
-    "evaluate", "--infilling", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
+    "infilling", f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}",
     f"--judge={runs / 'ar'}", "--num=24", "--batch_size=10", "--length=24", f"--out={out}",
   ]  # fmt: skip
   done = sedd(*arguments, "--steps=4")
@@ -214,10 +223,10 @@ def test_infilling_keeps_what_is_given_and_grades_all_alike(runs, tmp_path):
     assert 0.0 <= row.get("accuracy", 0.0) <= 1.0
     assert row["nats_from_gap"] > 0
   truth = report["rows"][0]
-  jury = make_jury(str(runs / "ar"), "", tokenizer=None, batch_size=8)
-  rows = heldout_rows(jury.model, "ar")
+  setup = EvaluationSetup.load(str(runs / "ar"), "", tokenizer=None, batch_size=8)
+  rows = heldout_rows(setup.model, "ar")
   rows = rows[np.unique(np.linspace(0, len(rows) - 1, 24).round().astype(int))]
-  log_prob = jury.model.log_prob(rows)
+  log_prob = setup.model.log_prob(rows)
   np.testing.assert_allclose(truth["nats_from_gap"], -log_prob[:, 16:].mean(), rtol=1e-5)
 
 
@@ -249,13 +258,13 @@ class Pairs:
 def test_real_text_of_a_run_is_joined_where_its_rows_are_few_tokens_of_the_judges(runs):
   model = sedd_jax.load(runs / "ar")
   name = str(runs / "ar")
-  jury = Jury(model=model, tokenizer=Pairs(), name=name, reference=name, batch_size=8)
+  setup = EvaluationSetup(model=model, tokenizer=Pairs(), name=name, reference=name, batch_size=8)
   held = heldout_rows(model, "ar")
-  rows = jury.real_rows(24)  # Of 32 characters each, 16 pairs.
+  rows = setup.real_rows(24)  # Of 32 characters each, 16 pairs.
   pieces = held.size // (64 * 24)
   assert rows.shape[1] == 24
   assert held.size // 2 // 24 - pieces <= len(rows) <= held.size // 2 // 24
-  own = make_jury(name, "", tokenizer=None, batch_size=8)
+  own = EvaluationSetup.load(name, "", tokenizer=None, batch_size=8)
   np.testing.assert_array_equal(own.real_rows(32), held)
 
 
@@ -278,22 +287,36 @@ def test_rows_that_hold_given_tokens_are_no_real_text(tmp_path):
 
 def test_a_frontier_of_a_run_that_was_trained_on_is_another(runs, tmp_path):
   """Samples that are there are of the weights that were."""
-  settings = {"mode": "frontier"}
-  request = study.Request(
-    checkpoints=["a"], tokenizer=None, samples=(), judge="b", judge_tokenizer=None, reference="",
-    length=None, baseline="b", samplers=(), steps=(), temperatures=(), num=1, batch_size=1, seed=0,
-    out=str(tmp_path / "out"),
-  )  # fmt: skip
-  jury = make_jury(str(runs / "ar"), "", tokenizer=None, batch_size=8)
+  settings, name = {"mode": "frontier"}, str(runs / "ar")
+  config = FrontierConfig(checkpoints=["a"], judge="b", baseline="b", out=str(tmp_path / "out"))
+  setup = EvaluationSetup.load(name, "", tokenizer=None, batch_size=8)
   model = sedd_jax.load(runs / "sedd")
-  with study._folder(request, settings, jury, {"a": model}) as (_, done):
-    assert done is None
+  made = in_folder(config, settings, setup, {"a": model}, lambda _: {"rows": []}, print)
+  assert made["rows"] == []
   later = dataclasses.replace(model, params=jax.tree.map(lambda p: p + 1, model.params))
-  with (
-    pytest.raises(ValueError, match="weights: "),
-    study._folder(request, settings, jury, {"a": later}),
+  with pytest.raises(ValueError, match="weights: "):
+    in_folder(config, settings, setup, {"a": later}, lambda _: {}, print)
+
+
+def test_older_flags_of_evaluate_do_what_the_verbs_do(runs, real, tmp_path):
+  """Into the folders of the verbs: they hold the same study."""
+  models = [f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}", f"--judge={runs / 'ar'}"]
+  common = [*models, "--steps=2", "--num=8", "--length=16"]
+  file = write_samples(tmp_path / "real.jsonl", real)
+  for verb, older, arguments in (
+    ("grade", f"--samples={file}", [models[-1]]),
+    ("infilling", "--infilling", common),
+    ("frontier", "--frontier", [*common, "--temperatures=1"]),
   ):
-    pass
+    out = f"--out={tmp_path / verb}"
+    first = [f"--samples={file}"] if verb == "grade" else []
+    done = sedd(verb, *first, *arguments, out, "--json")
+    assert done.returncode == 0, done.stderr
+    again = sedd("evaluate", older, *arguments, out, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+    assert f"is now the verb sedd {verb}" in again.stderr
+    assert again.stderr.count("\n") == 1
 
 
 def test_common_length_is_that_of_the_shortest_or_what_is_asked():

@@ -1,9 +1,10 @@
-"""What all verbs share: parse flags, run a main, print help as help and errors as errors."""
+"""What all verbs share: flags are parsed, a main runs, results, help and errors are printed."""
 
 import difflib
+import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -12,7 +13,7 @@ from sedd_jax.cli.text import help_text, wrap
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
 
-# What bad input raises. Anything else is a bug, and shows its traceback.
+# Errors of bad input. Any other error is a bug and shows its traceback.
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 _HELP = ("--help", "-help", "-h", "-?", "--helpshort")
 # XLA's word for a device without enough memory.
@@ -26,34 +27,36 @@ def run(
   on_error: Callable[[int], None] | None = None,
   check: Callable[[Sequence[str]], tuple[list[str], list[str]]] | None = None,
   takes: str | None = None,
+  hidden: Sequence[str] = (),
 ) -> None:
-  """Parses flags, runs main and exits with what it returns; 2 after an error.
+  """Parses flags, runs main and exits with its result; with 2 after an error.
 
   Args:
     main: the verb.
     usage: shown by --help, examples included.
     on_error: called with the exit code after the message of an error; may end the process.
-    check: says what is wrong with the arguments before absl parses them, a line for each fault, and
-      which arguments it has not looked at.
-    takes: the flag that one argument without a name stands for; of a flag that can be repeated,
-      all of them.
+    check: gives the faults of arguments before absl parses them, a line for each, and the arguments
+      it has not checked.
+    takes: the flag that the first argument without a name sets; if the flag can be repeated, all
+      such arguments.
+    hidden: flags that --help leaves out.
   """
-  logging.set_verbosity(logging.ERROR)  # Libraries' warnings; ours are errors or console lines.
+  logging.set_verbosity(logging.ERROR)  # Hides warnings of libraries.
   sys.modules["__main__"].__doc__ = usage
-  flags.FLAGS.set_gnu_getopt(True)  # What stands after an argument that is no flag is still read.
+  flags.FLAGS.set_gnu_getopt(True)  # Flags may follow other arguments.
 
   def parse(argv: list[str]) -> list[str]:
     if any(argument in _HELP for argument in argv[1:]):
-      print(help_text(usage))
+      print(help_text(usage, hidden))
       sys.exit(0)
     named = _name_first(argv[1:], takes)
     faults, others = ([], named) if check is None else check(named)
     try:
       unknown = flags.FLAGS([argv[0], *(others if faults else named)], known_only=True)[1:]
     except SystemExit:
-      sys.exit(0)  # After the longer helps, for which absl has another code.
+      sys.exit(0)  # After absl's longer helps, which exit with another code.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-      # The last of these: what ml_collections raises. The text of a KeyError is a quotation.
+      # ml_collections raises the last of these. The text of a KeyError is quoted.
       faults.append(str(error.args[0] if isinstance(error, KeyError) else error))
       unknown = []
     faults += [_unknown(argument) for argument in unknown]
@@ -68,7 +71,7 @@ def run(
     except KeyboardInterrupt:
       _leave(130, "interrupted", on_error)
     except (TimeoutError, ConnectionError) as error:
-      # Not the user's doing: another process or a server does not answer. Trying again may help.
+      # Another process or a server does not answer. Trying again may help.
       _leave(1, str(error), on_error)
     except _USER_ERRORS as error:
       if _DEBUG.value:
@@ -86,10 +89,10 @@ def run(
 
 
 def require(usage: str, *holders: flags.FlagHolder) -> list[Any]:
-  """The values of flags that a verb needs.
+  """The values of required flags.
 
   Raises:
-    ValueError: the message names them all, with the first example of the usage.
+    ValueError: flags are missing; the message names them all, with the first example of the usage.
   """
   missing = [f"--{holder.name}" for holder in holders if holder.value is None]
   if missing:
@@ -104,9 +107,21 @@ def require(usage: str, *holders: flags.FlagHolder) -> list[Any]:
   return [holder.value for holder in holders]
 
 
+def show(
+  report: Mapping[str, Any], text: Callable[[Mapping[str, Any]], str], *, as_json: bool
+) -> None:
+  """Prints a report, as text or as one JSON object."""
+  print(json.dumps(report) if as_json else text(report))
+
+
+def note(text: str) -> None:
+  """Prints a message that is no result."""
+  print(text, file=sys.stderr, flush=True)
+
+
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:
-  """The arguments, with the name of a flag given to the first if it has none, or to all of them
-  that have none if the flag can be repeated."""
+  """The arguments; the first without a name becomes a value of the flag, or all such if the flag
+  can be repeated."""
   if flag is None or not arguments:
     return arguments
   if not isinstance(flags.FLAGS[flag], flags.MultiFlag):
@@ -133,7 +148,7 @@ def _unknown(argument: str) -> str:
   known = [flag for flag in flags.FLAGS if "." not in flag]
   near = [flag for flag in known if flag.startswith(name)]
   near += difflib.get_close_matches(name, known, n=1)
-  hint = f"did you mean --{near[0]}?" if near else "--help shows those that there are"
+  hint = f"did you mean --{near[0]}?" if near else "--help lists all flags"
   return f"unknown flag --{name}: {hint}"
 
 

@@ -1,6 +1,7 @@
-"""The flag --config with its overrides, and all that is wrong with them at once."""
+"""The flag --config with its overrides, checked together."""
 
 import ast
+import dataclasses
 import importlib.util
 import re
 import sys
@@ -11,45 +12,60 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sedd_jax.training.experiment import Experiment
+from sedd_jax.studies.loop import GenerationsConfig, Loop
 
 _NAME = re.compile(r"--?(?P<no>no)?config(?:\.(?P<path>[^=]+))?(?:=|$)")
 _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
 
 
 def define_config() -> flags.FlagHolder:
-  """The flag --config of a verb; its value is what the file gives, with overrides."""
-  return config_flags.DEFINE_config_file(
+  """The flag --config of a verb; its value is the config of the file, with overrides."""
+  holder = config_flags.DEFINE_config_file(
     "config",
     None,
     "Config file, with :argument. --config.SECTION.FIELD=VALUE sets any field of it.",
   )
+  parser = flags.FLAGS["config"].parser
+  load = parser.parse
+
+  def load_whole(argument: str) -> Any:
+    return _with_generations(load(argument))
+
+  parser.parse = load_whole
+  return holder
+
+
+def _with_generations(config: Any) -> Any:
+  """The config with the section `generations`, so that its flags exist for any config file."""
+  if isinstance(config, ConfigDict) and "generations" not in config:
+    with config.unlocked():
+      config.generations = dataclasses.asdict(GenerationsConfig())
+  return config
 
 
 def config_faults(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """What is wrong with the config that a command line names.
+  """Faults of the config that a command line names.
 
-  The flags of ml_collections stop at the first override that they do not take. So the overrides
-  are laid over the file's config here, wrong ones as they stand, and the experiment says what it
-  thinks of them all.
+  ml_collections stops at the first override it rejects. So all overrides are put into the file's
+  config here, wrong ones too, and the experiment checks the result.
 
   Args:
     arguments: the command line without the program.
 
   Returns:
-    A line for each fault, and the arguments that are not about the config.
+    A line for each fault, and the arguments that do not belong to the config.
   """
   file, overrides, others = _given(arguments)
   if file is None:
     return [f"--config.{path} needs --config=FILE" for path, _ in overrides[:1]], others
   try:
-    config = _load(file).to_dict()
+    config = _with_generations(_load(file)).to_dict()
   except ValueError as error:
     return [f"--config={file}: {error}"], others
   for path, value in overrides:
-    _lay(config, path.split("."), value)
+    _set(config, path.split("."), value)
   try:
-    Experiment.from_config(config)
+    Loop.from_config(config)
   except ValueError as error:
     return str(error).split("\n"), others
   return [], others
@@ -58,7 +74,7 @@ def config_faults(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _given(
   arguments: Sequence[str],
 ) -> tuple[str | None, list[tuple[str, str | None]], list[str]]:
-  """The config file, its overrides in order (a field with dots, its text), and what is left."""
+  """The config file, its overrides in order (dotted field, text), and the other arguments."""
   file, overrides, others = None, [], []
   left = list(arguments)
   while left:
@@ -78,17 +94,17 @@ def _given(
 
 
 def _load(file: str) -> ConfigDict:
-  """What the config file's get_config gives.
+  """The result of the config file's get_config.
 
   Raises:
-    ValueError: there is no such file, it is no config, or it fails; the message says where.
+    ValueError: the file is missing, is no config, or fails; the message says where.
   """
   path, *argument = file.split(":", 1)
   spec = importlib.util.spec_from_file_location("sedd_config", path)
   if spec is None or spec.loader is None:
     raise ValueError("it must be a Python file (.py), with :argument where it takes one")
   module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # Where dataclasses in the file look for their names.
+  sys.modules[spec.name] = module  # Dataclasses in the file need it.
   try:
     spec.loader.exec_module(module)
     return module.get_config(*argument)
@@ -103,8 +119,8 @@ def _load(file: str) -> ConfigDict:
     raise ValueError(f"{type(error).__name__}{where}: {error}") from error
 
 
-def _lay(config: dict[str, Any], path: list[str], text: str | None) -> None:
-  """Sets a field, also where there is none."""
+def _set(config: dict[str, Any], path: list[str], text: str | None) -> None:
+  """Sets a field, or adds it."""
   *sections, last = path
   for section in sections:
     inner = config.get(section)
@@ -115,7 +131,7 @@ def _lay(config: dict[str, Any], path: list[str], text: str | None) -> None:
 
 
 def _value(text: str | None, default: Any) -> Any:
-  """A text as a value of the default's type; the text itself where it is none of these."""
+  """The text as a value of the default's type, or the text itself if it cannot be read as one."""
   if text is None:
     return isinstance(default, bool) or None
   try:

@@ -1,4 +1,4 @@
-"""sedd convert: reads a model in any layout and writes it in another."""
+"""sedd convert: converts a model from any layout to another."""
 
 from absl import flags
 

@@ -1,4 +1,4 @@
-"""The flags by which a process joins others, and how it leaves them."""
+"""Flags that join a process to others, and its exit after an error."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ _LAST_SECONDS = 5.0
 
 
 def join() -> None:
-  """Joins the other processes, as the flags and the environment say."""
+  """Joins the other processes, by the flags and the environment."""
   if _HEARTBEAT.value < 1:
     raise ValueError(f"--heartbeat_timeout={_HEARTBEAT.value} must be at least 1")
   mode: Any = _MODE.value
@@ -41,9 +41,9 @@ def join() -> None:
 
 
 def leave(code: int) -> None:
-  """After an error: leaves at once if there are others.
+  """Exits at once after an error, if there are other processes.
 
-  They may wait for this process in a collective, and it would wait for them at its exit.
+  They may wait for this process in a collective, and a normal exit would wait for them.
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return
@@ -61,6 +61,6 @@ def leave(code: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   if index == 0 and code == _USER_ERROR:
-    # The coordinator goes last: the others are about to find the same error, and to say so.
+    # The coordinator exits last: the others are about to report the same error.
     time.sleep(_LAST_SECONDS)
   os._exit(code)

@@ -1,4 +1,4 @@
-"""`sedd VERB [flags]`: finds the verb and hands over to its main."""
+"""`sedd VERB [flags]`: runs the main of a verb."""
 
 import difflib
 import importlib
@@ -8,14 +8,17 @@ import textwrap
 
 VERBS = {
   "prepare": "tokenize text once, into shards for runs of any size",
-  "train": "train a model, or go on with a run",
+  "train": "train a model, or resume a run",
   "sample": "print text from a trained model",
-  "info": "say what a run, a checkpoint or an export is",
+  "info": "describe a run, a checkpoint or an export",
   "evaluate": "bound the perplexity of a trained model on held-out text",
+  "grade": "grade files of samples by a judge and by counting",
+  "frontier": "compare quality and calls of samplers with an autoregressive baseline",
+  "infilling": "fill gaps in held-out text and grade the result",
   "report": "compare runs and their evaluations: tables, charts, samples on one page",
   "export": "write a trained model as a folder to publish, for this code or the original",
-  "convert": "read a model in any layout that is known and write it in another",
-  "plan": "compile a run for a TPU slice that is not there: memory, traffic, time",
+  "convert": "convert a model from any known layout to another",
+  "plan": "compile a run for an absent TPU slice: memory, traffic, time",
 }
 _EXAMPLES = """
   sedd train --config=configs/quickstart.py --workdir=runs/quickstart

@@ -21,10 +21,10 @@ USAGE = """Compares runs and what was evaluated of them: a table here, and a pag
   sedd report runs/* --out=report.html
   sedd report runs/* evaluations/wikitext2 --out=report.md
 
-It reads run directories, folders of them, and every evaluation.json that `sedd evaluate --out`
-wrote below them or in folders given by themselves. The page needs no network and no other file; .md
-holds its tables and samples, .json all numbers. An older report of that name is replaced, any other
-file is not. Nothing else is written, and a run may go on meanwhile.
+It reads run directories, folders of them, and every evaluation.json below them or in other folders
+(--out of sedd evaluate, grade, frontier and infilling). The page needs no network and no other
+file; .md holds its tables and samples, .json all numbers. An older report of that name is replaced,
+any other file is not. Nothing else is written, so it is safe while a run trains.
 """
 _RUN = flags.DEFINE_multi_string("run", None, "Run or folder; its name alone does too. Repeated.")
 _OUT = flags.DEFINE_string("out", None, "File to write: .html, .md or .json.")
@@ -35,7 +35,7 @@ def main() -> None:
   out = None if _OUT.value is None else Path(_OUT.value).expanduser()
   if out is not None:
     check_report_path(out)
-  # Shapes are counted, nothing is computed: a device that a run holds is left alone.
+  # Shapes are counted and nothing is computed, so devices of a running training stay free.
   jax.config.update("jax_platforms", "cpu")
   report = collect([Path(path).expanduser() for path in paths])
   if report.runs:

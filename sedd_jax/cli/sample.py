@@ -1,9 +1,6 @@
 """sedd sample: text from a trained model."""
 
-import contextlib
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,18 @@ from absl import flags
 import sedd_jax
 from sedd_jax.cli import app
 from sedd_jax.diffusion import SAMPLERS
-from sedd_jax.generation.generator import Generation, OnProgress
 from sedd_jax.generation.model import LanguageModel
-from sedd_jax.generation.samples import Order, SampleFile, check_path, generate, records, to_line
+from sedd_jax.generation.progress import generate_with_bar
+from sedd_jax.generation.samples import (
+  SampleRequest,
+  check_path,
+  records,
+  to_line,
+  to_text,
+  write_samples,
+)
 from sedd_jax.generation.settings import SamplerSettings
-from sedd_jax.generation.templates import Template, between, parse_template
+from sedd_jax.generation.templates import Prompts
 from sedd_jax.generation.traces import Trace, check_trace_path, write_trace
 
 USAGE = """Prints samples, fills in templates, or writes many samples to a file.
@@ -65,14 +69,22 @@ _MOST_TRACED = 64
 
 def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
-  if _TRACE.value is not None:
-    check_trace_path(Path(_TRACE.value))
+  out, trace = (None if flag.value is None else Path(flag.value) for flag in (_OUT, _TRACE))
+  if trace is not None:
+    check_trace_path(trace)
     if _NUM.value > _MOST_TRACED:
       raise ValueError(f"--trace takes --num={_MOST_TRACED} at most, not {_NUM.value}")
-  if _OUT.value is not None and (_JSON.value or _TRACE.value):
-    raise ValueError("--out excludes --json and --trace")
-  if _OUT.value is not None:
-    check_path(Path(_OUT.value))
+  if out is not None:
+    if _JSON.value or trace is not None:
+      raise ValueError("--out excludes --json and --trace")
+    check_path(out)
+  prompts = Prompts(
+    template=_TEMPLATE.value,
+    file=_TEMPLATES.value,
+    prefix=_PREFIX.value,
+    suffix=_SUFFIX.value,
+    length=_LENGTH.value,
+  )
   settings = SamplerSettings(
     sampler=_SAMPLER.value,
     steps=_STEPS.value,
@@ -83,112 +95,43 @@ def main() -> None:
   )
   model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value)
   model = dataclasses.replace(model, devices=_devices())
-  order = Order(
-    templates=_templates(model),
+  request = SampleRequest(
+    templates=prompts.templates(model.encode, model.length),
     num=_NUM.value,
     first=_FIRST.value,
     seed=_SEED.value,
     settings=settings,
     best_of=_BEST_OF.value,
   )
-  if _OUT.value is not None:
-    _write(model, order, Path(_OUT.value))
-  elif _TRACE.value is not None:
-    _write_trace(model, order, Path(_TRACE.value))
+  if out is not None:
+    _write(model, request, out)
+  elif trace is not None:
+    _write_trace(model, request, trace)
   else:
-    _print(model, order)
+    _print(model, request)
 
 
-def _print(model: LanguageModel, order: Order) -> None:
-  made_calls = 0
-  for numbers, made in _batches(model, order):
-    made_calls += made.calls
-    for line in records(model, order, numbers, made):
-      if _JSON.value:
-        print(to_line(line), flush=True)
-        continue
-      shown = line["text"] if model.tokenizer is not None else " ".join(map(str, line["tokens"]))
-      print(f"--- sample {line['index']} (seed {order.seed}, {made.steps} steps)\n{shown}")
+def _print(model: LanguageModel, request: SampleRequest) -> None:
+  calls = 0
+  for numbers, made in generate_with_bar(model, request, batch=_BATCH.value):
+    calls += made.calls
+    for record in records(model, request, numbers, made):
+      print(to_line(record) if _JSON.value else to_text(record), flush=True)
   if not _JSON.value:
-    print(f"{made_calls} calls of the network", file=sys.stderr)
+    app.note(f"{calls} calls of the network")
 
 
-def _write(model: LanguageModel, order: Order, path: Path) -> None:
-  file = SampleFile(path, model, order)
-  if file.there:
-    print(f"going on after the {file.there} samples that are there", file=sys.stderr)
-  for numbers, made in _batches(model, order, skip=file.there):
-    file.write(numbers, made)
-  file.close()
-  print(f"{len(order.numbers)} samples in {path}")
+def _write(model: LanguageModel, request: SampleRequest, path: Path) -> None:
+  write_samples(model, request, path, batch=_BATCH.value, generate=generate_with_bar)
+  print(f"{len(request.numbers)} samples in {path}")
 
 
-def _write_trace(model: LanguageModel, order: Order, path: Path) -> None:
-  if len(order.templates) > 1 or order.num > _BATCH.value or order.best_of > 1:
+def _write_trace(model: LanguageModel, request: SampleRequest, path: Path) -> None:
+  if len(request.templates) > 1 or request.num > _BATCH.value or request.best_of > 1:
     raise ValueError("--trace takes one template, one batch and --best_of=1")
-  ((_, made),) = _batches(model, order, record=True)
-  trace = Trace(
-    tokens=made.frames,
-    given=made.given,
-    times=made.times,
-    calls=made.calls_by_frame,
-    seconds=made.seconds,
-    mask_id=model.mask_id,
-    settings={
-      "checkpoint": str(model.info["source"]),
-      "sampler": order.settings.sampler,
-      "schedule": order.settings.schedule,
-      "steps": made.steps,
-      "seed": order.seed,
-    },
-  )
-  write_trace(trace, path, model.tokenizer)
+  ((_, made),) = generate_with_bar(model, request, batch=_BATCH.value, record=True)
+  write_trace(Trace.of(made, model, request), path, model.tokenizer)
   print(f"{path}: {len(made.frames)} frames, {made.calls} calls, {made.seconds:.1f} s")
-
-
-def _batches(
-  model: LanguageModel, order: Order, *, skip: int = 0, record: bool = False
-) -> Iterator[tuple[Sequence[int], Generation]]:
-  """Batches, with a bar of progress where somebody looks."""
-  with _bar(len(order.numbers), skip) as (told, advance):
-    made = generate(model, order, batch=_BATCH.value, skip=skip, record=record, on_progress=told)
-    for numbers, generation in made:
-      yield numbers, generation
-      advance(len(numbers))
-
-
-@contextlib.contextmanager
-def _bar(samples: int, there: int) -> Iterator[tuple[OnProgress | None, Callable[[int], None]]]:
-  if not sys.stderr.isatty():
-    yield None, lambda done: None
-    return
-  from rich.console import Console
-  from rich.progress import Progress
-
-  with Progress(console=Console(stderr=True), transient=True) as progress:
-    whole = progress.add_task("samples", total=samples, completed=there)
-    steps = progress.add_task("steps", total=1.0)
-    yield (
-      lambda made, share: progress.update(steps, completed=share),
-      lambda done: progress.advance(whole, done),
-    )
-
-
-def _templates(model: LanguageModel) -> list[Template]:
-  ends = bool(_PREFIX.value or _SUFFIX.value)
-  if (_TEMPLATE.value is not None) + (_TEMPLATES.value is not None) + ends > 1:
-    raise ValueError("give --template, --templates, or --prefix and --suffix: only one of them")
-  sizes = {"length": _LENGTH.value, "longest": model.length}
-  if _TEMPLATE.value is not None:
-    texts = [_TEMPLATE.value]
-  elif _TEMPLATES.value is None:
-    return [between(_PREFIX.value, _SUFFIX.value, model.encode, **sizes)]
-  else:
-    lines = Path(_TEMPLATES.value).read_text(encoding="utf-8").split("\n")
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-      raise ValueError(f"--templates={_TEMPLATES.value} has no line with a template")
-  return [parse_template(text, model.encode, **sizes) for text in texts]
 
 
 def _devices() -> list[Any]:

@@ -1,4 +1,4 @@
-"""sedd train: trains a model, or goes on with a run."""
+"""sedd train: trains a model, or resumes a run."""
 
 import functools
 import os
@@ -12,12 +12,12 @@ from absl import flags
 import sedd_jax
 from sedd_jax.cli import app, distributed
 from sedd_jax.cli.config import config_faults, define_config
-from sedd_jax.studies.generations import run_generations
-from sedd_jax.training.experiment import Experiment
+from sedd_jax.studies.autophagy import run_loop
+from sedd_jax.studies.loop import Loop
 from sedd_jax.training.loop import train
 from sedd_jax.training.operations import Operations
 
-USAGE = """Trains a model. The same command goes on with a run that was stopped.
+USAGE = """Trains a model. The same command resumes a run that was stopped.
 
   sedd train --config=configs/quickstart.py --workdir=runs/quickstart
   sedd train --config=configs/openwebtext.py:small,absorb --workdir=DIR \\
@@ -34,7 +34,7 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). SIGTERM or Ctrl-C t
 on all, and all exit with 143. When one is lost the others stop within twice --heartbeat_timeout.
 """
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or one to go on with.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or one to resume.")
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None, "Folder that keeps compiled programs. It must be yours alone to write."
 )
@@ -53,16 +53,16 @@ def main() -> int:
       f"--workdir={workdir} must be a path of a file system: mount the bucket (gcsfuse, or the "
       "CSI driver on GKE) and name the mounted folder"
     )
-  experiment = Experiment.from_config(config.to_dict())
+  loop = Loop.from_config(config.to_dict())
   operations = Operations(profile_steps=_range(_PROFILE.value), hang_seconds=_HANG.value)
   if _CACHE.value:
     jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   distributed.join()
   folder = Path(workdir).expanduser()
-  if experiment.generations.count:
-    return run_generations(experiment, folder, operations, functools.partial(print, flush=True))
-  return train(experiment, folder, operations, load=sedd_jax.load)
+  if loop.generations.count:
+    return run_loop(loop, folder, operations, functools.partial(print, flush=True))
+  return train(loop.experiment, folder, operations, load=sedd_jax.load)
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

@@ -13,8 +13,8 @@ import numpy as np
 from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Truncation
 from sedd_jax.evaluation.bounds import BoundEstimator, Exact
-from sedd_jax.generation.generator import Generation, OnProgress
-from sedd_jax.generation.model import LanguageModel, SequenceBound
+from sedd_jax.generation.generator import Generation
+from sedd_jax.generation.model import BatchRequest, LanguageModel, SequenceBound
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Autoregressive, Params, decode
 from sedd_jax.parallel import MeshConfig, batch_sharding, make_mesh
@@ -87,39 +87,24 @@ class CausalModel(LanguageModel):
     zero = np.zeros_like(nats)
     return SequenceBound(paper=nats, strict=nats, paper_stderr=zero, strict_stderr=zero)
 
-  def generate(
-    self,
-    tokens: jax.typing.ArrayLike,
-    given: jax.typing.ArrayLike,
-    *,
-    settings: SamplerSettings = SamplerSettings(),
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
-    best_of: int = 1,
-    record: bool = False,
-    on_progress: OnProgress | None = None,
-  ) -> Generation:
+  def _generate(self, request: BatchRequest) -> Generation:
     """Continues prefixes, one token after the other: L calls of the network.
 
-    Args: as of `LanguageModel.generate`.
-
     Raises:
-      ValueError: what is given is no prefix, or a setting is of a diffusion model.
+      ValueError: the given tokens are no prefix, or a setting is of a diffusion model.
     """
-    tokens, given, numbers = self._checked_request(tokens, given, seed, numbers)
+    tokens, given = request.tokens, request.given
     lengths = given.sum(axis=1)
     if (given != (np.arange(given.shape[1]) < lengths[:, None])).any():
       raise ValueError(
         "an autoregressive model continues a prefix and cannot fill in: what is given must come "
         "before all that is not"
       )
-    if best_of != 1:
-      raise ValueError(f"best_of={best_of} must be 1 for an autoregressive model")
-    self.check(settings)
-    began = time.monotonic()
-    root = jax.random.key(seed)
-    keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
-    made, truncation = np.array(tokens, np.int32), settings.make_truncation()
+    if request.best_of != 1:
+      raise ValueError(f"best_of={request.best_of} must be 1 for an autoregressive model")
+    self.check(request.settings)
+    began, keys = time.monotonic(), request.keys()
+    made, truncation = np.array(tokens, np.int32), request.settings.make_truncation()
     # GPT-2 was trained on texts cut anywhere: a prefix is read as it is, and only where there is
     # none stands its end of text in front, as its own code has it.
     unstarted = lengths > 0 if not self.network.scores_first else np.zeros(len(lengths), bool)
@@ -128,10 +113,12 @@ class CausalModel(LanguageModel):
       if len(rows):
         decoded = self._decoded(keys[rows], tokens[rows], lengths[rows], truncation, started)
         made[rows] = np.asarray(decoded)
-    if on_progress is not None:
-      on_progress(tokens.shape[1], 1.0)
+    if request.on_progress is not None:
+      request.on_progress(tokens.shape[1], 1.0)
     batch, length = tokens.shape
-    frames = self._frames(made, lengths) if record else np.zeros((0, batch, length), np.int32)
+    frames = (
+      self._frames(made, lengths) if request.record else np.zeros((0, batch, length), np.int32)
+    )
     return Generation(
       tokens=made,
       given=given,
@@ -156,7 +143,7 @@ class CausalModel(LanguageModel):
         f"{', '.join(_SETTINGS)}"
       )
 
-  def said(self, settings: SamplerSettings) -> dict[str, Any]:
+  def relevant_settings(self, settings: SamplerSettings) -> dict[str, Any]:
     return {"sampler": "autoregressive"} | {name: getattr(settings, name) for name in _SETTINGS}
 
   def _decoded(

@@ -40,8 +40,28 @@ class SequenceBound:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class BatchRequest:
+  """The checked arguments of `LanguageModel.generate`; `tokens` is 0 where nothing is given."""
+
+  tokens: np.ndarray
+  given: np.ndarray
+  settings: SamplerSettings
+  seed: int
+  numbers: Sequence[int]
+  best_of: int
+  record: bool
+  on_progress: OnProgress | None
+
+  def keys(self, candidate: int = 0) -> jax.Array:
+    """PRNG keys [B]."""
+    root = jax.random.key(self.seed)
+    root = jax.random.fold_in(root, NO_LIMIT - candidate) if candidate else root
+    return jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(self.numbers, jnp.uint32))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LanguageModel(abc.ABC):
-  """What every model here can do, whatever its network: text to tokens and back, and samples.
+  """What all models share, whatever their network: text to tokens and back, and samples.
 
   Attributes:
     params: of the network, padded; the moving average of the training.
@@ -74,7 +94,7 @@ class LanguageModel(abc.ABC):
   def mask_id(self) -> int | None:
     """The state that stands where there is no token yet, if there is one."""
 
-  @abc.abstractmethod
+  # The parameters are what callers may set. They are stated here alone.
   def generate(
     self,
     tokens: jax.typing.ArrayLike,
@@ -87,30 +107,46 @@ class LanguageModel(abc.ABC):
     record: bool = False,
     on_progress: OnProgress | None = None,
   ) -> Generation:
-    """`infill`, with all there is to know about it.
+    """The samples of `infill`, with what they took.
 
     Args:
-      tokens: int[B, L]; what stands where given is false does not matter.
+      tokens: int[B, L]; ignored where given is false.
       given: bool[B, L].
       settings: how to sample.
       seed: see numbers.
-      numbers: the random words of a sample depend on (seed, its number) alone; 0 to B - 1 if None.
-      best_of: so many candidates are sampled for each, and the one with the lowest strict bound on
-        its negative log likelihood is kept. The law is then no longer the model's.
-      record: whether to keep the tokens after every step; of a single candidate only.
-      on_progress: (steps made, share of the way) every now and then.
+      numbers: the noise of a sample depends on (seed, its number) only; 0 to B - 1 if None.
+      best_of: number of candidates for each sample. The candidate with the lowest strict bound on
+        its negative log likelihood is kept, so samples no longer follow the model's law.
+      record: whether to keep the tokens after every step; for a single candidate only.
+      on_progress: receives (steps made, share of the way) now and then.
 
     Raises:
       ValueError: the arrays don't fit the model, or an argument is out of range.
     """
+    tokens, given, numbers = self._checked_request(tokens, given, seed, numbers)
+    return self._generate(
+      BatchRequest(
+        tokens=tokens,
+        given=given,
+        settings=settings,
+        seed=seed,
+        numbers=numbers,
+        best_of=best_of,
+        record=record,
+        on_progress=on_progress,
+      )
+    )
+
+  @abc.abstractmethod
+  def _generate(self, request: BatchRequest) -> Generation:
+    """The samples of a checked request."""
 
   @abc.abstractmethod
   def check(self, settings: SamplerSettings) -> None:
-    """Raises:
-    ValueError: this model cannot be sampled so."""
+    """Raises ValueError if this model cannot be sampled with these settings."""
 
-  def said(self, settings: SamplerSettings) -> dict[str, Any]:
-    """Of the settings, those that say how samples of this model came about."""
+  def relevant_settings(self, settings: SamplerSettings) -> dict[str, Any]:
+    """The settings that apply to this model, by name."""
     return {k: v for k, v in dataclasses.asdict(settings).items() if v is not None}
 
   def sample(
@@ -121,7 +157,7 @@ class LanguageModel(abc.ABC):
     Args:
       num: number of samples.
       length: tokens; the model's own length by default, which it may not exceed.
-      seed: sample i depends on (seed, i) alone.
+      seed: sample i depends on (seed, i) only.
       **settings: fields of `SamplerSettings`: sampler, steps, schedule, temperature, top_k, top_p.
 
     Returns:
@@ -147,12 +183,12 @@ class LanguageModel(abc.ABC):
     """Samples around given tokens, which never change.
 
     For the absorbing process the law is the model's conditional law; for the uniform one it is the
-    original's heuristic, not the posterior. An autoregressive model takes a prefix alone.
+    original's heuristic, not the posterior. An autoregressive model takes only a prefix.
 
     Args:
-      tokens: int[B, L]; what stands where given is false does not matter.
+      tokens: int[B, L]; ignored where given is false.
       given: bool[B, L].
-      seed: sample i depends on (seed, i) alone.
+      seed: sample i depends on (seed, i) only.
       **settings: fields of `SamplerSettings`.
 
     Returns:
@@ -279,37 +315,25 @@ class Model(LanguageModel):
     total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
     return self._log_score(self.params, tokens, total)
 
-  def generate(
-    self,
-    tokens: jax.typing.ArrayLike,
-    given: jax.typing.ArrayLike,
-    *,
-    settings: SamplerSettings = SamplerSettings(),
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
-    best_of: int = 1,
-    record: bool = False,
-    on_progress: OnProgress | None = None,
-  ) -> Generation:
-    tokens, given, numbers = self._checked_request(tokens, given, seed, numbers)
-    if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (record and best_of > 1):
+  def _generate(self, request: BatchRequest) -> Generation:
+    best_of = request.best_of
+    if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (request.record and best_of > 1):
       raise ValueError(f"best_of={best_of} must be at least 1, and 1 where frames are recorded")
-    sampling = settings.sampling(self.network.process, self.noise)
-    where = Given(jnp.asarray(tokens, jnp.int32), jnp.asarray(given))
+    sampling = request.settings.sampling(self.network.process, self.noise)
+    given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))
 
     def candidate(i: int) -> Generation:
-      root = jax.random.key(seed)
-      root = jax.random.fold_in(root, NO_LIMIT - i) if i else root
-      keys = jax.vmap(lambda n: jax.random.fold_in(root, n))(jnp.asarray(numbers, jnp.uint32))
-      return self._generator(sampling, keys, where, record=record, on_progress=on_progress)
+      return self._generator(
+        sampling, request.keys(i), given, record=request.record, on_progress=request.on_progress
+      )
 
     best = candidate(0)
     if best_of == 1:
       return best
-    bounds = self._strict(best.tokens, seed, numbers)
+    bounds = self._strict(best.tokens, request)
     for i in range(1, best_of):
       other = candidate(i)
-      theirs = self._strict(other.tokens, seed, numbers)
+      theirs = self._strict(other.tokens, request)
       better = theirs < bounds
       bounds = np.where(better, theirs, bounds)
       best = dataclasses.replace(
@@ -347,10 +371,12 @@ class Model(LanguageModel):
       strict_stderr=stderr(terms.strict),
     )
 
-  def _strict(self, tokens: np.ndarray, seed: int, numbers: Sequence[int]) -> np.ndarray:
-    """Strict bounds float32[B] whose draws depend on (seed, number) alone."""
+  def _strict(self, tokens: np.ndarray, request: BatchRequest) -> np.ndarray:
+    """Strict bounds float32[B] whose draws depend on (seed, number) only."""
     estimator = self._estimator(64, min(len(tokens), 64))
-    terms = estimator.terms(self.params, Batch.of(tokens), seed=seed, numbers=numbers)
+    terms = estimator.terms(
+      self.params, Batch.of(tokens), seed=request.seed, numbers=request.numbers
+    )
     return np.mean(terms.strict, axis=0)
 
   @functools.cached_property

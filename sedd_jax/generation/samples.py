@@ -1,10 +1,10 @@
-"""Many samples: in batches, each with its number, into a file that a killed run goes on with."""
+"""Many samples: in batches, each with its number, into a file that a killed run resumes."""
 
 import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,24 @@ from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
 from sedd_jax.training.lock import take
 
+# Numbers of samples, and the samples.
+Batches = Iterator[tuple[Sequence[int], Generation]]
 _PART = ".part"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Order:
-  """Which samples are wanted.
+class SampleRequest:
+  """Which samples to make.
 
-  Sample n is made from template (n - first) // num, and its random words depend on (seed, n) alone.
+  Sample n is made from template (n - first) // num, and its noise depends on (seed, n) only.
 
   Attributes:
-    templates: what is given.
+    templates: the given text.
     num: samples of each template.
     first: number of the first sample.
     seed: of everything random.
     settings: how to sample.
-    best_of: candidates for each sample, the best by the bound is kept.
+    best_of: candidates for each sample; the one with the best bound is kept.
   """
 
   templates: Sequence[Template]
@@ -56,44 +58,44 @@ class Order:
 
 def generate(
   model: LanguageModel,
-  order: Order,
+  request: SampleRequest,
   *,
   batch: int,
   skip: int = 0,
   record: bool = False,
   on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Sequence[int], Generation]]:
-  """Batches of samples with their numbers, in order.
+) -> Batches:
+  """Batches of samples with their numbers, in request.
 
   A batch holds samples of one length. It is filled up with samples that are thrown away, so that
   one program is compiled for each length.
 
   Args:
-    model: samples from it.
-    order: what is wanted.
+    model: generates the samples.
+    request: the samples.
     batch: samples at a time.
-    skip: so many samples are there already.
+    skip: number of samples that exist already.
     record: whether to keep the tokens after every step.
-    on_progress: see `Model.generate`.
+    on_progress: see `LanguageModel.generate`.
 
   Raises:
     ValueError: batch < 1, or the settings don't fit the model.
   """
   if batch < 1:
     raise ValueError(f"batch={batch} must be at least 1")
-  batch = min(batch, len(order.numbers))
-  left = order.numbers[skip:]
+  batch = min(batch, len(request.numbers))
+  left = request.numbers[skip:]
   while left:
-    batches = itertools.groupby(left[:batch], lambda n: len(order.template(n).tokens))
+    batches = itertools.groupby(left[:batch], lambda n: len(request.template(n).tokens))
     wanted = list(next(batches)[1])
     numbers = [*wanted, *[wanted[-1]] * (batch - len(wanted))]
     made = model.generate(
-      np.array([order.template(n).tokens for n in numbers]),
-      np.array([order.template(n).given for n in numbers]),
-      settings=order.settings,
-      seed=order.seed,
+      np.array([request.template(n).tokens for n in numbers]),
+      np.array([request.template(n).given for n in numbers]),
+      settings=request.settings,
+      seed=request.seed,
       numbers=numbers,
-      best_of=order.best_of,
+      best_of=request.best_of,
       record=record,
       on_progress=on_progress,
     )
@@ -101,12 +103,35 @@ def generate(
     left = left[len(wanted) :]
 
 
+def write_samples(
+  model: LanguageModel,
+  request: SampleRequest,
+  path: Path,
+  *,
+  batch: int,
+  generate: Callable[..., Batches] = generate,
+) -> None:
+  """Writes a `SampleFile`, or completes the one that a kill left.
+
+  Args:
+    model: generates the samples.
+    request: the samples.
+    path: the file.
+    batch: samples at a time.
+    generate: the function above, or one with its arguments.
+  """
+  file = SampleFile(path, model, request)
+  for numbers, made in generate(model, request, batch=batch, skip=file.there):
+    file.write(numbers, made)
+  file.close()
+
+
 def records(
-  model: LanguageModel, order: Order, numbers: Sequence[int], made: Generation
+  model: LanguageModel, request: SampleRequest, numbers: Sequence[int], made: Generation
 ) -> list[dict[str, Any]]:
   """A JSON object for each sample: index, text, tokens, template, seed, steps, calls, settings.
 
-  calls are those of the batch that the sample was made in. text is null without a tokenizer.
+  calls counts the calls of the sample's batch. text is null without a tokenizer.
   """
   known = model.tokenizer is not None
   return [
@@ -114,18 +139,26 @@ def records(
       "index": number,
       "text": model.text(row, given) if known else None,
       "tokens": row.tolist(),
-      "template": order.template(number).text,
-      "seed": order.seed,
+      "template": request.template(number).text,
+      "seed": request.seed,
       "steps": made.steps,
       "calls": made.calls,
-      "settings": _settings(model, order),
+      "settings": _settings(model, request),
     }
     for number, row, given in zip(numbers, made.tokens, made.given, strict=True)
   ]
 
 
+def to_text(record: Mapping[str, Any]) -> str:
+  """A sample as it is read: a heading, and its text, or its tokens without a tokenizer."""
+  text = record["text"]
+  if text is None:
+    text = " ".join(map(str, record["tokens"]))
+  return f"--- sample {record['index']} (seed {record['seed']}, {record['steps']} steps)\n{text}"
+
+
 def to_line(record: Mapping[str, Any]) -> str:
-  """One line of JSON, whatever its reader takes for the end of a line."""
+  """One line of JSON, also for readers that break lines at Unicode separators."""
   text = json.dumps(record, ensure_ascii=False)
   for character in "\x85\u2028\u2029":
     text = text.replace(character, f"\\u{ord(character):04x}")
@@ -133,12 +166,12 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def check_path(path: Path) -> None:
-  """Whether a `SampleFile` can be made there.
+  """Checks that a `SampleFile` can be made.
 
   Raises:
-    ValueError: it does not end in .jsonl.
-    FileExistsError: the file is there, whole.
-    FileNotFoundError: its folder is not there.
+    ValueError: the name does not end in .jsonl.
+    FileExistsError: the file exists.
+    FileNotFoundError: its folder is missing.
   """
   if path.suffix != ".jsonl":
     raise ValueError(f"--out={path} must end in .jsonl")
@@ -149,27 +182,28 @@ def check_path(path: Path) -> None:
 
 
 class SampleFile:
-  """A JSON Lines file that grows batch by batch, beside its name as `NAME.part`.
+  """A JSON Lines file that grows batch by batch as `NAME.part`.
 
-  It gets its name when it is whole. Opened again after a kill it goes on after its last whole line.
+  It gets its name when it is complete. Opened again after a kill, it continues after its last whole
+  line.
 
   Args:
     path: the file.
-    model: samples come from it.
-    order: what is wanted.
+    model: generates the samples.
+    request: the samples.
 
   Attributes:
-    there: samples that are in the file already.
+    there: number of samples in the file already.
 
   Raises:
-    FileExistsError: the file is there, whole.
+    FileExistsError: the complete file exists.
     BlockingIOError: another process writes it.
-    ValueError: what is there of it was made otherwise, or is no such file.
+    ValueError: the partial file holds other samples, or is no such file.
   """
 
-  def __init__(self, path: Path, model: LanguageModel, order: Order):
+  def __init__(self, path: Path, model: LanguageModel, request: SampleRequest):
     check_path(path)
-    self._path, self._model, self._order = path, model, order
+    self._path, self._model, self._request = path, model, request
     self._part = path.with_name(path.name + _PART)
     self._file = self._part.open("a+b")
     try:
@@ -183,25 +217,25 @@ class SampleFile:
       raise
 
   def write(self, numbers: Sequence[int], made: Generation) -> None:
-    """Adds samples; on disk when it returns."""
-    lines = records(self._model, self._order, numbers, made)
+    """Adds samples; they are on disk when it returns."""
+    lines = records(self._model, self._request, numbers, made)
     self._file.write("".join(to_line(line) + "\n" for line in lines).encode())
     self._file.flush()
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Gives the whole file its name.
+    """Gives the complete file its name.
 
     Raises:
-      FileExistsError: a file of that name has appeared meanwhile; the samples stay in `NAME.part`.
+      FileExistsError: a file of that name has appeared; the samples stay in `NAME.part`.
     """
-    os.link(self._part, self._path)  # Unlike a rename, never takes another file's place.
+    os.link(self._part, self._path)  # Unlike a rename, never replaces a file.
     self._part.unlink()
     self._file.close()
 
   def _whole_lines(self) -> int:
-    """Checks the lines that are there, and cuts off one that a kill left incomplete."""
-    numbers = iter(self._order.numbers)
+    """The number of whole lines, checked; an incomplete last line is cut off."""
+    numbers = iter(self._request.numbers)
     end = count = 0
     self._file.seek(0)
     for line in self._file:
@@ -218,24 +252,24 @@ class SampleFile:
     try:
       found = json.loads(line)
       index, seed, template = found["index"], found["seed"], found["template"]
-      same = found["settings"] == _settings(self._model, self._order)
+      same = found["settings"] == _settings(self._model, self._request)
       tokens = np.array(found["tokens"], np.int32)
     except (ValueError, KeyError, TypeError):
       raise ValueError(f"{self._part} is no file of samples: {line[:80]!r}") from None
-    same &= number is not None and (index, seed) == (number, self._order.seed)
+    same &= number is not None and (index, seed) == (number, self._request.seed)
     if number is not None:
-      wanted = self._order.template(number)
+      wanted = self._request.template(number)
       same &= template == wanted.text and tokens.shape == wanted.tokens.shape
       same = same and bool((tokens == wanted.tokens)[wanted.given].all())
     if not same:
       raise ValueError(
         f"{self._part} holds sample {index} of seed {seed} with {len(tokens)} tokens and "
-        f"{found['settings']} for {template!r}, not sample {number} of what is asked now: use "
-        "another --out, or remove it"
+        f"{found['settings']} for {template!r}, not sample {number} of this request: use another "
+        "--out, or remove it"
       )
 
 
-def _settings(model: LanguageModel, order: Order) -> Mapping[str, Any]:
-  said = model.said(order.settings)
+def _settings(model: LanguageModel, request: SampleRequest) -> Mapping[str, Any]:
+  settings = model.relevant_settings(request.settings)
   source = {k: v for k, v in model.info.items() if k in ("source", "step")}
-  return said | {"best_of": order.best_of, "num": order.num} | source
+  return settings | {"best_of": request.best_of, "num": request.num} | source

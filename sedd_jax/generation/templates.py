@@ -1,7 +1,9 @@
 """Templates: text with blanks to fill in, such as `Hi, my name is [[40]] and I'm late.`"""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,52 @@ class Template(NamedTuple):
   given: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+  """Templates as a user gives them: one text, a file with one a line, or a start and an end.
+
+  Attributes:
+    template: text with blanks, or None.
+    file: of templates, or None.
+    prefix: text at the start.
+    suffix: text at the end.
+    length: tokens of a sequence; None for the model's length.
+
+  Raises:
+    ValueError: there are several kinds of them.
+  """
+
+  template: str | None = None
+  file: str | None = None
+  prefix: str = ""
+  suffix: str = ""
+  length: int | None = None
+
+  def __post_init__(self):
+    given = (self.template is not None, self.file is not None, bool(self.prefix or self.suffix))
+    if sum(given) > 1:
+      raise ValueError("give --template, --templates, or --prefix and --suffix: only one of them")
+
+  def templates(self, encode: Encode, longest: int) -> list[Template]:
+    """The templates in a model's tokens; arguments as of `parse_template`.
+
+    Raises:
+      ValueError: the file has none, or one cannot be used.
+      OSError: the file cannot be read.
+    """
+    sizes = {"length": self.length, "longest": longest}
+    if self.template is not None:
+      texts = [self.template]
+    elif self.file is None:
+      return [between(self.prefix, self.suffix, encode, **sizes)]
+    else:
+      lines = Path(self.file).read_text(encoding="utf-8").split("\n")
+      texts = [line for line in lines if line.strip()]
+      if not texts:
+        raise ValueError(f"--templates={self.file} has no line with a template")
+    return [parse_template(text, encode, **sizes) for text in texts]
+
+
 def parse_template(text: str, encode: Encode, *, length: int | None, longest: int) -> Template:
   """Reads a template. The texts between blanks are encoded each by itself.
 
@@ -52,6 +100,11 @@ def between(
   parts = [encode(prefix) if prefix else 0, None, encode(suffix) if suffix else 0]
   name = f"prefix {prefix!r} with suffix {suffix!r}" if prefix or suffix else "the sample"
   return _laid_out(f"{prefix}[[*]]{suffix}", name, parts, length, longest)
+
+
+def blank(length: int) -> Template:
+  """A template of so many tokens, none of them given."""
+  return Template("[[*]]", np.zeros(length, np.int32), np.zeros(length, bool))
 
 
 def _laid_out(

@@ -106,6 +106,10 @@ class Plan:
   days_bound: float
   chip_hours_bound: float
 
+  def to_json(self) -> dict[str, Any]:
+    """All fields; what is not known (NaN) is null."""
+    return _jsonable(dataclasses.asdict(self))
+
 
 def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan:
   """Compiles the training step.
@@ -306,3 +310,14 @@ def _attention(program: Program) -> str:
     shape.dtype,
   )
   return choose(shape.attention, queries, OnMesh(program.mesh).per_shard)  # pyright: ignore[reportArgumentType]
+
+
+def _jsonable(value: Any) -> Any:
+  match value:
+    case dict():
+      return {name: _jsonable(inner) for name, inner in value.items()}
+    case list() | tuple():
+      return [_jsonable(inner) for inner in value]
+    case float() if math.isnan(value):
+      return None
+  return value

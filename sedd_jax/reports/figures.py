@@ -10,7 +10,7 @@ from sedd_jax.reports.report import Report, groups
 from sedd_jax.reports.result import MODEL_FIELDS, STDERR, Result
 from sedd_jax.reports.run import Run
 from sedd_jax.reports.tables import heading
-from sedd_jax.studies.samples import REAL
+from sedd_jax.studies.grades import REAL
 
 _STRICT = "heldout_bits_per_char_strict"
 # Means of the training loss along a curve.

@@ -43,8 +43,7 @@ def collect(paths: Sequence[Path]) -> Report:
   """Reads all there is to report.
 
   Args:
-    paths: run directories, folders of them, folders that `sedd evaluate --out` wrote, or their
-      JSON files.
+    paths: run directories, folders of them, folders of evaluations, or their JSON files.
 
   Raises:
     FileNotFoundError: a path is not there, or nothing was found below any.

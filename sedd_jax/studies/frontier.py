@@ -1,14 +1,14 @@
-"""Quality against diversity and against network calls: each sampler's line, and autoregressive
-sampling at several temperatures as the line to beat.
+"""Quality against diversity and calls of the network: one line for each sampler, and autoregressive
+sampling at several temperatures as the baseline.
 
-The paper's headline is a point of it: fewer steps than an autoregressive model takes, for equal
-quality. Equal means here: at the same entropy of tokens inside a sample, since a sharper law has a
-lower perplexity for nothing.
+A frontier answers the question of the paper: how many steps does a diffusion model need for the
+quality of an autoregressive one? Quality is compared at the same token entropy of a sample, since a
+sharper distribution has a lower perplexity at no cost.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,38 @@ import numpy as np
 
 from sedd_jax.diffusion.categorical import PRECISION
 from sedd_jax.generation.model import LanguageModel
-from sedd_jax.generation.samples import Order, SampleFile, generate
+from sedd_jax.generation.samples import SampleRequest, write_samples
 from sedd_jax.generation.settings import SamplerSettings
-from sedd_jax.generation.templates import Template
-from sedd_jax.studies.jury import Jury, common_length, cut
-from sedd_jax.studies.samples import REAL, read_samples
-
-Say = Callable[[str], None]
+from sedd_jax.generation.templates import blank
+from sedd_jax.studies.grades import REAL, read_samples
+from sedd_jax.studies.setup import EvaluationSetup, common_length, cut
+from sedd_jax.studies.study import Say, StudyConfig, in_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Way:
-  """A model and a way to sample from it: one point.
+class FrontierConfig(StudyConfig):
+  """Settings of `frontier`.
+
+  Attributes, beside those of `StudyConfig`:
+    samplers: of the diffusion models.
+    steps: numbers of sampling steps.
+    temperatures: of the baseline.
+    num: samples of each variant.
+  """
+
+  samplers: Sequence[str] = ("tweedie",)
+  steps: Sequence[int] = (4, 8, 16, 32, 64)
+  temperatures: Sequence[float] = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
+  num: int = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """One point: a model and how it is sampled.
 
   Attributes:
-    label: what the model is called.
-    settings: how it is sampled.
+    label: of the model.
+    settings: of its sampler.
   """
 
   label: str
@@ -39,64 +55,60 @@ class Way:
 
   @property
   def name(self) -> str:
-    """Of its file; other than that of any other way."""
+    """Name of its file, different for each variant."""
     settings = dataclasses.asdict(self.settings)
     default = dataclasses.asdict(SamplerSettings())
     words = [f"{k}={v}" for k, v in settings.items() if v != default[k]]
     return "_".join([self.label, *words]).replace("/", "-").replace(":", "-")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Frontier:
-  """What is compared.
-
-  Attributes:
-    models: by label; the last is the autoregressive baseline.
-    ways: every point.
-    num: samples of each.
-    length: tokens of a sample.
-    seed: of all samples.
-    batch: samples at a time.
-  """
-
-  models: dict[str, LanguageModel]
-  ways: Sequence[Way]
-  num: int
-  length: int
-  seed: int
-  batch: int
+def frontier(config: FrontierConfig, say: Say) -> dict[str, Any]:
+  """The report of a config's models and samplers; see `measure`."""
+  setup, models = config.setup(), config.models()
+  variants = variants_of(config, list(models))
+  for variant in variants:  # Before anything is sampled.
+    models[variant.label].check(variant.settings)
+  names = [variant.name for variant in variants]
+  settings = {"mode": "frontier", "ways": names, "num": config.num}
+  assert config.out is not None
+  return in_folder(
+    config, settings, setup, models, lambda folder: measure(config, models, setup, folder, say), say
+  )
 
 
-def ways_of(
-  labels: Sequence[str],
-  baseline: str,
-  samplers: Sequence[str],
-  steps: Sequence[int],
-  temperatures: Sequence[float],
-) -> list[Way]:
-  """All samplers at all numbers of steps for each model, and the baseline at all temperatures."""
-  found = []
+def variants_of(config: FrontierConfig, labels: Sequence[str]) -> list[Variant]:
+  """All samplers with all numbers of steps for each diffusion model, and the baseline, whose label
+  is the last, at all temperatures."""
+  *labels, baseline = labels
+  variants = []
   for label in labels:
-    for sampler in samplers:
-      one = SamplerSettings(sampler=sampler)
-      free = not one.make_sampler().sets_times
-      counts: Sequence[int | None] = steps if free else [None]
-      found += [Way(label=label, settings=dataclasses.replace(one, steps=n)) for n in counts]
-  found += [Way(label=baseline, settings=SamplerSettings(temperature=t)) for t in temperatures]
-  return found
+    for sampler in config.samplers:
+      settings = SamplerSettings(sampler=sampler)
+      sets_times = settings.make_sampler().sets_times
+      counts: Sequence[int | None] = [None] if sets_times else config.steps
+      variants += [
+        Variant(label=label, settings=dataclasses.replace(settings, steps=n)) for n in counts
+      ]
+  return variants + [
+    Variant(label=baseline, settings=SamplerSettings(temperature=t)) for t in config.temperatures
+  ]
 
 
 def measure(
-  frontier: Frontier, jury: Jury, folder: Path, say: Say, judged_length: int | None = None
+  config: FrontierConfig,
+  models: Mapping[str, LanguageModel],
+  setup: EvaluationSetup,
+  folder: Path,
+  say: Say,
 ) -> dict[str, Any]:
-  """Samples every way, into files of their own that a killed run goes on with, and grades them.
+  """Grades of all variants. Each is sampled into its own file, so that a killed study resumes.
 
   Args:
-    frontier: what is compared.
-    jury: grades.
-    folder: gets `samples/WAY.jsonl`.
-    say: told what is going on.
-    judged_length: tokens of the judge's that all are cut to, as in `samples.grade_files`.
+    config: the variants.
+    models: by label; the last is the autoregressive baseline.
+    setup: grades the samples.
+    folder: gets `samples/NAME.jsonl`.
+    say: receives progress messages.
 
   Returns:
     `kind`, `settings`, `rows` and `headline`, for JSON.
@@ -105,52 +117,48 @@ def measure(
     ValueError: samples are too short.
   """
   (folder / "samples").mkdir(exist_ok=True)
-  files = []
-  for way in frontier.ways:
-    file = folder / "samples" / f"{way.name}.jsonl"
+  length = min(model.length for model in models.values())
+  variants, read = variants_of(config, list(models)), []
+  for variant in variants:
+    file = folder / "samples" / f"{variant.name}.jsonl"
     if not file.exists():
-      say(f"sampling {way.name}")
-      _sample(frontier, way, file)
-    files.append(file)
-  read = [read_samples(file) for file in files]
-  tokens = [jury.tokens([line["text"] for line in lines]) for lines in read]
-  length = common_length([row for rows in tokens for row in rows], judged_length)
-  grader = jury.grader(length)
+      say(f"sampling {variant.name}")
+      request = SampleRequest(
+        templates=[blank(length)], num=config.num, seed=config.seed, settings=variant.settings
+      )
+      write_samples(models[variant.label], request, file, batch=config.batch_size)
+    read.append(read_samples(file))
+  tokens = [setup.encode([line["text"] for line in lines]) for lines in read]
+  judged_length = common_length([row for rows in tokens for row in rows], config.length)
+  grader = setup.grader(judged_length)
   rows = []
-  for way, lines, found in zip(frontier.ways, read, tokens, strict=True):
-    samples = cut(found, length, way.name)
-    model = frontier.models[way.label]
-    said = model.said(way.settings)
+  for variant, lines, encoded in zip(variants, read, tokens, strict=True):
+    samples = cut(encoded, judged_length, variant.name)
     rows.append({
-      "label": way.label,
-      "sampler": said["sampler"],
-      "steps": way.settings.steps,
-      "temperature": way.settings.temperature,
+      "label": variant.label,
+      "sampler": models[variant.label].relevant_settings(variant.settings)["sampler"],
+      "steps": variant.settings.steps,
+      "temperature": variant.settings.temperature,
       "calls": float(np.mean([line["calls"] for line in lines])),
       **grader(samples),
-      "left_out": len(found) - len(samples),
+      "left_out": len(encoded) - len(samples),
     })  # fmt: skip
     say(_line(rows[-1]))
-  baseline = frontier.ways[-1].label
+  baseline = variants[-1].label
   add_gaps(rows, baseline)
+  settings = {"precision": PRECISION, "num": config.num, "length": length}
+  settings |= {"judged_length": judged_length, "seed": config.seed}
   return {
     "kind": "frontier",
-    "settings": {
-      **jury.said(),
-      "precision": PRECISION,
-      "num": frontier.num,
-      "length": frontier.length,
-      "judged_length": length,
-      "seed": frontier.seed,
-    },
+    "settings": {**setup.settings, **settings},
     "rows": [*rows, {"label": REAL, "calls": None, **grader.of_real_text()}],
     "headline": headline(rows, baseline),
   }
 
 
 def add_gaps(rows: Sequence[dict[str, Any]], baseline: str) -> None:
-  """Adds `nats_above_baseline` to rows: log perplexity minus that of the baseline at the same token
-  entropy, between its temperatures; left out where its entropies do not reach."""
+  """Adds `nats_above_baseline` to rows: the log perplexity minus that of the baseline at the same
+  token entropy, interpolated between its temperatures. Rows outside its entropies get none."""
   line = sorted(
     (row["token_entropy"], math.log(row["perplexity"])) for row in rows if row["label"] == baseline
   )
@@ -162,13 +170,13 @@ def add_gaps(rows: Sequence[dict[str, Any]], baseline: str) -> None:
 
 
 def headline(rows: Sequence[dict[str, Any]], baseline: str) -> list[str]:
-  """A sentence for each line: the fewest calls for the baseline's quality, if any are enough.
-  Degenerate text never is, whatever its perplexity."""
+  """A sentence for the baseline, and one for each sampler: its fewest calls for the quality of the
+  baseline, if it reaches that. Degenerate text does not count, whatever its perplexity."""
   plain = min(
     (row for row in rows if row["label"] == baseline),
     key=lambda row: abs(math.log(row["temperature"])),
   )
-  said = [
+  sentences = [
     f"{baseline} at temperature {plain['temperature']:g}: perplexity {plain['perplexity']:.4g} at "
     f"entropy {plain['token_entropy']:.4g} nats, {plain['calls']:g} calls"
   ]
@@ -187,17 +195,17 @@ def headline(rows: Sequence[dict[str, Any]], baseline: str) -> list[str]:
     ]
     if enough:
       least = min(enough, key=lambda row: row["calls"])
-      said.append(
+      sentences.append(
         f"{label}, {sampler}: as good as {baseline} at the same entropy "
         f"({least['token_entropy']:.4g} nats) with {least['calls']:g} calls, "
         f"{_compared(least['calls'], plain['calls'])}"
       )
     else:
-      said.append(
+      sentences.append(
         f"{label}, {sampler}: not as good as {baseline} with up to "
         f"{max(row['calls'] for row in points):g} calls; {_shortfall(points)}"
       )
-  return said
+  return sentences
 
 
 def _compared(calls: float, baseline: float) -> str:
@@ -208,24 +216,13 @@ def _compared(calls: float, baseline: float) -> str:
 
 
 def _shortfall(points: Sequence[dict[str, Any]]) -> str:
-  """Why none of the points of a line is enough."""
+  """Why no point of a sampler reaches the baseline."""
   sound = [row for row in points if row["verdict"] != "degenerate"]
   gap = min(row.get("nats_above_baseline", math.inf) for row in sound or points)
   how = "beyond the baseline's entropies" if gap == math.inf else f"{gap:.3g} nats a token worse"
   if gap < 0:
     how = f"{-gap:.3g} nats a token better"
   return f"at best {how}" if sound else f"all of it is degenerate, at best {how}"
-
-
-def _sample(frontier: Frontier, way: Way, path: Path) -> None:
-  model = frontier.models[way.label]
-  nothing = np.zeros(frontier.length, np.int32)
-  template = Template("[[*]]", nothing, nothing.astype(bool))
-  order = Order(templates=[template], num=frontier.num, seed=frontier.seed, settings=way.settings)
-  file = SampleFile(path, model, order)
-  for numbers, made in generate(model, order, batch=frontier.batch, skip=file.there):
-    file.write(numbers, made)
-  file.close()
 
 
 def _line(row: dict[str, Any]) -> str:

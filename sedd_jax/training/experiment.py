@@ -5,10 +5,9 @@ Below this module nothing knows of configs. Every section of a config is a froze
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from sedd_jax.data import DataConfig
 from sedd_jax.diffusion import NOISES, PROCESSES, TIME_SAMPLINGS, Noise, Process, TimeSampling
@@ -21,8 +20,9 @@ from sedd_jax.training.objectives import DiscreteTime, NextToken, Objective, Sco
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
 
-_REGIMES = ("synthetic", "augmented", "fresh")
 OBJECTIVES = ("score_entropy", "discrete_time", "autoregressive")
+# Sections that belong to studies.
+_STUDIES = ("generations",)
 _CHOICES = {
   "process": tuple(PROCESSES),
   "noise": tuple(NOISES),
@@ -253,41 +253,6 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationsConfig:
-  """A self-consuming loop of runs (`studies/generations.py`); none by default.
-
-  Attributes:
-    count: generations after the first, which sees real text alone; 0 for an ordinary run.
-    regime: what later ones see: `synthetic` (samples of the one before), `augmented` (samples of
-      all before, and the first one's real text) or `fresh` (samples of the one before, and as much
-      real text that none has seen).
-    rows: of real text, and samples of each generation, in sequences.
-    temperature: of sampling; below 1 it favours what is likely.
-    steps: sampling steps of a diffusion model.
-
-  Raises:
-    ValueError: fields are out of range; a line for each.
-  """
-
-  count: int = 0
-  regime: str = "synthetic"
-  rows: int = 4096
-  temperature: float = 1.0
-  steps: int = 64
-
-  def __post_init__(self):
-    faults = below(self, "generations", 0, "count")
-    faults += below(self, "generations", 1, "rows", "steps")
-    if self.regime not in _REGIMES:
-      known = ", ".join(map(repr, _REGIMES))
-      faults.append(f"generations.regime={self.regime!r} must be one of {known}")
-    if not 0.0 < self.temperature < math.inf:
-      faults.append(f"generations.temperature={self.temperature} must be positive")
-    if faults:
-      raise ValueError("\n".join(faults))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """All sections of a config, the seed of everything random, and where the weights start.
 
@@ -321,7 +286,6 @@ class Experiment:
   report: ReportConfig = ReportConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   mesh: MeshConfig = MeshConfig()
-  generations: GenerationsConfig = GenerationsConfig()
 
   def __post_init__(self):
     faults = []
@@ -347,13 +311,16 @@ class Experiment:
       raise ValueError("\n".join(faults))
 
   @classmethod
-  def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
-    """From nested dicts, as `dataclasses.asdict` gives them; what is left out has its default.
+  def from_config(cls, config: Mapping[str, Any]) -> Self:
+    """The experiment of nested dicts, as `dataclasses.asdict` gives them; missing fields have their
+    defaults. Sections of studies, which older runs stored too, are ignored.
 
     Raises:
       ValueError: fields are unknown, of the wrong type, out of range or do not go together; the
         message has a line for each.
     """
+    own = {field.name for field in dataclasses.fields(cls)}
+    config = {k: v for k, v in config.items() if k in own or k not in _STUDIES}
     return read_section(cls, config, "config")
 
   def make_objective(self, vocab_size: int, placement: Placement = Placement()) -> Objective:

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sedd_jax.generation.generator import Generation
+from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.samples import SampleRequest
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
@@ -31,6 +35,25 @@ class Trace:
   seconds: float
   mask_id: int | None
   settings: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def of(cls, made: Generation, model: LanguageModel, request: SampleRequest) -> "Trace":
+    """The record of a batch whose frames were kept."""
+    return cls(
+      tokens=made.frames,
+      given=made.given,
+      times=made.times,
+      calls=made.calls_by_frame,
+      seconds=made.seconds,
+      mask_id=model.mask_id,
+      settings={
+        "checkpoint": str(model.info["source"]),
+        "sampler": request.settings.sampler,
+        "schedule": request.settings.schedule,
+        "steps": made.steps,
+        "seed": request.seed,
+      },
+    )
 
   def __post_init__(self):
     tokens = self._array("tokens", np.integer, np.int32, "KBL")

@@ -8,14 +8,16 @@ import pytest
 from support.command import sedd
 from support.experiments import TINY
 
+from sedd_jax.cli.config import config_faults
 from sedd_jax.data import load_dataset
-from sedd_jax.studies import generations
-from sedd_jax.studies.generations import run_generations
-from sedd_jax.training.experiment import Experiment, GenerationsConfig
+from sedd_jax.studies import autophagy
+from sedd_jax.studies.autophagy import run_loop
+from sedd_jax.studies.loop import GenerationsConfig, Loop
+from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.operations import Operations
 
 LOOP = dataclasses.replace(
-  TINY,
+  Loop(**{field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}),
   label="loop",
   train=dataclasses.replace(TINY.train, steps=3),
   report=dataclasses.replace(
@@ -26,7 +28,7 @@ LOOP = dataclasses.replace(
 
 
 def run(experiment, workdir):
-  return run_generations(experiment, workdir, Operations(), lambda text: None)
+  return run_loop(experiment, workdir, Operations(), lambda text: None)
 
 
 def seen(workdir, number):
@@ -39,7 +41,7 @@ def seen(workdir, number):
 def loop(tmp_path_factory):
   """A loop that was stopped in its second generation, and went on."""
   workdir = tmp_path_factory.mktemp("loops") / "loop"
-  trained = generations.train
+  trained = autophagy.train
   calls = []
 
   def stopped(*arguments):
@@ -47,7 +49,7 @@ def loop(tmp_path_factory):
     return 143 if len(calls) == 2 else trained(*arguments)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(generations, "train", stopped)
+    patch.setattr(autophagy, "train", stopped)
     assert run(LOOP, workdir) == 143
   assert len(json.loads((workdir / "evaluation.json").read_text())["rows"]) == 1
   assert run(LOOP, workdir) == 0
@@ -140,9 +142,9 @@ def test_what_a_regime_shows_the_third_generation(tmp_path, regime, files):
     generations=dataclasses.replace(LOOP.generations, regime=regime),
   )
   real = load_dataset(TINY.data)
-  own = generations._experiment_of(experiment, tmp_path, 2, real)
+  own = autophagy._generation(experiment, tmp_path, 2, real)
   assert own.data.files == ";".join(str(tmp_path / file) for file in files)
-  assert own.generations.count == 0
+  assert type(own) is Experiment, "an ordinary run"
   assert own.data.detokenizer == "none", "it was applied when the text was read"
   for number in (0, 2):
     file = tmp_path / "text" / f"real_{number:03d}.txt"
@@ -189,3 +191,11 @@ def test_settings_are_checked():
     GenerationsConfig(regime="other")
   with pytest.raises(ValueError, match=r"generations\.temperature=0\.0"):
     GenerationsConfig(temperature=0.0)
+
+
+def test_any_config_file_takes_generations_and_older_runs_have_stored_them():
+  file = "--config=configs/quickstart.py"
+  assert config_faults([file, "--config.generations.count=2"])[0] == []
+  (fault,), _ = config_faults([file, "--config.generations.regime=other"])
+  assert "generations.regime='other'" in fault
+  assert Experiment.from_config({"generations": {"count": 0}, "seed": 3}) == Experiment(seed=3)

@@ -1,4 +1,4 @@
-"""The judge and the real text of a study, from the names that users give."""
+"""The setup of an evaluation of samples: a judge and real text, from the names that users give."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from sedd_jax.interop.load import load
 # Of real text: enough for MAUVE's usual numbers.
 _MOST_ROWS = 4000
 _FEWEST_TOKENS = 16
-# Tokens of a run that are translated at once, in rows of the judge's length.
+# Rows of the judge's length that are retokenized together.
 _ROWS_IN_PIECE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Jury:
-  """A judge with its tokenizer, and where real text comes from.
+class EvaluationSetup:
+  """A judge with its tokenizer, and the source of real text.
 
   Attributes:
     model: the judge.
-    tokenizer: its tokenizer.
+    tokenizer: the judge's.
     name: path or hub id of the judge.
-    reference: a run, whose held-out text is meant, or text in the notation of `data.files`.
-    batch_size: texts that it reads at a time.
+    reference: a run, for its held-out text, or text in the notation of `data.files`.
+    batch_size: texts per call of the judge.
   """
 
   model: CausalModel
@@ -41,8 +41,44 @@ class Jury:
   reference: str
   batch_size: int
 
-  def said(self) -> Mapping[str, Any]:
-    """What numbers depend on."""
+  @classmethod
+  def load(
+    cls, name: str, reference: str, *, tokenizer: str | None, batch_size: int
+  ) -> "EvaluationSetup":
+    """The setup with a loaded judge.
+
+    Args:
+      name: a run of an autoregressive model, a folder of GPT-2's, or its hub id.
+      reference: a run, or text; "" for the held-out text of the judge's own run.
+      tokenizer: for a judge that comes without one.
+      batch_size: texts per call of the judge.
+
+    Raises:
+      ValueError: the judge is not autoregressive or has no tokenizer, or there is no reference.
+    """
+    model = load(name, tokenizer=tokenizer)
+    if not isinstance(model, CausalModel):
+      raise ValueError(
+        f"--judge={name} must be autoregressive: a run of objective 'autoregressive', or GPT-2"
+      )
+    if model.tokenizer is None:
+      raise ValueError(f"--judge={name} came without a tokenizer: --judge_tokenizer=gpt2:FOLDER")
+    if not reference and "experiment" not in model.info:
+      raise ValueError(
+        f"--judge={name} is no run of ours and names no held-out text: --reference=RUN or text "
+        "files"
+      )
+    return cls(
+      model=model,
+      tokenizer=model.tokenizer,
+      name=name,
+      reference=reference or name,
+      batch_size=batch_size,
+    )
+
+  @property
+  def settings(self) -> Mapping[str, Any]:
+    """What grades depend on, for reports."""
     return {
       "judge": self.name,
       "judge_step": self.model.info.get("step"),
@@ -50,20 +86,20 @@ class Jury:
       "reference": self.reference,
     }
 
-  def tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Texts in the judge's tokens."""
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Each text in the judge's tokens, int[T]."""
     return self.tokenizer.encode_batch(list(texts))
 
-  def of_model(
+  def retokenize(
     self, model: LanguageModel, tokens: np.ndarray | Sequence[np.ndarray]
   ) -> list[np.ndarray]:
-    """Tokens of a model in the judge's."""
+    """Rows of a model's tokens in the judge's tokens."""
     if model.tokenizer is None:
       raise ValueError("a model without a tokenizer cannot be judged: name it with --tokenizer")
     return retokenized(tokens, model.tokenizer, self.tokenizer)
 
   def real_rows(self, length: int) -> np.ndarray:
-    """Rows int32[R, length] of held-out text in the judge's tokens, spread over it.
+    """Rows int32[R, length] of held-out text in the judge's tokens, spread evenly over it.
 
     Raises:
       ValueError: there is too little text.
@@ -76,64 +112,32 @@ class Jury:
 
   @functools.cached_property
   def judge(self) -> Judge:
-    """Says how likely texts are."""
+    """Gives the likelihood of texts."""
     model = self.model
     return Judge(model.network, model.params, batch_size=self.batch_size, longest=model.length)
 
   def grader(self, length: int) -> Grader:
-    """Grades samples of so many tokens of the judge's."""
+    """Grades samples of `length` tokens of the judge."""
     return Grader(self.judge, self.real_rows(length))
 
   def _real_texts(self, length: int) -> list[np.ndarray]:
-    """Pieces of real text in the judge's tokens: of a run, neighbouring rows joined, since a row of
-    its tokens may be few of the judge's, and those of single rows that are enough no fair sample.
-    """
+    """Pieces of real text in the judge's tokens. Adjacent rows of a run are joined: one row may be
+    too short for the judge, and keeping only long rows would bias the sample."""
     if (Path(self.reference) / "config.json").is_file():
       run = load(self.reference)
       tokens = heldout_rows(run, self.reference)
       pieces = min(max(1, tokens.size // (_ROWS_IN_PIECE * length)), len(tokens))
-      return self.of_model(run, [piece.reshape(-1) for piece in np.array_split(tokens, pieces)])
+      return self.retokenize(run, [piece.reshape(-1) for piece in np.array_split(tokens, pieces)])
     corpus = load_corpus(self.reference, self.reference)
     text = "\n".join(piece.text for piece in corpus.pieces("heldout"))
-    return self.tokens([text])
-
-
-def make_jury(name: str, reference: str, *, tokenizer: str | None, batch_size: int) -> Jury:
-  """Loads a judge.
-
-  Args:
-    name: of --judge: a run of an autoregressive model, a folder of GPT-2's, or its hub id.
-    reference: a run, or text; "" for the held-out text of the judge's own run.
-    tokenizer: for a judge that comes without one.
-    batch_size: texts that it reads at a time.
-
-  Raises:
-    ValueError: it is no autoregressive model or has no tokenizer, or there is no reference.
-  """
-  model = load(name, tokenizer=tokenizer)
-  if not isinstance(model, CausalModel):
-    raise ValueError(f"--judge={name} must be autoregressive: a run of objective "
-                     "'autoregressive', or GPT-2")  # fmt: skip
-  if model.tokenizer is None:
-    raise ValueError(f"--judge={name} came without a tokenizer: --judge_tokenizer=gpt2:FOLDER")
-  if not reference and "experiment" not in model.info:
-    raise ValueError(
-      f"--judge={name} is no run of ours and names no held-out text: --reference=RUN or text files"
-    )
-  return Jury(
-    model=model,
-    tokenizer=model.tokenizer,
-    name=name,
-    reference=reference or name,
-    batch_size=batch_size,
-  )
+    return self.encode([text])
 
 
 def heldout_rows(model: LanguageModel, name: str) -> np.ndarray:
   """Rows int32[R, L] of the held-out text of a run, in its tokens.
 
   Raises:
-    ValueError: the model is no run of ours, or its rows do not hold text alone.
+    ValueError: the model is no run of ours, or its rows hold given tokens.
   """
   if model.tokenizer is None or "experiment" not in model.info:
     raise ValueError(f"{name} is no run of ours: it names no held-out text")
@@ -146,17 +150,17 @@ def heldout_rows(model: LanguageModel, name: str) -> np.ndarray:
   return rows.tokens
 
 
-def common_length(rows: Sequence[np.ndarray], asked: int | None) -> int:
-  """The length that all samples are cut to: what is asked, or that of the shortest.
+def common_length(rows: Sequence[np.ndarray], length: int | None) -> int:
+  """The length to cut all samples to: `length`, or that of the shortest.
 
   Raises:
-    ValueError: the shortest is too short to say anything, or none is as long as asked.
+    ValueError: the shortest is too short to be graded, or none is as long as `length`.
   """
   lengths = np.array([len(row) for row in rows])
-  if asked is not None:
-    if not (lengths >= asked).any():
-      raise ValueError(f"--length={asked}: no sample has so many tokens, at most {lengths.max()}")
-    return asked
+  if length is not None:
+    if not (lengths >= length).any():
+      raise ValueError(f"--length={length}: no sample has so many tokens, at most {lengths.max()}")
+    return length
   if (least := int(lengths.min())) < _FEWEST_TOKENS:
     wanted = max(_FEWEST_TOKENS, int(np.quantile(lengths, 0.1)))
     raise ValueError(
@@ -167,10 +171,10 @@ def common_length(rows: Sequence[np.ndarray], asked: int | None) -> int:
 
 
 def cut(rows: Sequence[np.ndarray], length: int, name: str) -> np.ndarray:
-  """The first tokens of those that have so many, int32[N, length].
+  """The first tokens of all rows that have `length` of them, int32[N, length].
 
   Raises:
-    ValueError: none has; the message says whose they are, `name`.
+    ValueError: no row has; the message calls them `name`.
   """
   long = [row[:length] for row in rows if len(row) >= length]
   if not long:

@@ -1,0 +1,122 @@
+"""Grades of files of samples: `sedd grade`."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sedd_jax.diffusion.categorical import PRECISION
+from sedd_jax.studies.setup import EvaluationSetup, common_length, cut
+from sedd_jax.studies.study import Say, StudyConfig, in_folder
+
+REAL = "held-out text"
+# Settings of a sampler that its rows repeat.
+_SAMPLING = ("sampler", "steps", "temperature", "top_k", "top_p")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GradeConfig(StudyConfig):
+  """Settings of `grade`.
+
+  Attributes, beside those of `StudyConfig`:
+    samples: files: JSON Lines with `text`, as `sedd sample --out` writes them, or .txt with one
+      sample a line.
+  """
+
+  samples: Sequence[str]
+
+  @property
+  def files(self) -> list[Path]:
+    return [Path(name).expanduser() for name in self.samples]
+
+  def faults(self) -> list[str]:
+    missing = [str(file) for file in self.files if not file.is_file()]
+    return [
+      *super().faults(),
+      *([f"--samples: there is no file {', '.join(missing)}"] if missing else []),
+    ]
+
+
+def grade(config: GradeConfig, say: Say) -> dict[str, Any]:
+  """A row for each file, and one for real text.
+
+  Returns:
+    `kind`, `settings` and `rows`, for JSON.
+
+  Raises:
+    ValueError: a file cannot be used; the message names it.
+  """
+  setup = config.setup()
+  hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in config.files]
+  settings = {"mode": "samples", "samples": dict(zip(config.samples, hashes, strict=True))}
+  return in_folder(config, settings, setup, {}, lambda _: _graded(config, setup), say)
+
+
+def _graded(config: GradeConfig, setup: EvaluationSetup) -> dict[str, Any]:
+  files = config.files
+  read = {name: read_samples(file) for name, file in zip(_names(files), files, strict=True)}
+  tokens = {name: setup.encode([line["text"] for line in lines]) for name, lines in read.items()}
+  used = common_length([row for rows in tokens.values() for row in rows], config.length)
+  grader = setup.grader(used)
+  rows = [{"label": REAL, **grader.of_real_text()}]
+  for name, lines in read.items():
+    samples = cut(tokens[name], used, name)
+    rows.append({
+      "label": name,
+      **common_settings(lines),
+      **grader(samples),
+      "left_out": len(lines) - len(samples),
+    })  # fmt: skip
+  settings = {**setup.settings, "length": used, "files": [str(file) for file in files]}
+  return {"kind": "quality", "settings": settings, "rows": rows}
+
+
+def read_samples(file: Path) -> Sequence[Mapping[str, Any]]:
+  """The samples of a file: objects with `text`, and what else the file stores of each.
+
+  Raises:
+    ValueError: a line is no such object, or there is none.
+    FileNotFoundError: the file is missing.
+  """
+  lines = file.read_text(encoding="utf-8").split("\n")
+  if file.suffix == ".txt":
+    samples = [{"text": line} for line in lines if line.strip()]
+  else:
+    samples = [_parsed(file, i, line) for i, line in enumerate(lines, 1) if line.strip()]
+  if not samples:
+    raise ValueError(f"{file} holds no sample")
+  return samples
+
+
+def common_settings(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """The settings and calls of samples, where all lines of a file have the same."""
+  common = {}
+  settings = [line.get("settings") for line in lines]
+  if settings[0] and all(other == settings[0] for other in settings):
+    common = {name: settings[0][name] for name in _SAMPLING if name in settings[0]}
+    common["precision"] = PRECISION  # Of everything this package samples.
+  calls = {line.get("calls") for line in lines}
+  if len(calls) == 1 and None not in calls:
+    common["calls"] = calls.pop()
+  return common
+
+
+def _parsed(file: Path, number: int, line: str) -> Mapping[str, Any]:
+  try:
+    sample = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f"{file}, line {number}: {error}") from None
+  if not isinstance(sample, Mapping) or not isinstance(sample.get("text"), str):
+    raise ValueError(
+      f"{file}, line {number} must be an object with a text, as sedd sample --out writes it; "
+      "samples of a model without a tokenizer have none: sample with --tokenizer"
+    )
+  return sample
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+  """A different name for each file."""
+  names = [file.stem for file in files]
+  return [str(file) if names.count(file.stem) > 1 else file.stem for file in files]

@@ -1,0 +1,55 @@
+"""The bound of a run on its own held-out text."""
+
+import math
+from typing import Any
+
+from sedd_jax.data import load_dataset
+from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
+from sedd_jax.evaluation.entropies import heldout_entropies
+from sedd_jax.interop.load import load
+
+
+def evaluate_heldout(
+  checkpoint: str, *, num_times: int, batch_size: int, seed: int
+) -> dict[str, Any]:
+  """The report of a run's bound, for JSON.
+
+  Args:
+    checkpoint: the run.
+    num_times: draws of time and noise for each block; even.
+    batch_size: blocks per call of the network.
+    seed: of times and noise.
+
+  Raises:
+    ValueError: the model is no run of ours.
+  """
+  model = load(checkpoint)
+  if model.tokenizer is None or "experiment" not in model.info:
+    raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")
+  experiment = model.info["experiment"]
+  dataset = load_dataset(experiment.data, expected=model.info["corpus"], tokenizer=model.tokenizer)
+  blocks = dataset.heldout_rows[:]
+  # In discrete time, if the run was trained so.
+  objective = experiment.make_objective(model.vocab_size)
+  estimator = BoundEstimator(objective.estimator(num_times), batch_size=batch_size)
+  bound = estimator.bound(
+    model.params,
+    blocks,
+    chars_per_block=dataset.heldout_rows.characters() / len(blocks.tokens),
+    seed=seed,
+  )
+  return evaluation_report(
+    bound,
+    heldout_entropies(dataset),
+    step=model.info["step"],
+    objective=experiment.objective,
+    exact=objective.exact,
+    num_times=None if objective.exact else num_times,
+    blocks=len(blocks.tokens),
+    tokens=dataset.heldout_rows.tokens(),
+    chars_per_token=dataset.chars_per_token,
+    perplexity_per_token_strict=math.exp(bound.strict * math.log(2.0) * dataset.chars_per_token),
+    corpus=dict(dataset.identity),
+    seed=seed,
+    checkpoint=checkpoint,
+  )
