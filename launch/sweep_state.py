@@ -9,6 +9,8 @@ from typing import Any
 from sweep_runs import Run, differences
 from sweep_table import SUBMITTED, Row, is_done, make_row, to_csv
 
+from sedd_jax.files.whole import write_text
+
 FILE = "sweep.json"
 
 
@@ -92,8 +94,5 @@ class State:
     return rows
 
   def _write(self, name: str, content: str) -> None:
-    """At once: a kill leaves the old file or the new one."""
     self.root.mkdir(parents=True, exist_ok=True)
-    partial = self.root / f"{name}.partial"
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(self.root / name)
+    write_text(self.root / name, content)

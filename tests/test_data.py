@@ -20,7 +20,7 @@ from sedd_jax.data import (
   load_corpus,
   load_dataset,
 )
-from sedd_jax.data.compression import OPENERS
+from sedd_jax.data.compression import OPENERS, open_any
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.sources import Lines, Piece
@@ -141,6 +141,43 @@ def test_faults_of_files_are_named(tmp_path):
   (tmp_path / "d.parquet").write_text("")
   with pytest.raises(ValueError, match=r"\.parquet"):
     read(f"{tmp_path}/d.parquet")
+
+
+@pytest.mark.parametrize("tokenizer", ["chars", "bytes"])
+@pytest.mark.parametrize("on_fault", ["fail", "skip"])
+@pytest.mark.parametrize("heldout", [False, True])
+def test_text_is_read_at_most_twice(tmp_path, monkeypatch, tokenizer, on_fault, heldout):
+  (tmp_path / "a.txt").write_text("abc " * 100)
+  (tmp_path / "b.jsonl").write_text(json.dumps({"text": "some words " * 50}) + "\n")
+  (tmp_path / "c.txt").write_text("cab " * 100)
+  opened = []
+
+  def counting(path, **options):
+    opened.append(path.name)
+    return open_any(path, **options)
+
+  monkeypatch.setattr("sedd_jax.data.sources.open_any", counting)
+  config = DataConfig(
+    files=f"{tmp_path}/a.txt,{tmp_path}/b.jsonl",
+    heldout_files=f"{tmp_path}/c.txt" * heldout,
+    tokenizer=tokenizer,
+    on_fault=on_fault,
+    length=16,
+  )
+  load_dataset(config)
+  most = 1 if heldout and on_fault == "fail" else 2
+  assert all(opened.count(name) <= most for name in ("a.txt", "b.jsonl", "c.txt")), opened
+
+
+def test_another_corpus_is_named_before_its_unknown_characters(tmp_path):
+  (tmp_path / "a.txt").write_text("abc " * 100)
+  config = DataConfig(files=str(tmp_path / "a.txt"), length=16)
+  dataset = load_dataset(config)
+  (tmp_path / "a.txt").write_text("xyz " * 100)
+  with pytest.raises(ValueError, match="this run was trained on the corpus"):
+    load_dataset(config, expected=dataset.identity, tokenizer=dataset.tokenizer)
+  with pytest.raises(ValueError, match="characters 'x', 'y', 'z' are not one of the 4"):
+    load_dataset(config, tokenizer=dataset.tokenizer)
 
 
 def test_a_block_longer_than_the_text_is_refused(tmp_path):

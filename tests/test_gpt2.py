@@ -1,5 +1,6 @@
 """GPT-2: Hugging Face's numbers, its cache, its memory, and folders that are refused."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ import sedd_jax
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.gpt2 import load_gpt2
 from sedd_jax.models.gpt2 import GPT2, GPT2Config
+from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings
 
 
 def load(folder, dtype="float32"):
@@ -306,3 +308,36 @@ def test_loaded_by_the_one_loader_it_is_a_model_like_the_others(tiny, expected):
   np.testing.assert_array_equal(mixed[1:], likeliest)
   with pytest.raises(ValueError, match="exceed the 40"):
     model.logits(np.zeros((1, 41), np.int32))
+
+
+def test_a_mesh_gives_the_same_likelihoods(x64):
+  """Parameters over fsdp and tensor, by the table that init reads too."""
+  config = GPT2Config(
+    vocab_size=48, n_positions=12, n_embd=16, n_layer=2, n_head=4, dtype="float64",
+    tie_word_embeddings=False,
+  )  # fmt: skip
+  one = GPT2(config)
+  params = jax.tree.map(lambda x: x.astype("float64"), one.table.init(jax.random.key(0)))
+  tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 48)
+  segments = jnp.repeat(jnp.arange(3), 4)[None].repeat(4, 0)
+  mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2))
+  many = dataclasses.replace(one, placement=OnMesh(mesh))
+  placed = jax.device_put(params, tree_shardings(mesh, params, one.table))
+  for name, arguments in (("log_prob", (tokens,)), ("log_prob", (tokens, segments)),
+                          ("logits", (tokens,))):  # fmt: skip
+    want = jax.jit(getattr(one, name))(params, *arguments)
+    got = jax.jit(getattr(many, name))(placed, *arguments)
+    np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+  assert placed["output"].sharding.spec == jax.P("fsdp", "tensor")
+
+
+def test_documents_of_a_row_are_read_apart(x64):
+  config = GPT2Config(vocab_size=20, n_positions=9, n_embd=16, n_layer=2, n_head=2, dtype="float64")
+  network = GPT2(config)
+  params = jax.tree.map(lambda x: x.astype("float64"), network.table.init(jax.random.key(0)))
+  tokens = jax.random.randint(jax.random.key(1), (1, 9), 0, 20)
+  segments = jnp.array([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+  other = tokens.at[0, :4].set((tokens[0, :4] + 1) % 20)
+  first, second = (network.log_prob(params, t, segments)[0] for t in (tokens, other))
+  np.testing.assert_array_equal(first[5:], second[5:])
+  assert np.all(np.asarray(first[1:4]) != np.asarray(second[1:4]))

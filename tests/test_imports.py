@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "sedd_jax"
 FLOORS = (
+  "files",
   "diffusion",
   "models",
   "data",

@@ -16,11 +16,12 @@ from support.quick_runs import one_device as one_device
 from support.runs import command, wait_for
 
 import sedd_jax
-from sedd_jax.training import manifest, rundir
+from sedd_jax.files import manifest
+from sedd_jax.files.lock import FolderLock, take
 from sedd_jax.training import program as program_module
 from sedd_jax.training import run as run_module
+from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import load_meta, newest_whole
-from sedd_jax.training.lock import FolderLock, take
 from sedd_jax.training.loop import train
 from sedd_jax.training.metrics import read_metrics
 
@@ -211,7 +212,7 @@ def _size(path):
 _SLOW_SAVES = """
 import signal, time
 from sedd_jax.cli import train
-from sedd_jax.training import manifest
+from sedd_jax.files import manifest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 manifest.write_manifest = lambda folder: time.sleep(60)
 train.run()

@@ -16,7 +16,6 @@ from sedd_jax.data.prepared import check, open_prepared
 from sedd_jax.data.progress import TokenProgress
 from sedd_jax.data.tokenizers import TOKENIZERS
 from sedd_jax.reports.prepared import faults_text, prepared_text, sound_text
-from sedd_jax.training.lock import FolderLock
 
 USAGE = """Tokenizes text once, into shards that runs of any size read at once.
 
@@ -68,7 +67,7 @@ def main() -> int:
       folder,
       workers=_WORKERS.value,
       shard=_SHARD.value,
-      lock=lambda folder: FolderLock(folder, print, "--out"),
+      say=print,
       on_progress=progress.advance,
     )
   print(prepared_text(folder, manifest, time.monotonic() - began))

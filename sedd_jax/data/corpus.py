@@ -13,7 +13,17 @@ from typing import Any
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.sources import SEPARATOR, Cut, Documents, Files, Hub, Piece, Source, Tfds
+from sedd_jax.data.sources import (
+  SEPARATOR,
+  Cut,
+  Documents,
+  Files,
+  Hub,
+  Piece,
+  Reading,
+  Source,
+  Tfds,
+)
 
 # Paragraphs longer than this that occurred before are dropped: topics repeat each other.
 _REPEATED_PARAGRAPH = 80
@@ -43,7 +53,22 @@ class Corpus:
       faults: told of what cannot be read; by default the first fault is an error.
     """
     source: Source = getattr(self, side)
-    pieces = source.pieces(faults or Faults())
+    return self._detokenized(source.pieces(faults or Faults()))
+
+  def sides(self, faults: Faults | None = None) -> Iterator[Iterator[Piece]]:
+    """The documents of `train`, then those of `heldout`, each to be read to its end in this order.
+
+    A source that both are cut from is read once.
+    """
+    train, heldout, faults = self.train, self.heldout, faults or Faults()
+    if isinstance(train, Cut) and isinstance(heldout, Cut) and train.source is heldout.source:
+      reading = Reading(train.source.pieces(faults))
+      sides = (reading.cut(cut.first, cut.last) for cut in (train, heldout))
+    else:
+      sides = (source.pieces(faults) for source in (train, heldout))
+    return map(self._detokenized, sides)
+
+  def _detokenized(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
     if self.detokenizer == "none":
       return pieces
     detokenize = DETOKENIZERS[self.detokenizer]
@@ -53,9 +78,9 @@ class Corpus:
 
   def texts(self, faults: Faults | None = None) -> Iterator[str]:
     """The text of all pieces of both sides, and what stands between documents if there are some."""
-    for side in ("train", "heldout"):
+    for pieces in self.sides(faults):
       documents = 0
-      for piece in self.pieces(side, faults):
+      for piece in pieces:
         documents += piece.begins
         if documents == 2 and piece.begins:
           yield SEPARATOR
@@ -110,8 +135,8 @@ class Identity:
 def identity_of(corpus: Corpus, faults: Faults | None = None) -> dict[str, Any]:
   """The identity of a corpus, after reading all of it."""
   identity = Identity(corpus.name)
-  for side in ("train", "heldout"):
-    for _ in identity.watch(corpus.pieces(side, faults)):
+  for pieces in corpus.sides(faults):
+    for _ in identity.watch(pieces):
       pass
   return identity.to_json()
 
@@ -151,9 +176,16 @@ def load_corpus(
   source = parse_source(files, text_field)
   if heldout_files:
     return Corpus(files, source, parse_source(heldout_files, text_field), detokenizer)
-  size = sum(len(piece.text) for piece in source.pieces(faults or Faults()))
+  size = _size(source, faults or Faults())
   low, high = round(split[0] * size), round(split[1] * size)
   return Corpus(files, Cut(source, 0, low), Cut(source, low, high), detokenizer)
+
+
+def _size(source: Source, faults: Faults) -> int:
+  """The characters of a source, after reading all of it."""
+  if isinstance(source, Files):
+    return source.size(faults)
+  return sum(len(piece.text) for piece in source.pieces(faults))
 
 
 def parse_source(spec: str, text_field: str) -> Source:

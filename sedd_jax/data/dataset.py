@@ -1,9 +1,9 @@
 """What a run trains on and is judged on: rows of tokens from a corpus."""
 
+import collections
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,18 @@ import numpy as np
 from sedd_jax.data import wordpiece
 from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
-from sedd_jax.data.corpus import Corpus, check_same, identity_of, load_corpus, parse_source
+from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
-from sedd_jax.data.streams import Stream, encode, heads, separated
+from sedd_jax.data.streams import Encoded, Stream, encode, heads, separated, token_dtype
 from sedd_jax.data.tokenizers import (
   GPT2_VOCAB_SIZE,
+  Alphabet,
   Bytes,
   Tokenizer,
+  UnknownCharacters,
   from_name,
   same_tokenizer,
 )
@@ -99,12 +101,11 @@ def load_dataset(
     FileNotFoundError: no such files.
   """
   faults = Faults(config.on_fault)
-  parts = _parts(config, faults)
+  opened = _parts(config, faults)
+  tokenizer, parts = _tokenized(opened, tokenizer or _tokenizer(opened, config))
   identity = _joined([part.identity for part in parts])
   if expected is not None:
     check_same(expected, identity)
-  if tokenizer is None:
-    tokenizer = _tokenizer(parts, config)
   train, heldout = (
     [part.read(side, tokenizer) for part in parts if side in part.sides] for side in SIDES
   )
@@ -138,23 +139,52 @@ class _Side:
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-  """A part of the corpus that is text: it is tokenized here, and its tokens are held in memory."""
+  """A part of the corpus that is text."""
 
   corpus: Corpus
   sides: Sequence[str]
   faults: Faults
 
-  @functools.cached_property
-  def identity(self) -> Mapping[str, Any]:
-    return identity_of(self.corpus, self.faults)
+  def encode(self, tokenizer: Tokenizer | Alphabet) -> "_Tokens":
+    """Reads all of it, once."""
+    identity, streams, unknown = Identity(self.corpus.name), {}, None
+    for side, pieces in zip(SIDES, self.corpus.sides(self.faults), strict=True):
+      watched = identity.watch(pieces)
+      try:
+        streams[side] = encode(separated(watched, tokenizer), tokenizer)
+      except UnknownCharacters as error:
+        unknown = unknown or error
+        collections.deque(watched, maxlen=0)  # The identity tells first if it is another corpus.
+    return _Tokens(identity.to_json(), self.sides, streams, unknown)
 
-  def texts(self) -> Iterator[str]:
-    return self.corpus.texts(self.faults)
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+  """A part that was text, as tokens in memory.
+
+  Attributes:
+    streams: of each side, in full only if there were no unknown characters.
+    unknown: the first error of the tokenizer.
+  """
+
+  identity: Mapping[str, Any]
+  sides: Sequence[str]
+  streams: Mapping[str, Encoded]
+  unknown: UnknownCharacters | None
 
   def read(self, side: str, tokenizer: Tokenizer) -> _Side:
-    pieces = self.corpus.pieces(side, self.faults)
-    encoded = encode(separated(pieces, tokenizer), tokenizer)
-    return _Side(encoded, encoded.characters)
+    del tokenizer  # It made them.
+    if self.unknown is not None:
+      raise self.unknown
+    return _Side(self.streams[side], self.streams[side].characters)
+
+  def renumbered(self, ids: np.ndarray) -> "_Tokens":
+    """The same with the token ids[i] for each token i."""
+    streams = {
+      side: dataclasses.replace(stream, tokens=ids[stream.tokens])
+      for side, stream in self.streams.items()
+    }
+    return dataclasses.replace(self, streams=streams)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +269,19 @@ def _joined(identities: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
   }
 
 
-def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenizer:
+def _tokenized(
+  parts: Sequence[_Text | _Shards], tokenizer: Tokenizer | Alphabet
+) -> tuple[Tokenizer, list["_Tokens | _Shards"]]:
+  """The tokenizer, and the parts with all text as its tokens."""
+  made = [part.encode(tokenizer) if isinstance(part, _Text) else part for part in parts]
+  if not isinstance(tokenizer, Alphabet):
+    return tokenizer, made
+  chars, ids = tokenizer.finish()
+  ids = ids.astype(token_dtype(chars.vocab_size))
+  return chars, [part.renumbered(ids) if isinstance(part, _Tokens) else part for part in made]
+
+
+def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenizer | Alphabet:
   """That of the prepared parts, which must be made as the config says; else a new one."""
   for part in parts:
     if isinstance(part, _Shards):
@@ -257,8 +299,7 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
           f"{undone!r}: set --config.data.detokenizer={undone}, or prepare the text again"
         )
       return part.prepared.tokenizer()
-  texts = (text for part in parts if isinstance(part, _Text) for text in part.texts())
-  return from_name(config.tokenizer, texts)
+  return Alphabet() if config.tokenizer == "chars" else from_name(config.tokenizer, ())
 
 
 def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:

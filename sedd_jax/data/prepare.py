@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,25 @@ from typing import Any
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
-from sedd_jax.data.prepared import FORMAT, MANIFEST, PREPARATION, SIDES, TOKENIZER, digest
+from sedd_jax.data.prepared import (
+  FORMAT,
+  MANIFEST,
+  PREPARATION,
+  SIDES,
+  TOKENIZER,
+  digest,
+  open_prepared,
+)
 from sedd_jax.data.shards import DOCUMENTS, TOKENS, write_shard, wrong_files
 from sedd_jax.data.sources import Piece
 from sedd_jax.data.streams import encode, groups, separated, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
+from sedd_jax.files.lock import FILE as LOCK
+from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.whole import PARTIAL, remove, sync, write_json, write_text
 
 # Characters in a shard.
 SHARD = 2**24
-_PARTIAL = ".partial"
 
 OnProgress = Callable[[int, int], None]  # Characters and tokens since the last call.
 
@@ -47,7 +58,7 @@ def prepare(
   *,
   workers: int = 1,
   shard: int = SHARD,
-  lock: Callable[[Path], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+  say: Callable[[str], None] = warnings.warn,
   on_progress: OnProgress = lambda characters, tokens: None,
 ) -> Mapping[str, Any]:
   """Makes a folder of shards, or goes on with one.
@@ -57,7 +68,7 @@ def prepare(
     folder: new, empty, or begun with the same settings.
     workers: processes that tokenize.
     shard: characters in a shard.
-    lock: keeps others out of the folder; it may leave a file `lock` there.
+    say: is told if the file system of the folder has no locks.
     on_progress: told of every shard.
 
   Returns:
@@ -84,10 +95,11 @@ def prepare(
     faults,
   )
   _check_folder(folder, settings)
-  folder.mkdir(parents=True, exist_ok=True)
-  with lock(folder):
-    _check_folder(folder, settings)  # Nobody can change it any more.
-    _write(folder / PREPARATION, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+  with FolderLock(folder, say, "--out"):
+    _check_folder(folder, settings)  # Again: nobody can change it any more.
+    for left in folder.glob(f"*{PARTIAL}*"):
+      remove(left)
+    write_json(folder / PREPARATION, settings)
     return _fill(config, folder, corpus, settings, workers, faults, on_progress)
 
 
@@ -103,15 +115,13 @@ def _fill(
   """Writes all shards that are not there, and then the manifest."""
   tokenizer = _tokenizer(corpus, config, folder, faults)
   spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
-  _write(folder / TOKENIZER, spec)
+  write_text(folder / TOKENIZER, spec)
   identity = Identity(corpus.name)
   sides: dict[str, Any] = {}
   with _pool(workers, spec) as submit:
-    for side in SIDES:
-      pieces = identity.watch(corpus.pieces(side, faults))
-      made = _make(
-        groups(separated(pieces, tokenizer), settings["shard"]), side, folder, submit, workers
-      )
+    for side, pieces in zip(SIDES, corpus.sides(faults), strict=True):
+      separate = separated(identity.watch(pieces), tokenizer)
+      made = _make(groups(separate, settings["shard"]), side, folder, submit, workers)
       shards = []
       for one in made:
         on_progress(one["characters"], one["tokens"])
@@ -132,9 +142,8 @@ def _fill(
   if not sides["train"]["tokens"]:
     raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
   manifest["sha256"] = digest(manifest)
-  text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-  _write(folder / MANIFEST, text)
-  return json.loads(text)
+  write_json(folder / MANIFEST, manifest)
+  return open_prepared(str(folder)).manifest
 
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -160,8 +169,8 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _may_stay(path: Path) -> bool:
   """Whether a file is what an attempt that ended at once has left."""
-  return path.suffix == _PARTIAL or (
-    path.name == "lock" and path.read_bytes()[:7] in (b"", b"process")
+  return path.suffix == PARTIAL or (
+    path.name == LOCK and path.read_bytes()[:7] in (b"", b"process")
   )
 
 
@@ -198,7 +207,7 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
       raise ValueError(f"{path}: the text is not the one that this shard was made of")
     if not wrong_files(path.parent, known):
       return known
-  partial = path.with_name(path.name + _PARTIAL)
+  partial = path.with_name(path.name + PARTIAL)
   try:
     made = write_shard(partial, encode(group, _TOKENIZER[0]))
   except RuntimeError as error:  # All that the array_record writer raises.
@@ -206,11 +215,11 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
   files = {}
   for suffix in (TOKENS, DOCUMENTS):
     here, there = (p.with_name(p.name + suffix) for p in (partial, path))
-    _sync(here)
+    sync(here)
     os.replace(here, there)
     files[there.name] = made["files"][here.name]
   made |= {"name": path.name, "files": files, "text_sha256": text.hexdigest()}
-  _write(file, json.dumps(made) + "\n")
+  write_text(file, json.dumps(made) + "\n")
   return made
 
 
@@ -255,16 +264,3 @@ def _here(function, *arguments) -> concurrent.futures.Future:
   future = concurrent.futures.Future()
   future.set_result(function(*arguments))
   return future
-
-
-def _write(path: Path, text: str) -> None:
-  """Writes a file at once: a kill leaves the old file or the new one."""
-  partial = path.with_name(path.name + _PARTIAL)
-  partial.write_text(text, encoding="utf-8")
-  _sync(partial)
-  os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-  with path.open("rb") as file:
-    os.fsync(file.fileno())

@@ -19,6 +19,7 @@ import numpy as np
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.shards import TOKENS, Shards, wrong_files
 from sedd_jax.data.tokenizers import Tokenizer, from_json
+from sedd_jax.files.manifest import hash_of
 
 MANIFEST, PREPARATION, TOKENIZER = "manifest.json", "preparation.json", "tokenizer.json"
 FORMAT = 1
@@ -99,9 +100,8 @@ def open_prepared(path: str) -> Prepared:
 
 
 def digest(manifest: Mapping[str, Any]) -> str:
-  """Hash of all that a manifest says but for this hash."""
-  content = {name: value for name, value in manifest.items() if name != "sha256"}
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  """The hash of a manifest without its own entry `sha256`."""
+  return hash_of({name: value for name, value in manifest.items() if name != "sha256"})
 
 
 def check(path: str) -> list[str]:

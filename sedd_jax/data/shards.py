@@ -7,7 +7,6 @@ which documents begin. Every record has its own hash, kept by the format and che
 import dataclasses
 import errno
 import functools
-import hashlib
 import os
 import resource
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.streams import Encoded
+from sedd_jax.files.manifest import sha256_of
 
 # Tokens in a record: a row of 1024 lies in one or two of them.
 RECORD = 2048
@@ -52,15 +52,11 @@ def write_shard(path: Path, encoded: Encoded) -> dict[str, Any]:
     "tokens": len(encoded),
     "documents": len(encoded.starts),
     "characters": encoded.characters,
-    "files": {file.name: describe_file(file) for file in (tokens, documents)},
+    "files": {
+      file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+      for file in (tokens, documents)
+    },
   }
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-  """Size and hash of a file."""
-  with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,5 +204,5 @@ def wrong_files(folder: Path, shard: Mapping[str, Any]) -> list[str]:
   return wrong_sizes(folder, shard) or [
     f"{folder / name} is not what was written: its hash differs"
     for name, known in shard["files"].items()
-    if describe_file(folder / name)["sha256"] != known["sha256"]
+    if sha256_of(folder / name) != known["sha256"]
   ]

@@ -1,13 +1,14 @@
-"""Sources: where documents come from. All of them are read piece by piece, as often as is needed.
+"""Sources: where documents come from. All of them are read piece by piece.
 
-A piece is a whole document or, where a document is long, a part of it, so that no more than a piece
-is ever held. Pieces are cut in front of white space that follows something else: there GPT-2's
-pre-tokenizer cuts too, so that pieces give the tokens of the whole. (A million characters without
-any are cut where they end.)
+A piece is a document, or a part of a long one, so that no more than a piece is ever held. Pieces
+are cut in front of white space that follows something else. GPT-2's pre-tokenizer cuts there too,
+so the pieces give the tokens of the whole. (A million characters without white space are cut where
+they end.)
 """
 
 import dataclasses
 import glob
+import itertools
 import json
 import lzma
 import os
@@ -86,13 +87,17 @@ class Files:
     name: comma-separated globs.
     text_field: of a .jsonl line.
 
-  Raises (pieces):
+  Raises (pieces, size):
     FileNotFoundError: a glob matches nothing.
     ValueError: a file is of another kind.
   """
 
   name: str
   text_field: str = "text"
+  # Characters of the text files that were read to their ends; 0 of those that could not be.
+  _sizes: dict[Path, int] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   def paths(self) -> list[Path]:
     """The files, sorted within each glob."""
@@ -107,21 +112,42 @@ class Files:
 
   def pieces(self, faults: Faults) -> Iterator[Piece]:
     for path in self.paths():
-      read = self._lines if _kind(path) == ".jsonl" else _text
-      if read is _text and faults.policy == "skip" and not _whole(path, faults):
-        continue
-      empty, before = True, faults.count
+      # With `skip`, no part of a document is used before all of it is known to be good.
+      if _is_lines(path) or faults.policy == "fail" or self._size(path, faults):
+        yield from self._pieces(path, faults)
+
+  def size(self, faults: Faults) -> int:
+    """The characters of all documents."""
+    return sum(self._size(path, faults) for path in self.paths())
+
+  def _pieces(self, path: Path, faults: Faults) -> Iterator[Piece]:
+    empty, before = True, faults.count
+    try:
+      for piece in self._lines(path, faults) if _is_lines(path) else _text(path):
+        empty = False
+        yield piece
+    except InputFault:
+      raise
+    except _UNREADABLE as error:
+      faults.report(str(path), error)
+    else:
+      if empty and faults.count == before:
+        faults.report(str(path), "the file has no text")
+
+  def _size(self, path: Path, faults: Faults) -> int:
+    """The characters of a file; 0 of a text file that cannot be read to its end."""
+    if _is_lines(path):
+      return sum(len(piece.text) for piece in self._pieces(path, faults))
+    if path not in self._sizes:
+      size, fault = 0, "the file has no text"
       try:
-        for piece in read(path, faults):
-          empty = False
-          yield piece
-      except InputFault:
-        raise
+        size = sum(len(piece.text) for piece in _text(path))
       except _UNREADABLE as error:
-        faults.report(str(path), error)
-      else:
-        if empty and faults.count == before:
-          faults.report(str(path), "the file has no text")
+        fault = error
+      if not size:
+        faults.report(str(path), fault)
+      self._sizes[path] = size
+    return self._sizes[path]
 
   def _lines(self, path: Path, faults: Faults) -> Iterator[Piece]:
     with open_any(path) as file:
@@ -274,17 +300,34 @@ class Cut:
     return self.source.name
 
   def pieces(self, faults: Faults) -> Iterator[Piece]:
-    position, inside = 0, False
-    for piece in self.source.pieces(faults):
-      stop = position + len(piece.text)
-      text = piece.text[max(0, self.first - position) : max(0, self.last - position)]
-      ends = piece.ends or stop >= self.last
+    return Reading(self.source.pieces(faults)).cut(self.first, self.last)
+
+
+class Reading:
+  """One reading of a source, for cuts that follow each other.
+
+  Args:
+    pieces: of the source, from the first on.
+  """
+
+  def __init__(self, pieces: Iterator[Piece]):
+    self._pieces, self._position = pieces, 0
+    self._held: list[Piece] = []  # The last piece of a cut: the next one may begin in it.
+
+  def cut(self, first: int, last: int) -> Iterator[Piece]:
+    """The characters [first, last), as `Cut` gives them; cuts are read to their ends, in order."""
+    inside = False
+    for piece in itertools.chain(self._held, self._pieces):
+      stop = self._position + len(piece.text)
+      text = piece.text[max(0, first - self._position) : max(0, last - self._position)]
+      ends = piece.ends or stop >= last
       if text or (inside and ends):
         yield Piece(text, not inside, ends)
         inside = not ends
-      position = stop
-      if position >= self.last:
+      if stop >= last:
+        self._held = [piece]
         return
+      self._position = stop
 
 
 def _globbed(name: str) -> list[Path]:
@@ -317,8 +360,7 @@ def cut_document(text: str) -> Iterator[Piece]:
   yield Piece(text, begins, True)
 
 
-def _text(path: Path, faults: Faults) -> Iterator[Piece]:
-  del faults
+def _text(path: Path) -> Iterator[Piece]:
   held, begins = "", True
   with open_any(path, text=True) as file:
     while read := file.read(PIECE):
@@ -342,20 +384,12 @@ def _last_cut(text: str) -> int | None:
   return None
 
 
-def _whole(path: Path, faults: Faults) -> bool:
-  """Reads a file to its end: no part of a document is used before all of it is known to be good."""
-  try:
-    with open_any(path, text=True) as file:
-      while file.read(PIECE):
-        pass
-  except _UNREADABLE as error:
-    faults.report(str(path), error)
-    return False
-  return True
-
-
 def _kind(path: Path) -> str:
   return Path(path.stem).suffix if path.suffix in OPENERS else path.suffix
+
+
+def _is_lines(path: Path) -> bool:
+  return _kind(path) == ".jsonl"
 
 
 def _field(record: Any, name: str) -> str:

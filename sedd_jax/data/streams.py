@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from sedd_jax.data.sources import SEPARATOR, Piece
-from sedd_jax.data.tokenizers import Tokenizer
+from sedd_jax.data.tokenizers import Alphabet, Tokenizer
 
 # Characters that are tokenized together: enough for all cores, little to hold.
 _GROUP = 2**22
@@ -58,12 +58,13 @@ class Encoded:
     return np.where(inside, tokens, 0), inside
 
 
-def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
+def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
   """Tokenizes pieces as they stand; EOS follows every document if the tokenizer has one."""
   parts, starts, position, characters = [], [], 0, 0
-  dtype = token_dtype(tokenizer.vocab_size)
   for group in groups(pieces, _GROUP):
-    for piece, tokens in zip(group, tokenizer.encode_batch([p.text for p in group]), strict=True):
+    encoded = tokenizer.encode_batch([piece.text for piece in group])
+    dtype = token_dtype(tokenizer.vocab_size)  # An `Alphabet` grows.
+    for piece, tokens in zip(group, encoded, strict=True):
       if piece.begins:
         starts.append(position)
       if piece.ends and tokenizer.eos_id is not None:
@@ -71,11 +72,11 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Encoded:
       parts.append(tokens.astype(dtype))
       position += len(tokens)
       characters += len(piece.text)
-  tokens = np.concatenate([np.zeros(0, dtype), *parts])
+  tokens = np.concatenate([np.zeros(0, token_dtype(tokenizer.vocab_size)), *parts])
   return Encoded(tokens, np.array(starts, np.int64), characters)
 
 
-def separated(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+def separated(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Iterator[Piece]:
   """Puts a blank line in front of every document but the first, unless the tokenizer has EOS."""
   first = True
   for piece in pieces:

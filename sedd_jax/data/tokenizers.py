@@ -1,7 +1,7 @@
 """Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
 
-import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 from sedd_jax.data.compression import OPENERS, open_any
 from sedd_jax.data.hub import read_from_hub
 from sedd_jax.data.wordpiece import WordPiece
+from sedd_jax.files.manifest import hash_of
 
 GPT2_VOCAB_SIZE = 50_257
 EOS = "<|endoftext|>"
@@ -59,11 +60,15 @@ class Tokenizer(Protocol):
     ...
 
 
+class UnknownCharacters(ValueError):
+  """Text has characters that a tokenizer does not have; the message names them."""
+
+
 class Chars:
   """One token per character of a fixed set.
 
   Raises (encode):
-    ValueError: a character is not in the set; the message names it.
+    UnknownCharacters: a character is not in the set.
   """
 
   eos_id = None
@@ -97,7 +102,7 @@ class Chars:
       named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
       named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
       what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
-      raise ValueError(
+      raise UnknownCharacters(
         f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
       )
     return ids
@@ -113,6 +118,35 @@ class Chars:
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "chars", "characters": self.characters}
+
+
+class Alphabet:
+  """`Chars` while its characters are being found: a new character gets the next id.
+
+  Attributes:
+    vocab_size: characters so far.
+  """
+
+  eos_id = None
+
+  def __init__(self):
+    self.vocab_size = 0
+    self._ids = np.full(sys.maxunicode + 1, -1, np.int32)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [self._encode(text) for text in texts]
+
+  def _encode(self, text: str) -> np.ndarray:
+    points = _code_points(text)
+    new = np.unique(points[self._ids[points] < 0])
+    self._ids[new] = self.vocab_size + np.arange(len(new))
+    self.vocab_size += len(new)
+    return self._ids[points]
+
+  def finish(self) -> tuple[Chars, np.ndarray]:
+    """The tokenizer of all characters so far, and int[V]: its id for each id here."""
+    points = np.flatnonzero(self._ids >= 0)
+    return Chars("".join(map(chr, points))), np.argsort(self._ids[points])
 
 
 class Bytes:
@@ -221,7 +255,7 @@ def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
 
 def fingerprint(tokenizer: Tokenizer) -> str:
   """A SHA-256, equal for tokenizers that give the same tokens, however they were written down."""
-  return hashlib.sha256(json.dumps(_meaning(tokenizer), sort_keys=True).encode()).hexdigest()
+  return hash_of(_meaning(tokenizer))
 
 
 def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,30 +1,26 @@
 """The folder of an evaluation: its settings, and its report when it is whole."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.files import lock
+from sedd_jax.files.whole import PARTIAL, write_json
+
 SETTINGS = "settings.json"
 REPORT = "evaluation.json"
-_PARTIAL = ".partial"
 
 
-def open_folder(
-  folder: Path, settings: Mapping[str, Any], *, allowed: str
-) -> dict[str, Any] | None:
-  """Starts an evaluation in a folder, or goes on with the one there.
-
-  The caller sees to it that no other process works there.
+def open_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Starts an evaluation in a folder, or continues the one there.
 
   Args:
-    folder: is there.
-    settings: of all that the numbers depend on; written first.
-    allowed: a file that may lie in a new folder, the lock.
+    folder: it exists, and the caller holds its lock.
+    settings: all that the numbers depend on; written first.
 
   Returns:
-    The report, where the evaluation is whole.
+    The report if the evaluation is complete, else None.
 
   Raises:
     FileExistsError: the folder holds something else.
@@ -45,21 +41,15 @@ def open_folder(
         + "\nGo on with those, or choose a new --out."
       )
     return _read(folder / REPORT) if (folder / REPORT).is_file() else None
-  if any(path.name != allowed and path.suffix != _PARTIAL for path in folder.iterdir()):
+  if any(path.name != lock.FILE and path.suffix != PARTIAL for path in folder.iterdir()):
     raise FileExistsError(f"{folder} is not empty and holds no evaluation: choose a new --out")
-  _write(folder / SETTINGS, settings)
+  write_json(folder / SETTINGS, settings)
   return None
 
 
 def close_folder(folder: Path, report: Mapping[str, Any]) -> None:
-  """Writes the report: the evaluation is whole."""
-  _write(folder / REPORT, report)
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-  partial = path.with_name(path.name + _PARTIAL)
-  partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-  os.replace(partial, path)
+  """Writes the report, which marks the evaluation as complete."""
+  write_json(folder / REPORT, report)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Estimates of rows on disk: a file that grows batch by batch, and that a killed run goes on with.
+"""A file with the estimates of rows, which grows batch by batch; a killed run continues it.
 
 G: independent estimates of each row.
 """
@@ -6,7 +6,6 @@ G: independent estimates of each row.
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.diffusion import Terms
+from sedd_jax.files.lines import GrowingFile
 
-_PART = ".part"
 _NAMES = ("low", "main", "high")
 
 
@@ -38,79 +37,65 @@ class Estimates:
 class RowFile:
   """A JSON Lines file, beside its name as `NAME.part` until it is whole; a context manager.
 
-  The first line says what it is of; each further one holds the estimates of a row. The caller sees
-  to it that no other process writes there.
+  The first line is the header; each further one holds the estimates of a row. The caller holds a
+  lock on the folder.
 
   Args:
     path: the file.
-    header: what it is of; must be the same when it is opened again.
+    header: what the estimates depend on; must be the same when it is opened again.
 
   Attributes:
-    there: what was in it when it was opened.
-    whole: whether nothing is missing.
+    there: the estimates it held when it was opened.
 
   Raises:
-    ValueError: what is there is of something else, or is no such file.
+    ValueError: the file has another header, or is no such file.
   """
 
   def __init__(self, path: Path, header: Mapping[str, Any]):
-    self._path, self._part = path, path.with_name(path.name + _PART)
     self._header = json.loads(json.dumps(header))
-    self.whole = path.exists()
-    self._file = (path if self.whole else self._part).open("rb" if self.whole else "a+b")
+    self._lines = GrowingFile(path)
     try:
       self.there = self._read()
       self._count = len(self.there)
     except ValueError:
-      self._file.close()
+      self._lines.file.close()
       raise
 
   def __enter__(self) -> "RowFile":
     return self
 
   def __exit__(self, *exception) -> None:
-    self._file.close()
+    self._lines.file.close()
+
+  @property
+  def whole(self) -> bool:
+    """Whether no row is missing."""
+    return self._lines.whole
 
   def append(self, estimates: Estimates) -> None:
     """Adds the estimates of the next rows; on disk when it returns."""
     count = len(estimates)
-    self._write(
-      *(
-        {
-          "row": self._count + i,
-          **{name: getattr(estimates.terms, name)[:, i].tolist() for name in _NAMES},
-          "seconds": estimates.seconds / count,
-        }
-        for i in range(count)
-      )
+    rows = (
+      {
+        "row": self._count + i,
+        **{name: getattr(estimates.terms, name)[:, i].tolist() for name in _NAMES},
+        "seconds": estimates.seconds / count,
+      }
+      for i in range(count)
     )
+    self._lines.append(*map(json.dumps, rows))
     self._count += count
 
   def finish(self) -> None:
     """Gives the whole file its name."""
-    os.replace(self._part, self._path)
-    self.whole = True
-
-  def _write(self, *lines: Mapping[str, Any]) -> None:
-    self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    self._lines.finish()
 
   def _read(self) -> Estimates:
-    """What is there; a line that a kill left incomplete is cut off."""
-    self._file.seek(0)
-    lines, end = [], 0
-    for line in self._file:
-      if not line.endswith(b"\n"):
-        break
-      lines.append(self._parsed(line))
-      end += len(line)
-    if not self.whole:
-      self._file.truncate(end)
-      self._file.seek(end)
-      if not lines:
-        self._write(self._header)
-        lines = [self._header]
+    """The estimates in the file; a new file gets its header."""
+    lines = [self._parsed(line) for line in self._lines.lines()]
+    if not lines and not self.whole:
+      self._lines.append(json.dumps(self._header))
+      lines = [self._header]
     if not lines or lines[0] != self._header:
       changed = [
         f"  {key}: {(lines[0] if lines else {}).get(key)!r} -> {value!r}"
@@ -118,12 +103,12 @@ class RowFile:
         if not lines or lines[0].get(key) != value
       ]
       raise ValueError(
-        f"{self._file.name} holds estimates of something else:\n" + "\n".join(changed)
+        f"{self._lines.path} holds estimates of something else:\n" + "\n".join(changed)
       )
     try:
       return self._joined(lines[1:])
     except (KeyError, TypeError, ValueError) as error:
-      raise ValueError(f"{self._file.name} is damaged: {error}") from error
+      raise ValueError(f"{self._lines.path} is damaged: {error}") from error
 
   @staticmethod
   def _joined(rows: list[Any]) -> Estimates:
@@ -138,4 +123,4 @@ class RowFile:
     with contextlib.suppress(ValueError):
       if isinstance(found := json.loads(line), dict):
         return found
-    raise ValueError(f"{self._file.name} is no file of estimates: {line[:80]!r}")
+    raise ValueError(f"{self._lines.path} is no file of estimates: {line[:80]!r}")

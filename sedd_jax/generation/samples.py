@@ -3,22 +3,21 @@
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sedd_jax.files.lines import GrowingFile
+from sedd_jax.files.lock import take
 from sedd_jax.generation.generator import Generation, OnProgress
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
-from sedd_jax.training.lock import take
 
 # Numbers of samples, and the samples.
 Batches = Iterator[tuple[Sequence[int], Generation]]
-_PART = ".part"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,25 +202,21 @@ class SampleFile:
 
   def __init__(self, path: Path, model: LanguageModel, request: SampleRequest):
     check_path(path)
-    self._path, self._model, self._request = path, model, request
-    self._part = path.with_name(path.name + _PART)
-    self._file = self._part.open("a+b")
+    self._model, self._request = model, request
+    self._lines = GrowingFile(path)
     try:
-      take(self._file)
-      self.there = self._whole_lines()
+      take(self._lines.file)
+      self.there = self._checked_lines()
     except BlockingIOError:
-      self._file.close()
-      raise BlockingIOError(f"another process writes {self._part}") from None
+      self._lines.file.close()
+      raise BlockingIOError(f"another process writes {self._lines.path}") from None
     except ValueError:
-      self._file.close()
+      self._lines.file.close()
       raise
 
   def write(self, numbers: Sequence[int], made: Generation) -> None:
     """Adds samples; they are on disk when it returns."""
-    lines = records(self._model, self._request, numbers, made)
-    self._file.write("".join(to_line(line) + "\n" for line in lines).encode())
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    self._lines.append(*map(to_line, records(self._model, self._request, numbers, made)))
 
   def close(self) -> None:
     """Gives the complete file its name.
@@ -229,23 +224,16 @@ class SampleFile:
     Raises:
       FileExistsError: a file of that name has appeared; the samples stay in `NAME.part`.
     """
-    os.link(self._part, self._path)  # Unlike a rename, never replaces a file.
-    self._part.unlink()
-    self._file.close()
+    self._lines.finish_new()
+    self._lines.file.close()
 
-  def _whole_lines(self) -> int:
-    """The number of whole lines, checked; an incomplete last line is cut off."""
+  def _checked_lines(self) -> int:
+    """The number of lines that are there; each is checked."""
     numbers = iter(self._request.numbers)
-    end = count = 0
-    self._file.seek(0)
-    for line in self._file:
-      if not line.endswith(b"\n"):
-        break
+    count = 0
+    for line in self._lines.lines():
       self._check(line, next(numbers, None))
-      end += len(line)
       count += 1
-    self._file.truncate(end)
-    self._file.seek(end)
     return count
 
   def _check(self, line: bytes, number: int | None) -> None:
@@ -255,7 +243,7 @@ class SampleFile:
       same = found["settings"] == _settings(self._model, self._request)
       tokens = np.array(found["tokens"], np.int32)
     except (ValueError, KeyError, TypeError):
-      raise ValueError(f"{self._part} is no file of samples: {line[:80]!r}") from None
+      raise ValueError(f"{self._lines.path} is no file of samples: {line[:80]!r}") from None
     same &= number is not None and (index, seed) == (number, self._request.seed)
     if number is not None:
       wanted = self._request.template(number)
@@ -263,7 +251,7 @@ class SampleFile:
       same = same and bool((tokens == wanted.tokens)[wanted.given].all())
     if not same:
       raise ValueError(
-        f"{self._part} holds sample {index} of seed {seed} with {len(tokens)} tokens and "
+        f"{self._lines.path} holds sample {index} of seed {seed} with {len(tokens)} tokens and "
         f"{found['settings']} for {template!r}, not sample {number} of this request: use another "
         "--out, or remove it"
       )

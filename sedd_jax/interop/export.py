@@ -1,16 +1,13 @@
 """A model as a folder to publish, in our layout or the original's."""
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from sedd_jax.files.whole import whole
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
 from sedd_jax.interop.card import model_card
@@ -32,7 +29,7 @@ def export(
 ) -> Path:
   """Writes a model: config.json, model.safetensors, README.md, and the tokenizer if it has one.
 
-  The folder appears whole or not at all: files are written beside it first. The weights are
+  The folder appears whole or not at all. The weights are
   float32, without padding, and equal to the model's to the bit.
 
   Args:
@@ -56,7 +53,10 @@ def export(
   folder = Path(folder)
   _check_target(folder, layout)
   config = exported_config(model) if layout == "sedd_jax" else original_config(model)
-  with _whole(folder) as partial:
+  target = folder.resolve()  # A link to an empty folder stays a link.
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with whole(target) as partial:
+    partial.mkdir()
     write_weights(partial, _tensors(model, layout))
     _write_json(partial / "config.json", config)
     if model.tokenizer is not None:
@@ -109,20 +109,3 @@ def _tensors(model: Model, layout: str) -> Tensors:
 def _write_json(file: Path, value: object) -> None:
   text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
   file.write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-  """A folder beside the target that takes its place at the end, or goes."""
-  folder = folder.resolve()  # A link to an empty folder stays a link.
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-  try:
-    yield partial
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone.
-    os.rename(partial, folder)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.files.whole import whole
 from sedd_jax.reports import markdown, page
 from sedd_jax.reports.report import Report, differing
 from sedd_jax.reports.run import Run
@@ -57,13 +58,9 @@ def write_report(report: Report, path: Path, *, made: float, version: str) -> No
       text = markdown.markdown_of(report, made=made, version=version)
     case _:
       text = json.dumps(report_json(report, made, version), indent=2, ensure_ascii=False) + "\n"
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-  try:
+  with whole(path) as partial:
     partial.write_text(text, encoding="utf-8")
-    check_report_path(path)  # Nothing is lost, also not what came while we wrote.
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+    check_report_path(path)  # Another file may have appeared meanwhile.
 
 
 def report_json(report: Report, made: float, version: str) -> dict[str, Any]:

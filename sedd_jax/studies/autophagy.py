@@ -27,13 +27,15 @@ from sedd_jax.data import Dataset, Tokenizer, load_dataset
 from sedd_jax.data.tokenizers import Chars
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.quality import flat, quality
+from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.whole import write_text
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.samples import SampleRequest, write_samples
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import blank
 from sedd_jax.interop.load import load
 from sedd_jax.studies.loop import GenerationsConfig, Loop
-from sedd_jax.training import lock, rundir
+from sedd_jax.training import rundir
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 from sedd_jax.training.operations import Operations
@@ -74,8 +76,8 @@ def run_loop(loop: Loop, workdir: Path, operations: Operations, say: Callable[[s
       f"--workdir={workdir} holds {' '.join(special)}, which mean something in data.files: choose "
       "another name"
     )
-  with lock.FolderLock(workdir, say):
-    open_folder(workdir, _identity(loop), allowed=lock.FILE)
+  with FolderLock(workdir, say):
+    open_folder(workdir, _identity(loop))
     real = load_dataset(loop.data)
     _check_text(generations, real)
     rows = []
@@ -138,7 +140,7 @@ def _real_text(text: Path, number: int, generations: GenerationsConfig, real: Da
 def _write_text(file: Path, rows: np.ndarray, tokenizer: Tokenizer) -> Path:
   """The file with the concatenated text of rows: cut again, it gives the same rows."""
   if not file.exists():
-    rundir.write_text(file, "".join(tokenizer.decode(row) for row in rows))
+    write_text(file, "".join(tokenizer.decode(row) for row in rows))
   return file
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.likelihood import weights_hash
+from sedd_jax.files.lock import FolderLock
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.interop.load import load
 from sedd_jax.studies.setup import EvaluationSetup
-from sedd_jax.training import lock
 from sedd_jax.training.rundir import versions
 
 Say = Callable[[str], None]
@@ -141,8 +141,8 @@ def in_folder(
   identity = {name: getattr(config, name) for name in _IDENTITY}
   identity["judge_weights"] = weights_hash(setup.model.params)
   identity["weights"] = {name: weights_hash(model.params) for name, model in models.items()}
-  with lock.FolderLock(folder, say, "--out"):
-    report = open_folder(folder, {**settings, **identity}, allowed=lock.FILE)
+  with FolderLock(folder, say, "--out"):
+    report = open_folder(folder, {**settings, **identity})
     if report is None:
       report = {**make(folder), "versions": versions()}
       close_folder(folder, report)

@@ -23,11 +23,11 @@ from sedd_jax.evaluation.likelihood import (
   weights_hash,
 )
 from sedd_jax.evaluation.suites import SUITES, Protocol
+from sedd_jax.files.lock import FolderLock
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel, Model
 from sedd_jax.interop.load import load
 from sedd_jax.studies.study import Say
-from sedd_jax.training import lock
 from sedd_jax.training.rundir import versions
 
 _PROGRESS_SECONDS = 10.0
@@ -147,8 +147,8 @@ def evaluate_suite(config: SuiteConfig, say: Say) -> dict[str, Any]:
     folder = None
     if config.out is not None:
       folder = Path(config.out)
-      stack.enter_context(lock.FolderLock(folder, say, "--out"))
-      done = open_folder(folder, settings, allowed=lock.FILE)
+      stack.enter_context(FolderLock(folder, say, "--out"))
+      done = open_folder(folder, settings)
       # A text from another source may differ: then it is read and compared with the rows.
       if done and all(one["source"] == config.sources().get(one["set"]) for one in done["results"]):
         return done

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from sedd_jax.files.whole import write_text
 from sedd_jax.training import rundir
 from sedd_jax.training.console import report_write_errors
 from sedd_jax.training.run import Run
@@ -60,7 +61,7 @@ def _preview(run: Run, step: int) -> None:
   text = run.reporter.samples(run.state.average, 1)[0]
   if run.lead:
     with report_write_errors(run.console.say):
-      rundir.write_text(run.workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
+      write_text(run.workdir / rundir.SAMPLES / f"step_{step:08d}.txt", text + "\n")
   run.console.say(f"step {step} sample: {_one_line(text)}")
 
 

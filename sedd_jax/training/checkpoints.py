@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from sedd_jax.files import manifest
+from sedd_jax.files.whole import PARTIAL, remove, sync
 from sedd_jax.models import Params, Transformer
 from sedd_jax.models.layers import flat
 from sedd_jax.parallel import processes
-from sedd_jax.training import manifest
 from sedd_jax.training.state import TrainState, merged, split
 
 FOLDER = "checkpoints"
 
-_PARTIAL = ".partial"
 _HELD = "held"
 _NAMES = "names.json"
 # For Orbax's own files beside the arrays.
@@ -188,7 +188,7 @@ class Checkpoints:
     return json.loads(file.read_text()) if file.is_file() else []
 
   def _save_held(self, state: TrainState) -> None:
-    partial = self._folder / f"{_HELD}{_PARTIAL}"
+    partial = self._folder / f"{_HELD}{PARTIAL}"
     ocp.save_checkpointables(
       str(partial), {_HELD: {_HELD: jax.jit(self._network.unpad)(state.held)}}
     )
@@ -196,7 +196,7 @@ class Checkpoints:
       (partial / _NAMES).write_text(json.dumps(list(flat(state.held))))
       manifest.write_manifest(partial)
       partial.rename(self._folder / _HELD)
-      manifest.flush_folder(self._folder)
+      sync(self._folder)
     processes.barrier("held weights are saved")
 
   def _load_held(self, stored: Params, like: Params) -> Params:
@@ -222,7 +222,7 @@ class Checkpoints:
     return {name: jax.tree.map(_placed, x, getattr(like, name)) for name, x in abstract.items()}
 
   def _partial(self, step: int) -> Path:
-    return self._folder / f"{step}{_PARTIAL}"
+    return self._folder / f"{step}{PARTIAL}"
 
   def _trouble(self, size: int) -> str | None:
     """Why `size` bytes cannot be written, as far as that is known before; else None."""
@@ -245,7 +245,7 @@ class Checkpoints:
         if (self._folder / str(step)).exists():
           self._set_aside(step)
         self._partial(step).rename(self._folder / str(step))
-        manifest.flush_folder(self._folder)
+        sync(self._folder)
         self._whole.add(step)
         self._remove_old()
     except (OSError, ValueError) as error:  # Orbax's RESOURCE_EXHAUSTED is a ValueError.
@@ -258,8 +258,8 @@ class Checkpoints:
 
   def _sweep(self) -> None:
     """Removes what failed or killed saves have left."""
-    for path in self._folder.glob(f"*{_PARTIAL}*"):
-      shutil.rmtree(path, ignore_errors=True)
+    for path in self._folder.glob(f"*{PARTIAL}*"):
+      remove(path)
 
   def _remove_old(self) -> None:
     """Removes checkpoints older than the latest whole ones that are kept."""
@@ -271,7 +271,7 @@ class Checkpoints:
         count += step in self._whole
       elif not self._keep_every or step % self._keep_every:
         # Renamed first: a kill must not leave half a checkpoint under this name.
-        doomed = self._folder / f"{step}.old{_PARTIAL}"
+        doomed = self._folder / f"{step}.old{PARTIAL}"
         (self._folder / str(step)).rename(doomed)
         shutil.rmtree(doomed)
 
@@ -335,7 +335,7 @@ def check_room(folder: Path, size: int) -> None:
   Raises:
     OSError: not so; the message says which.
   """
-  probe = folder / f"probe{_PARTIAL}"
+  probe = folder / f"probe{PARTIAL}"
   try:
     free = shutil.disk_usage(folder).free
     if free < (needed := size + _MARGIN_BYTES):

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sedd_jax.files.whole import write_json, write_text
 from sedd_jax.parallel import processes
 from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER
@@ -76,8 +77,8 @@ def _write_report(run: Run, bound: Mapping[str, float], texts: Sequence[str]) ->
   """Writes the final samples and the final bound."""
   step = int(run.state.step)
   samples = "\n".join(f"--- sample {i}\n{text}" for i, text in enumerate(texts))
-  rundir.write_text(run.workdir / rundir.SAMPLES / f"final_{step:08d}.txt", samples + "\n")
-  rundir.write_json(run.workdir / rundir.EVALUATION, {"step": step, **bound})
+  write_text(run.workdir / rundir.SAMPLES / f"final_{step:08d}.txt", samples + "\n")
+  write_json(run.workdir / rundir.EVALUATION, {"step": step, **bound}, sort_keys=True)
 
 
 def _draw_curve(run: Run) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data import Batches
+from sedd_jax.files.whole import write_json
 from sedd_jax.parallel import processes
-from sedd_jax.training import rundir
 from sedd_jax.training.program import Program
 from sedd_jax.training.progress import Progress
 
@@ -92,7 +92,7 @@ class NonfiniteSteps:
     }
     try:
       file.parent.mkdir(exist_ok=True)
-      rundir.write_json(file, content)
+      write_json(file, content, sort_keys=True)
     except OSError as error:
       return f"Its batch could not be written to {file}: {error.strerror}"
     return f"Its batch is in {file}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Batches, Dataset, Tokenizer, from_json, load_dataset
+from sedd_jax.files.lock import FolderLock
 from sedd_jax.parallel import processes
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import Checkpoints, check_room, load_meta, room_note
@@ -18,7 +19,6 @@ from sedd_jax.training.console import RunConsole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.feed import Feed
 from sedd_jax.training.initialization import Initialization, Load
-from sedd_jax.training.lock import FolderLock
 from sedd_jax.training.metrics import MetricsWriter, NoMetrics, metrics_writer
 from sedd_jax.training.operations import Operations, Profile, Watchdog
 from sedd_jax.training.program import Program, mesh_of

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -13,7 +12,8 @@ from typing import Any
 
 import jax
 
-from sedd_jax.training import lock
+from sedd_jax.files import lock
+from sedd_jax.files.whole import PARTIAL, write_json
 from sedd_jax.training.experiment import Experiment
 
 CONFIG = "config.json"
@@ -23,7 +23,6 @@ VERSIONS = "versions.json"
 EVALUATION = "evaluation.json"
 SAMPLES = "samples"
 
-_PARTIAL = ".partial"
 _SHARED_SECONDS = 60.0
 # Number of differences that a message lists: a tokenizer has thousands of entries.
 _SHOWN = 20
@@ -58,7 +57,7 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
     _check_same(stored, experiment, workdir)
     return stored
   if workdir.is_dir() and any(
-    path.suffix != _PARTIAL and path.name != lock.FILE for path in workdir.iterdir()
+    path.suffix != PARTIAL and path.name != lock.FILE for path in workdir.iterdir()
   ):
     raise FileExistsError(
       f"--workdir={workdir} is not empty and holds no run of ours: choose a new directory"
@@ -84,10 +83,10 @@ def read_json(workdir: Path, name: str) -> Any:
 def write_run(workdir: Path, meta: Mapping[str, Any]) -> None:
   """Writes the files that identify a run. The config is first: it marks the directory as a run."""
   (workdir / SAMPLES).mkdir(parents=True, exist_ok=True)
-  write_json(workdir / CONFIG, meta["config"])
-  write_json(workdir / CORPUS, meta["corpus"])
-  write_json(workdir / TOKENIZER, meta["tokenizer"])
-  write_json(workdir / VERSIONS, versions())
+  write_json(workdir / CONFIG, meta["config"], sort_keys=True)
+  write_json(workdir / CORPUS, meta["corpus"], sort_keys=True)
+  write_json(workdir / TOKENIZER, meta["tokenizer"], sort_keys=True)
+  write_json(workdir / VERSIONS, versions(), sort_keys=True)
 
 
 def check_meta(
@@ -148,18 +147,6 @@ def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
       f"process {jax.process_index()} does not run what process 0 runs: {', '.join(other)} in "
       f"{workdir} differ from what it was given. All processes need the same flags and text"
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes a JSON file at once: a kill leaves the old file or the new one."""
-  write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a text file at once."""
-  partial = path.with_name(path.name + _PARTIAL)
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)
 
 
 def versions() -> dict[str, str]:

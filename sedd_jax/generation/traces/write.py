@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sedd_jax.data import Tokenizer
+from sedd_jax.files.whole import whole
 from sedd_jax.generation.traces.cells import Cells, cells_of
 from sedd_jax.generation.traces.gif import gif_of
 from sedd_jax.generation.traces.page import page_of
@@ -28,14 +29,10 @@ def write_trace(trace: Trace, path: Path, tokenizer: Tokenizer | None) -> None:
     FileNotFoundError: the folder does not exist.
   """
   check_trace_path(path)
-  whole = _render(path.suffix, trace, cells_of(trace, tokenizer))
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-  try:
-    partial.write_bytes(whole)
-    check_trace_path(path)  # Nothing is lost, also not what came while we drew.
-    partial.rename(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  content = _render(path.suffix, trace, cells_of(trace, tokenizer))
+  with whole(path) as partial:
+    partial.write_bytes(content)
+    check_trace_path(path)  # Another file may have appeared meanwhile.
 
 
 def check_trace_path(path: Path) -> None:

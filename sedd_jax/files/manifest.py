@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what tells a whole one from a damaged one.
+"""The manifest of a folder: what tells a whole one from a damaged one.
 
-Neither the file system nor Orbax notices a flipped bit in a saved array. The manifest holds size
-and SHA-256 of every file, and is the last file that a save writes.
+No file system notices a flipped bit in a saved array. The manifest holds size and SHA-256 of every
+file. It is the last file that a save writes: a folder without one is not whole.
 """
 
 import concurrent.futures
@@ -9,6 +9,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+from sedd_jax.files.whole import sync, write_text
 
 FILE = "manifest.json"
 
@@ -17,23 +20,21 @@ _THREADS = min(8, os.cpu_count() or 1)  # hashlib lets go of the interpreter's l
 
 
 def write_manifest(folder: Path) -> None:
-  """Brings all files of a folder to the disk, and then writes down what they are."""
-  paths = _files(folder)
+  """Brings all files of a folder to the disk, then writes size and hash of each."""
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    found = pool.map(lambda path: _describe(path, flush=True), paths)
+    found = pool.map(_synced, paths)
   files = {str(path.relative_to(folder)): entry for path, entry in zip(paths, found, strict=True)}
-  with (folder / FILE).open("x", encoding="utf-8") as file:
-    json.dump({"version": _VERSION, "files": files, "sha256": _digest(files)}, file)
-    file.flush()
-    os.fsync(file.fileno())
+  manifest = {"version": _VERSION, "files": files, "sha256": hash_of(files)}
+  write_text(folder / FILE, json.dumps(manifest))
   for part in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-    flush_folder(part)
+    sync(part)
 
 
 def faults(folder: Path) -> list[str]:
   """What is wrong with a folder, one text for each file, naming it; empty if it is whole.
 
-  Files that the manifest does not know are none of its business.
+  Files that the manifest does not name are not looked at.
   """
   try:
     manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -47,39 +48,27 @@ def faults(folder: Path) -> list[str]:
   return [fault for fault in found if fault]
 
 
-def flush_folder(folder: Path) -> None:
-  """Brings the names in a folder to the disk."""
-  number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    os.fsync(number)
-  finally:
-    os.close(number)
+def sha256_of(path: Path) -> str:
+  """The SHA-256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_of(value: Any) -> str:
+  """The SHA-256 of a value, as JSON with sorted keys."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _entries(manifest):
   files = manifest["files"]
-  if manifest["version"] != _VERSION or manifest["sha256"] != _digest(files):
+  if manifest["version"] != _VERSION or manifest["sha256"] != hash_of(files):
     raise ValueError("another version, or other bytes than were written")
   return files.items()
 
 
-def _digest(files) -> str:
-  """Of the manifest itself."""
-  return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-  return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _describe(path: Path, *, flush: bool = False) -> dict[str, int | str]:
-  with path.open("rb") as file:
-    if flush:
-      os.fsync(file.fileno())
-    return {
-      "size": os.fstat(file.fileno()).st_size,
-      "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-    }
+def _synced(path: Path) -> dict[str, int | str]:
+  sync(path)
+  return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _fault(folder: Path, name: str, size: int, sha256: str) -> str | None:
@@ -87,7 +76,7 @@ def _fault(folder: Path, name: str, size: int, sha256: str) -> str | None:
   try:
     if (found := path.stat().st_size) != size:
       return f"{name} has {found:,} bytes, not {size:,}"
-    if _describe(path)["sha256"] != sha256:
+    if sha256_of(path) != sha256:
       return f"{name} holds other bytes than were saved (SHA-256)"
   except FileNotFoundError:
     return f"{name} is missing"

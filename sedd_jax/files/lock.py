@@ -1,4 +1,4 @@
-"""One process at a time: locks that end with the process that holds them."""
+"""Locks that end with the process that holds them."""
 
 import errno
 import fcntl
@@ -33,12 +33,12 @@ def take(file: IO[Any]) -> bool:
 
 
 class FolderLock:
-  """A folder for this process alone; a context manager. It is made if it is not there.
+  """A folder for this process alone; a context manager. The folder is made if it is not there.
 
   Args:
     folder: a run directory, or what is being prepared.
-    say: told where the file system has no locks.
-    flag: that named the folder, for messages.
+    say: is told if the file system has no locks.
+    flag: the option that named the folder, for messages.
 
   Raises:
     BlockingIOError: another process works there; the message names it.

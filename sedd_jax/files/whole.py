@@ -1,0 +1,65 @@
+"""Files and folders that appear whole or not at all: written beside their name, then renamed."""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """A path beside a file or folder, to write it to: at the end it takes the place of the target.
+
+  What was written is on disk before the rename, so a kill or a crash leaves the old file or the
+  new one. After an error the target is as it was, and what was written is gone.
+
+  Args:
+    path: the target: a file, which is replaced, or a folder, which is not there or empty.
+  """
+  partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+  try:
+    yield partial
+    for part in (partial, *partial.rglob("*")):
+      sync(part)
+    os.replace(partial, path)
+  finally:
+    remove(partial)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+  """Writes a file, whole or not at all."""
+  with whole(path) as partial:
+    partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a UTF-8 text file, whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
+  """Writes an indented JSON file, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+  """Brings a file, or the names in a folder, to the disk."""
+  number = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
+
+
+def remove(path: Path) -> None:
+  """Removes a file or a folder, if it is there."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
