@@ -100,8 +100,6 @@ def test_features_of_one_law_are_near_and_of_others_far():
   half = mauve(draw(halves[0], 2000), draw(even, 2000), **options)
   assert half.mauve == pytest.approx(mauve_of_histograms(halves[0], even), abs=0.03)
   assert half.mauve_spread < 0.02
-  assert same.smoothed >= same.mauve
-  assert apart.smoothed > apart.mauve
 
 
 def test_places_change_and_nothing_else():
@@ -120,14 +118,13 @@ def test_features_that_do_not_vary_are_one_bucket():
   assert mauve(one, 2 * one, seeds=1).mauve == pytest.approx(1.0, abs=1e-12), "lengths do not count"
 
 
-def test_few_texts_look_farther_and_smoothing_mends_some():
+def test_few_texts_look_farther():
   """Of 40 texts in 40 buckets, most of the distance is chance."""
   rng = np.random.default_rng(0)
   options = {"seeds": 2, "restarts": 1}
   few = mauve(rng.normal(size=(40, 8)), rng.normal(size=(40, 8)), num_buckets=40, **options)
   many = mauve(rng.normal(size=(400, 8)), rng.normal(size=(400, 8)), num_buckets=4, **options)
   assert few.mauve < 0.8 < 0.95 < many.mauve
-  assert few.smoothed > few.mauve + 0.1
 
 
 WRONG = {

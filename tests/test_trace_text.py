@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from support.paths import REPOSITORY
 from support.traces import PLAIN, TRACES, revealed
 
@@ -13,7 +14,7 @@ from sedd_jax.data import Bytes
 from sedd_jax.generation.traces import Trace, gif, text
 from sedd_jax.generation.traces.cells import cells_of
 from sedd_jax.generation.traces.frame import frames_of
-from sedd_jax.generation.traces.grid import NEWLINE, columns, fit, grid_of
+from sedd_jax.generation.traces.grid import NEWLINE, fit, grid_of
 from sedd_jax.generation.traces.page import page_of
 
 
@@ -74,7 +75,7 @@ def test_fit_cuts_and_fills():
   assert fit("東", 2) == ["東", ""]
   assert fit("a東", 2) == ["a", " "]
   assert fit("a", 0) == []
-  assert [columns(one) for one in "a東\u0301"] == [1, 2, 0]
+  assert [cell_len(one) for one in "a東\u0301"] == [1, 2, 0]
 
 
 def test_text_has_a_block_for_each_change():

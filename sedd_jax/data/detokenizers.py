@@ -22,53 +22,32 @@ from collections.abc import Callable
 Rules = tuple[tuple[str, str], ...]
 
 
-_WIKITEXT: Rules = (
-  # Contractions. The original's rule for "' 90s" has slashes in its pattern and never matches.
-  (r"s '", "s'"),
-  # Separators in numbers and compounds.
-  (r" @-@ ", "-"),
-  (r" @,@ ", ","),
-  (r" @\.@ ", "."),
-  # Punctuation belongs to the word before it.
-  (r" ([:;.!?,]) ", r"\1 "),
-  # Brackets and quotes belong to what they hold.
+# What the two sets share, in the order of the published code.
+_SEPARATORS: Rules = ((r" @-@ ", "-"), (r" @,@ ", ","), (r" @\.@ ", "."))
+# Brackets and quotes belong to what they hold.
+_ENCLOSING: Rules = (
   (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
   (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
   (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
   (r'"\s*([^"]*?)\s*"', r'"\1"'),
   (r"'\s*([^']*?)\s*'", r"'\1'"),
-  # Headings, degrees, ends of lines, numbers, possessives.
-  (r"= = = =", "===="),
-  (r"= = =", "==="),
-  (r"= =", "=="),
-  (r" ° ", "°"),
-  (r" $", ""),
-  (r"^ ", ""),
-  (r" N ", " 1 "),
-  (r" 's", "'s"),
 )
+_HEADINGS: Rules = ((r"= = = =", "===="), (r"= = =", "==="), (r"= =", "=="), (r" ° ", "°"))
+_NUMBERS: Rules = ((r" N ", " 1 "), (r" 's", "'s"))
+_ENDS_OF_LINES: Rules = ((r" $", ""), (r"^ ", ""))
 
-_PTB: Rules = (
-  (r" 's", "'s"),
-  (r"s ' ", "s' "),
-  (r" n't", "n't"),
-  (r" $", ""),
-  (r"^ ", ""),
-  (r"\\/", "/"),
-  (r"(?<= )N(?= )", "1"),
-  (r"\$ 1", "$1"),
-  (r"# 1", "#1"),
-  (r"<unk>", "?"),
-)
+_CONTRACTIONS: Rules = ((r" 's", "'s"), (r"s ' ", "s' "), (r" n't", "n't"))
+_PTB_SIGNS: Rules = (
+  (r"\\/", "/"), (r"(?<= )N(?= )", "1"), (r"\$ 1", "$1"), (r"# 1", "#1"), (r"<unk>", "?"),
+)  # fmt: skip
 
-_LM1B: Rules = (
+_LM1B_WORDS: Rules = (
   (r"(https?) : / / ", r"\1://"),
   (r" '(\w+)", r"'\1"),
   (r" (\w+) \. ", r" \1. "),
   (r" (\w+) \.$", r" \1."),
-  (r" ([?!]) ", r"\1 "),
-  (r" ([?!])$", r"\1"),
-  (r" ([,:;]) ", r"\1 "),
+)
+_LM1B_SIGNS: Rules = (
   (r" / ", "/"),
   (r'" ([^"]+) "', r'"\1"'),
   (r"' ([^']+) '", r"'\1'"),
@@ -77,61 +56,43 @@ _LM1B: Rules = (
   (r"([$£]) ", r"\1"),
 )
 
+_WIKITEXT: Rules = (
+  # The original's rule for "' 90s" has slashes in its pattern and never matches.
+  (r"s '", "s'"),
+  *_SEPARATORS,
+  (r" ([:;.!?,]) ", r"\1 "),  # Punctuation belongs to the word before it.
+  *_ENCLOSING,
+  *_HEADINGS,
+  *_ENDS_OF_LINES,
+  *_NUMBERS,
+)
+_PTB: Rules = (*_CONTRACTIONS, *_ENDS_OF_LINES, *_PTB_SIGNS)
+_LM1B: Rules = (
+  *_LM1B_WORDS,
+  (r" ([?!]) ", r"\1 "),
+  (r" ([?!])$", r"\1"),
+  (r" ([,:;]) ", r"\1 "),
+  *_LM1B_SIGNS,
+)
 
-# In the order of the published code. Each of the six marks has its own rule.
+# Each punctuation mark has its own rule: of two in a row, the order of the rules decides.
 _PUBLISHED_WIKITEXT: Rules = (
   (r"s '", "s'"),
   (r"/' [0-9]/", "/'[0-9]/"),
-  (r" @-@ ", "-"),
-  (r" @,@ ", ","),
-  (r" @\.@ ", "."),
+  *_SEPARATORS,
   *((f" {re.escape(mark)} ", f"{mark} ") for mark in ":;.!?,"),
-  (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
-  (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
-  (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
-  (r'"\s*([^"]*?)\s*"', r'"\1"'),
-  (r"'\s*([^']*?)\s*'", r"'\1'"),
-  (r"= = = =", "===="),
-  (r"= = =", "==="),
-  (r"= =", "=="),
-  (r" ° ", "°"),
+  *_ENCLOSING,
+  *_HEADINGS,
   (r" \n", "\n"),
   (r"\n ", "\n"),
-  (r" N ", " 1 "),
-  (r" 's", "'s"),
+  *_NUMBERS,
 )
-
-_PUBLISHED_PTB: Rules = (
-  (r" 's", "'s"),
-  (r"s ' ", "s' "),
-  (r" n't", "n't"),
-  (r" \n ", "\n"),
-  (r"\\/", "/"),
-  (r"(?<= )N(?= )", "1"),
-  (r"\$ 1", "$1"),
-  (r"# 1", "#1"),
-  (r"<unk>", "?"),
-)
-
+_PUBLISHED_PTB: Rules = (*_CONTRACTIONS, (r" \n ", "\n"), *_PTB_SIGNS)
 _PUBLISHED_LM1B: Rules = (
-  (r"(https?) : / / ", r"\1://"),
-  (r" '(\w+)", r"'\1"),
-  (r" (\w+) \. ", r" \1. "),
-  (r" (\w+) \.$", r" \1."),
-  (r" \? ", "? "),
-  (r" \?$", "?"),
-  (r" ! ", "! "),
-  (r" !$", "!"),
-  (r" , ", ", "),
-  (r" : ", ": "),
-  (r" ; ", "; "),
-  (r" / ", "/"),
-  (r'" ([^"]+) "', r'"\1"'),
-  (r"' ([^']+) '", r"'\1'"),
-  (r"\( ([^()]+) \)", r"(\1)"),
-  (r"\[ ([^\[\]]+) \]", r"[\1]"),
-  (r"\$ ", "$"),
-  (r"£ ", "£"),
+  *_LM1B_WORDS,
+  *((rf" {re.escape(mark)}{end}", mark + end.strip("$")) for mark in "?!" for end in " $"),
+  *((f" {mark} ", f"{mark} ") for mark in ",:;"),
+  *_LM1B_SIGNS,
 )
 
 

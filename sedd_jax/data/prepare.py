@@ -1,9 +1,9 @@
-"""Text to token shards, once, so that runs of any size start at once and hold nothing in memory.
+"""Text to token shards: made once, so that runs start at once and hold no tokens in memory.
 
-The text is read in order by one process, cut in groups of `SHARD` characters, and every group is
-tokenized and written as a shard by one of several. So the shards are the same for any number of
-workers, and no more than a few groups are ever held. A shard that has its own .json is whole; what
-began and was stopped goes on from there.
+One process reads the text in order and cuts it into groups of `SHARD` characters. Several processes
+tokenize the groups, and each writes its group as a shard. So the shards are the same for any number
+of workers, and only a few groups are held at a time. A shard with its own .json is complete; a
+stopped preparation continues from there.
 """
 
 import concurrent.futures
@@ -61,22 +61,19 @@ def prepare(
   say: Callable[[str], None] = warnings.warn,
   on_progress: OnProgress = lambda characters, tokens: None,
 ) -> Mapping[str, Any]:
-  """Makes a folder of shards, or goes on with one.
+  """The manifest of a folder of shards, which is made or continued.
 
   Args:
     config: the text and its tokenizer; its length and packing do not matter.
-    folder: new, empty, or begun with the same settings.
+    folder: new, empty, or started with the same settings.
     workers: processes that tokenize.
     shard: characters in a shard.
     say: is told if the file system of the folder has no locks.
-    on_progress: told of every shard.
-
-  Returns:
-    The manifest.
+    on_progress: is called after every shard.
 
   Raises:
     FileExistsError: the folder holds something else.
-    ValueError: it was begun with other settings, or from other text; or the text can't be read.
+    ValueError: it was started with other settings or other text, or the text cannot be read.
     FileNotFoundError: there is no such text.
   """
   if workers < 1 or shard < 1:
@@ -100,50 +97,38 @@ def prepare(
     for left in folder.glob(f"*{PARTIAL}*"):
       remove(left)
     write_json(folder / PREPARATION, settings)
-    return _fill(config, folder, corpus, settings, workers, faults, on_progress)
-
-
-def _fill(
-  config: DataConfig,
-  folder: Path,
-  corpus: Corpus,
-  settings: Mapping[str, Any],
-  workers: int,
-  faults: Faults,
-  on_progress: OnProgress,
-) -> Mapping[str, Any]:
-  """Writes all shards that are not there, and then the manifest."""
-  tokenizer = _tokenizer(corpus, config, folder, faults)
-  spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
-  write_text(folder / TOKENIZER, spec)
-  identity = Identity(corpus.name)
-  sides: dict[str, Any] = {}
-  with _pool(workers, spec) as submit:
-    for side, pieces in zip(SIDES, corpus.sides(faults), strict=True):
-      separate = separated(identity.watch(pieces), tokenizer)
-      made = _make(groups(separate, settings["shard"]), side, folder, submit, workers)
-      shards = []
-      for one in made:
-        on_progress(one["characters"], one["tokens"])
-        shards.append(one)
-      sides[side] = {
-        **{name: sum(s[name] for s in shards) for name in ("tokens", "characters", "documents")},
-        "shards": shards,
-      }
-  manifest = {
-    "format": FORMAT,
-    "settings": settings,
-    "corpus": identity.to_json(),
-    "tokenizer_sha256": hashlib.sha256(spec.encode()).hexdigest(),
-    "dtype": token_dtype(tokenizer.vocab_size).name,
-    **sides,
-    "left_out": {"count": faults.count, "first": faults.first},
-  }
-  if not sides["train"]["tokens"]:
-    raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
-  manifest["sha256"] = digest(manifest)
-  write_json(folder / MANIFEST, manifest)
+    tokenizer = _tokenizer(corpus, config, folder, faults)
+    spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
+    write_text(folder / TOKENIZER, spec)
+    identity, sides = Identity(corpus.name), {}
+    with _pool(workers, spec) as submit:
+      for side, pieces in zip(SIDES, corpus.sides(faults), strict=True):
+        grouped = groups(separated(identity.watch(pieces), tokenizer), shard)
+        sides[side] = _totals(_make(grouped, side, folder, submit, workers), on_progress)
+    manifest = {
+      "format": FORMAT,
+      "settings": settings,
+      "corpus": identity.to_json(),
+      "tokenizer_sha256": hashlib.sha256(spec.encode()).hexdigest(),
+      "dtype": token_dtype(tokenizer.vocab_size).name,
+      **sides,
+      "left_out": {"count": faults.count, "first": faults.first},
+    }
+    if not sides["train"]["tokens"]:
+      raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
+    manifest["sha256"] = digest(manifest)
+    write_json(folder / MANIFEST, manifest)
   return open_prepared(str(folder)).manifest
+
+
+def _totals(made: Iterable[Mapping[str, Any]], on_progress: OnProgress) -> dict[str, Any]:
+  """What the manifest says of one side."""
+  shards = []
+  for shard in made:
+    on_progress(shard["characters"], shard["tokens"])
+    shards.append(shard)
+  counts = ("tokens", "characters", "documents")
+  return {name: sum(s[name] for s in shards) for name in counts} | {"shards": shards}
 
 
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -168,14 +153,14 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _may_stay(path: Path) -> bool:
-  """Whether a file is what an attempt that ended at once has left."""
+  """Whether a file can be left over from an attempt that ended before its first write."""
   return path.suffix == PARTIAL or (
     path.name == LOCK and path.read_bytes()[:7] in (b"", b"process")
   )
 
 
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
-  """The one that an earlier part used, or that the settings name."""
+  """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
   if (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
   return from_name(config.tokenizer, corpus.texts(faults))
@@ -184,7 +169,7 @@ def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults)
 def _make(
   grouped: Iterable[list[Piece]], side: str, folder: Path, submit: Any, workers: int
 ) -> Iterator[dict[str, Any]]:
-  """What is known of each shard, in order; those that are there already are not made again."""
+  """The description of each shard, in order; complete shards are not made again."""
   waiting: list[concurrent.futures.Future[dict[str, Any]]] = []
   for number, group in enumerate(grouped):
     waiting.append(submit(_shard, folder / f"{side}-{number:05d}", group))
@@ -195,7 +180,7 @@ def _make(
 
 
 def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
-  """Tokenizes and writes one shard, unless it is there."""
+  """The description of a shard, which is tokenized and written unless it is complete."""
   text = hashlib.sha256()
   for piece in group:
     text.update(f"{piece.begins:d}{piece.ends:d}{len(piece.text)}|".encode())

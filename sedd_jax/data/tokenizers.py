@@ -10,7 +10,7 @@ import numpy as np
 
 from sedd_jax.data.compression import OPENERS, open_any
 from sedd_jax.data.hub import read_from_hub
-from sedd_jax.data.wordpiece import WordPiece
+from sedd_jax.data.wordpiece import LibraryTokenizer, WordPiece
 from sedd_jax.files.manifest import hash_of
 
 GPT2_VOCAB_SIZE = 50_257
@@ -176,7 +176,7 @@ class Bytes:
     return {"kind": "bytes"} if self.eos_id is None else {"kind": "bytes", "eos": True}
 
 
-class BPE:
+class BPE(LibraryTokenizer):
   """GPT-2's byte-level BPE, run by the `tokenizers` library. EOS is <|endoftext|>."""
 
   def __init__(self, definition: str):
@@ -218,17 +218,6 @@ class BPE:
     """
     return cls(read_from_hub(name, "tokenizer.json", "gpt2"))
 
-  @property
-  def vocab_size(self) -> int:
-    return self._library.get_vocab_size()
-
-  def encode(self, text: str) -> np.ndarray:
-    return self.encode_batch([text])[0]
-
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    found = self._library.encode_batch_fast(list(texts))
-    return [np.array(one.ids, np.int32) for one in found]
-
   def decode(self, ids: Iterable[int]) -> str:
     return self._library.decode([int(i) for i in ids], skip_special_tokens=False)
 
@@ -239,9 +228,7 @@ class BPE:
     return {"kind": "bpe", "definition": self._library.to_str()}
 
   def _bytes_of(self, token: int) -> bytes:
-    name = self._library.id_to_token(token)
-    if name is None:
-      raise ValueError(f"token {token} is not one of the {self.vocab_size} of this tokenizer")
+    name = self.name_of(token)
     try:
       return bytes(_BYTE_OF[character] for character in name)
     except KeyError:

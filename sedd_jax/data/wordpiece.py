@@ -13,7 +13,33 @@ VOCAB_SIZE = 30_522
 _INSIDE = "##"
 
 
-class WordPiece:
+class LibraryTokenizer:
+  """A tokenizer of the `tokenizers` library, which uses all cores for several texts."""
+
+  _library: Any
+
+  @property
+  def vocab_size(self) -> int:
+    return self._library.get_vocab_size()
+
+  def encode(self, text: str) -> np.ndarray:
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    return [np.array(e.ids, np.int32) for e in self._library.encode_batch_fast(list(texts))]
+
+  def name_of(self, token: int) -> str:
+    """How the vocabulary writes a token.
+
+    Raises:
+      ValueError: there is no such token.
+    """
+    if 0 <= token < self.vocab_size and (name := self._library.id_to_token(token)) is not None:
+      return name
+    raise ValueError(f"token {token} is not one of the {self.vocab_size} of this tokenizer")
+
+
+class WordPiece(LibraryTokenizer):
   """The tokens of bert-base-uncased, cut by the `tokenizers` library. EOS is [SEP].
 
   Text does not come back: letters lose their case and accents, white space and what stands around
@@ -58,17 +84,6 @@ class WordPiece:
     """From a vocab.txt, one token a line."""
     return cls(text.removesuffix("\n").split("\n"))
 
-  @property
-  def vocab_size(self) -> int:
-    return len(self._tokens)
-
-  def encode(self, text: str) -> np.ndarray:
-    return self.encode_batch([text])[0]
-
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    found = self._library.encode_batch_fast(list(texts))
-    return [np.array(one.ids, np.int32) for one in found]
-
   def decode(self, ids: Iterable[int]) -> str:
     return "".join(self.pieces(ids))
 
@@ -79,7 +94,5 @@ class WordPiece:
     return {"kind": "wordpiece", "vocabulary": self._tokens}
 
   def _piece(self, token: int) -> str:
-    if not 0 <= token < self.vocab_size:
-      raise ValueError(f"token {token} is not one of the {self.vocab_size} of this tokenizer")
-    name = self._tokens[token]
+    name = self.name_of(token)
     return name.removeprefix(_INSIDE) if name.startswith(_INSIDE) else f" {name}"

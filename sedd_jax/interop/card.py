@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from sedd_jax.generation.model import Model
 
 # How to load, by layout.
@@ -34,14 +36,14 @@ def model_card(model: Model, layout: str) -> str:
   sample = "model.decode(model.sample(4, steps=64))"
   if model.tokenizer is None:
     sample = "model.sample(4, steps=64)"
+  data = ModelCardData(
+    library_name="sedd_jax",
+    pipeline_tag="text-generation",
+    tags=["sedd", "discrete-diffusion", process],
+  )
   return f"""---
 # license: not stated; choose one before publishing
-library_name: sedd_jax
-pipeline_tag: text-generation
-tags:
-- sedd
-- discrete-diffusion
-- {process}
+{data.to_yaml()}
 ---
 
 # A discrete diffusion language model

@@ -4,6 +4,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from sedd_jax.planning.hlo import Computation, Instruction
 
@@ -64,8 +65,8 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
   lhs, rhs = (computation[name].types[0].dims for name in instruction.operands[:2])
   out = instruction.types[0].dims
   lhs_labels, rhs_labels, out_labels = re.split(r"_|->", instruction.attribute("dim_labels") or "")
-  window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
-  fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
+  given = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+  fields = dict(part.split("=") for part in given.group(1).split()) if given else {}
   result = 2.0 * rhs[rhs_labels.index("i")]
   result *= out[out_labels.index("b")] * out[out_labels.index("f")]
   for label in sorted(filter(str.isdigit, lhs_labels)):
@@ -74,23 +75,30 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
     def field(name: str, default: str, i: int = i) -> str:
       return fields[name].split("x")[i] if name in fields else default
 
-    result *= _valid_pairs(
-      lhs[lhs_labels.index(label)],
-      rhs[rhs_labels.index(label)],
-      out[out_labels.index(label)],
-      int(field("pad", "0_0").split("_")[0]),
-      int(field("stride", "1")),
-      int(field("lhs_dilate", "1")),
-      int(field("rhs_dilate", "1")),
+    window = _Window(
+      low=int(field("pad", "0_0").split("_")[0]),
+      stride=int(field("stride", "1")),
+      dilation=int(field("lhs_dilate", "1")),
+      kernel_dilation=int(field("rhs_dilate", "1")),
     )
+    size, kernel = lhs[lhs_labels.index(label)], rhs[rhs_labels.index(label)]
+    result *= _valid_pairs(size, kernel, out[out_labels.index(label)], window)
   return result
 
 
+class _Window(NamedTuple):
+  """How a kernel moves along one dimension; `low` is the padding before the first element."""
+
+  low: int
+  stride: int
+  dilation: int
+  kernel_dilation: int
+
+
 @functools.cache
-def _valid_pairs(
-  size: int, kernel: int, out: int, low: int, stride: int, dilation: int, kernel_dilation: int
-) -> int:
-  """Pairs of output and kernel places along one dimension that meet an input element."""
+def _valid_pairs(size: int, kernel: int, out: int, window: _Window) -> int:
+  """The number of pairs of output and kernel positions that meet an input element."""
+  low, stride, dilation, kernel_dilation = window
   end = (size - 1) * dilation
   places = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
   return sum(0 <= place <= end and place % dilation == 0 for place in places)

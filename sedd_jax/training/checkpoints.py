@@ -319,13 +319,13 @@ def load_meta(workdir: Path, step: int) -> dict[str, Any]:
   return json.loads(_custom(workdir / FOLDER / str(step))["run"])
 
 
-def read_meta(workdir: Path, say: Say = warnings.warn) -> tuple[int | None, dict[str, Any]]:
+def read_meta(workdir: Path) -> tuple[int | None, dict[str, Any]]:
   """The step of the newest whole checkpoint and its metadata; (None, {}) if there is none.
 
   Raises:
     ValueError: see `newest_whole`.
   """
-  step = newest_whole(workdir, say)
+  step = newest_whole(workdir)
   return (None, {}) if step is None else (step, load_meta(workdir, step))
 
 

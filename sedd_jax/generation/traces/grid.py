@@ -1,8 +1,9 @@
 """Text set in columns of equal width, for files that have no typesetter."""
 
 import dataclasses
-import unicodedata
 from collections.abc import Iterator
+
+from rich.cells import cell_len
 
 NEWLINE = "\u23ce"
 EMPTY = "\u00b7"  # A token whose bytes go to a later one.
@@ -35,11 +36,11 @@ def grid_of(texts: list[str], width: int) -> Grid:
   slots: list[list[tuple[int, int]]] = [[] for _ in texts]
   row = column = 0
   for word in _words(texts):
-    needed = sum(columns(character) for _, character in word if character not in f" {NEWLINE}")
+    needed = sum(cell_len(character) for _, character in word if character not in f" {NEWLINE}")
     if column and column + needed > width:
       row, column = row + 1, 0
     for token, character in word:
-      size = columns(character)
+      size = cell_len(character)
       # A space or newline may hang over the edge, as in print.
       if column + size > width + (character in f" {NEWLINE}"):
         row, column = row + 1, 0
@@ -65,7 +66,7 @@ def fit(text: str, size: int) -> list[str]:
   """
   cells: list[str] = []
   for character in printable(text):
-    match columns(character):
+    match cell_len(character):
       case 0 if cells:
         cells[-1] += character
       case 1:
@@ -74,20 +75,13 @@ def fit(text: str, size: int) -> list[str]:
         cells += [character, ""]
   cells = (cells + [" "] * size)[:size]
   # No half of a wide character.
-  return cells if not cells or columns(cells[-1][:1] or " ") < 2 else [*cells[:-1], " "]
+  return cells if not cells or cell_len(cells[-1][:1] or " ") < 2 else [*cells[:-1], " "]
 
 
 def printable(text: str) -> str:
   """Text in which newlines, tabs, lone accents and nothing at all take up room."""
   text = text.replace("\n", NEWLINE).replace("\t", "    ") or EMPTY
-  return text if columns(text[0]) else f"\u25cc{text}"
-
-
-def columns(character: str) -> int:
-  """Columns that terminals give a character."""
-  if unicodedata.category(character) in ("Mn", "Me", "Cf"):
-    return 0
-  return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+  return text if cell_len(text[0]) else f"\u25cc{text}"
 
 
 def _words(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
