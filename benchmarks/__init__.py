@@ -1,5 +1,5 @@
 """Benchmarks: `python -m benchmarks.train`, `.sample`, `.loss`, `.categorical`, `.length`.
 
-Each runs from the repository's root and prints one JSON line on stdout. `benchmarks.pytorch` is the
-original in PyTorch, for paired timings on one machine.
+Each is run from the repository's root and prints one JSON line on stdout. `benchmarks.pytorch` is a
+PyTorch baseline of the original, for paired timings on one machine.
 """

@@ -1,4 +1,4 @@
-"""Seconds of a categorical draw from each position's log weights, beside jax's two modes."""
+"""Seconds of a categorical draw from each position's log weights, compared with jax's two modes."""
 
 import itertools
 import statistics
@@ -13,11 +13,11 @@ from benchmarks.work import draw_work
 from sedd_jax.diffusion import sample_categorical
 from sedd_jax.parallel import batch_sharding, make_mesh
 
-_SPREAD = 3.0  # In nats: rows neither flat nor decided.
+_SPREAD = 3.0  # Nats: rows are neither flat nor nearly deterministic.
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   options = read(parser("categorical", __doc__), batch="samples")
   started = time.perf_counter()
   rows = options.experiment.train.batch_size * options.experiment.data.length
@@ -30,12 +30,12 @@ def main() -> None:
 
   ours = Compiled(jax.jit(sample_categorical), next(keys), log_weights)
 
-  def of_jax(mode: str):
+  def jax_draw(mode: str):
     draw = jax.jit(lambda key, log_weights: jax.random.categorical(key, log_weights, mode=mode))
     return lambda: draw(next(keys), log_weights)
 
   # In its default mode, "low", jax never draws a state 20.4 nats below the best.
-  rivals = {mode: of_jax(mode) for mode in ("high", "low")}
+  rivals = {mode: jax_draw(mode) for mode in ("high", "low")}
   measured = measure(options, started, lambda: ours.call(next(keys), log_weights), rivals)
   median = statistics.median(measured.times)
   compared: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What the device can do at best: a large product and a large copy, timed on the spot."""
+"""The device's measured peak throughput in a large product and a large copy."""
 
 import dataclasses
 import time
@@ -13,12 +13,12 @@ _CHAIN, _TRIES = 4, 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ceilings:
-  """Of one device.
+  """Measured peak throughput of one device.
 
   Attributes:
-    matmul_flops_per_second: of a square product.
-    copy_bytes_per_second: read plus written, adding 1 to an array in place.
-    dtype: of the product.
+    matmul_flops_per_second: throughput of a square product.
+    copy_bytes_per_second: bytes read plus written when 1 is added to an array in place.
+    dtype: dtype of the product.
   """
 
   matmul_flops_per_second: float
@@ -30,7 +30,7 @@ def measure_ceilings(dtype: str) -> Ceilings:
   """The best of several tries on the default device.
 
   Args:
-    dtype: of the product; the sums are the device's own choice.
+    dtype: dtype of the product; the device chooses that of the sums.
   """
   on_cpu = jax.default_backend() == "cpu"
   size, words = (2048, 2**26) if on_cpu else (8192, 2**28)
@@ -46,7 +46,7 @@ def measure_ceilings(dtype: str) -> Ceilings:
 
 
 def _best(function: Callable[[Any], Any], x: Any) -> float:
-  """Seconds of a call in a chain of calls: dispatch hides behind work."""
+  """Least seconds per call in a chain of calls, where dispatch overlaps with work."""
   seconds = []
   for _ in range(_TRIES + 1):  # The first one compiles.
     start = time.perf_counter()

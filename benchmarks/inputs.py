@@ -1,4 +1,4 @@
-"""What the benchmarks feed: random tokens, and parameters that have left their start."""
+"""Inputs of the benchmarks: random tokens, and perturbed parameters."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def token_batches(program: Program, count: int = 4) -> list[Batch]:
 
 
 def disturbed_params(program: Program) -> Params:
-  """Fresh parameters plus 0.02 times normal noise: an output layer of zeros has constant scores."""
+  """Initial parameters plus 0.02 times normal noise, since initial scores are constant."""
   network = program.network
 
   def make(seed):

@@ -1,7 +1,6 @@
-"""Time and memory of a training step's loss and gradient as sequences get longer, one a device.
+"""Time and memory of a training step's loss and gradient against length, one sequence per device.
 
-With --topology=v5e:1x1 it compiles for TPUs that are not here and reports memory alone, with splash
-attention.
+With --topology=v5e:1x1 it compiles for absent TPUs with splash attention and reports only memory.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from sedd_jax.training.step import loss_and_grad
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   flags = parser("length", __doc__, repeats=3)
   flags.set_defaults(warmup=1)
   flags.add_argument("--shortest", type=int, default=512)
@@ -70,7 +69,7 @@ def main() -> None:
       print(f"length {length} does not fit: {str(error)[:300]}", file=sys.stderr)
       break
   done = lengths[: len(times if ceilings else temp)]
-  medians = [statistics.median(one) for one in times]
+  medians = [statistics.median(seconds) for seconds in times]
   if given.plot:
     plot(given.plot, done, temp[: len(done)], medians)
   print_line(
@@ -124,7 +123,7 @@ def _times(program: Program, compiled: Compiled, options: Options) -> list[float
 
 
 def plot(path: Path, lengths: Sequence[int], temp: Sequence[int], seconds: Sequence[float]) -> None:
-  """Logarithmic axes, each with a line of slope 1: memory and, where it was run, time."""
+  """Saves a plot of memory and, if measured, time, on logarithmic axes with a line of slope 1."""
   import matplotlib as mpl
 
   mpl.use("Agg")

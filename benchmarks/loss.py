@@ -13,7 +13,7 @@ from sedd_jax.diffusion import sample_times
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   options = read(parser("loss", __doc__))
   started = time.perf_counter()
   program = options.program()

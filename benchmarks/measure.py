@@ -1,7 +1,7 @@
-"""The course of a benchmark, and the fields that come of it.
+"""The measurement of a benchmark, and the fields of its line.
 
-Compile, first call, warm-up, peak memory, ceilings, timed calls: in this order, so that the peak is
-the program's own and the ceilings are those of the minute. Every call is awaited.
+The order is: compile, first call, warm-up, peak memory, ceilings, timed calls. So the peak is the
+program's own, and the ceilings are measured just before the calls. Every call is awaited.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Call = Callable[[], Any]
 
 
 class Compiled:
-  """A jitted function compiled for its arguments, with the seconds that this took."""
+  """A jitted function compiled for its arguments, with the compilation's seconds."""
 
   def __init__(self, jitted: Any, *arguments: Any):
     start = time.perf_counter()
@@ -36,15 +36,14 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-  """What a benchmark saw.
+  """A benchmark's measurements.
 
   Attributes:
     times: seconds of each timed call.
-    rival_times: of each call of each rival, by name.
-    first_seconds: from the start of the work, building and compiling included, to the end of the
-      first call.
-    peak: peak memory after warm-up, in bytes, and where it comes from.
-    ceilings: of one device.
+    rival_times: seconds of each call of each rival, by name.
+    first_seconds: from the start of the work to the end of the first call, including compilation.
+    peak: peak memory after warm-up, in bytes, and its source.
+    ceilings: throughput of one device.
   """
 
   times: list[float]
@@ -57,13 +56,13 @@ class Measured:
 def measure(
   options: Options, started: float, call: Call, rivals: Mapping[str, Call] | None = None
 ) -> Measured:
-  """Times a call, in turn with its rivals.
+  """Timings of a call, alternating with its rivals.
 
   Args:
     options: repeats, warm-up, and the compute dtype.
-    started: when the work began, by `time.perf_counter`.
-    call: one call, from threaded state to arrays that are awaited.
-    rivals: others to compare with, by name.
+    started: start of the work by `time.perf_counter`.
+    call: makes one call and returns arrays to wait for.
+    rivals: calls to compare with, by name.
   """
   flags, rivals = options.flags, rivals or {}
   seconds_of(call)
@@ -75,7 +74,7 @@ def measure(
     for _ in range(flags.warmup):
       seconds_of(rival)
   ceilings = measure_ceilings(options.experiment.model.dtype)
-  seconds_of(call)  # The ceilings have taken its place in the caches.
+  seconds_of(call)  # Warms the caches again after the ceilings.
   times, rival_times = [], {name: [] for name in rivals}
   for _ in range(flags.repeats):
     times.append(seconds_of(call))
@@ -91,23 +90,23 @@ def measure(
 
 
 def seconds_of(call: Call) -> float:
-  """Of one call, until its arrays are there."""
+  """Seconds of one call, until its arrays are ready."""
   start = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - start
 
 
 def peak_memory() -> dict[str, Any]:
-  """The most memory held so far: of the fullest device, or of the process where none says."""
+  """Peak memory so far: of the fullest device, or of the process if no device reports it."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
-  most = max(one.get("peak_bytes_in_use", 0) for one in stats)
+  most = max(device.get("peak_bytes_in_use", 0) for device in stats)
   if most:
     return {"peak_memory_bytes": most, "peak_memory_is": "peak_bytes_in_use of one device"}
   return {"peak_memory_bytes": peak_resident_bytes(), "peak_memory_is": "ru_maxrss of the process"}
 
 
 def described(options: Options) -> dict[str, Any]:
-  """What was run, and on what."""
+  """Fields for the config and the device."""
   device = jax.devices()[0]
   return {
     "config_name": options.flags.config,
@@ -123,7 +122,7 @@ def described(options: Options) -> dict[str, Any]:
 
 
 def compared(work: Work, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
-  """A time beside the least that the ceilings of all devices allow."""
+  """Fields that compare a time with the least time that the devices' ceilings allow."""
   count = jax.device_count()
   least_matmul = work.flops_needed / (ceilings.matmul_flops_per_second * count)
   least_copy = work.bytes_needed / (ceilings.copy_bytes_per_second * count)
@@ -134,7 +133,7 @@ def compared(work: Work, ceilings: Ceilings, seconds: float) -> dict[str, Any]:
     "share_of_matmul_ceiling": least_matmul / seconds,
     "share_of_copy_ceiling": least_copy / seconds,
     "least_seconds": max(least_matmul, least_copy),
-    # Of the published peak; for kinds that have one, which CPUs do not.
+    # Share of the published peak; None for kinds without one, such as CPUs.
     "mfu": work.flops_needed / (published * count * seconds) if published else None,
   }
 
@@ -149,11 +148,11 @@ def print_measured(
   tokens: int = 0,
   **fields: Any,
 ) -> None:
-  """The line of a benchmark.
+  """Prints the line of a benchmark.
 
   Args:
-    tokens: made or trained on in a call; 0 where that has no meaning.
-    fields: what is its own.
+    tokens: tokens generated or trained on per call; 0 if not applicable.
+    fields: additional fields.
   """
   median = statistics.median(measured.times)
   if tokens:

@@ -1,4 +1,4 @@
-"""The flags that benchmarks share, and the experiment that they stand for."""
+"""The flags that benchmarks share, and the experiment that they describe."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ from sedd_jax.training.program import Program
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What a benchmark runs.
+  """The options of a benchmark.
 
   Attributes:
     experiment: the run.
@@ -28,35 +28,36 @@ class Options:
   flags: argparse.Namespace
 
   def program(self) -> Program:
-    """On all devices."""
+    """The experiment's program on all devices."""
     mesh = make_mesh(self.experiment.mesh)
     return Program(experiment=self.experiment, mesh=mesh, vocab_size=self.vocab)
 
 
 def parser(benchmark: str, description: str | None, repeats: int = 10) -> argparse.ArgumentParser:
-  """The shared flags."""
-  made = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}", description=description)
-  made.add_argument("--config", choices=SHAPES, default="A", help="shape of network and batch")
-  made.add_argument("--batch", type=int, help="sequences, over all devices")
-  made.add_argument("--vocab", type=int, help="number of real tokens")
-  made.add_argument("--process", choices=("absorb", "uniform"), default="absorb")
-  made.add_argument("--repeats", type=int, default=repeats, help="timed calls")
-  made.add_argument("--warmup", type=int, default=2, help="calls before them")
-  made.add_argument(
+  """A parser of the shared flags."""
+  prog = f"python -m benchmarks.{benchmark}"
+  flags = argparse.ArgumentParser(prog=prog, description=description)
+  flags.add_argument("--config", choices=SHAPES, default="A", help="shape of network and batch")
+  flags.add_argument("--batch", type=int, help="sequences, over all devices")
+  flags.add_argument("--vocab", type=int, help="number of real tokens")
+  flags.add_argument("--process", choices=("absorb", "uniform"), default="absorb")
+  flags.add_argument("--repeats", type=int, default=repeats, help="timed calls")
+  flags.add_argument("--warmup", type=int, default=2, help="calls before the timed ones")
+  flags.add_argument(
     "--set", action="append", default=[], metavar="NAME=VALUE", help="e.g. model.dropout=0.0"
   )
-  return made
+  return flags
 
 
-def read(made: argparse.ArgumentParser, *, batch: str = "batch") -> Options:
-  """From the command line; leaves with a message where a flag is wrong.
+def read(flag_parser: argparse.ArgumentParser, *, batch: str = "batch") -> Options:
+  """The options from the command line; exits with a message if a flag is wrong.
 
   Args:
     batch: the shape's field that holds the default batch.
   """
-  flags = made.parse_args()
+  flags = flag_parser.parse_args()
   if flags.repeats < 1 or flags.warmup < 1:
-    made.error("--repeats and --warmup must be at least 1")
+    flag_parser.error("--repeats and --warmup must be at least 1")
   shape = SHAPES[flags.config]
   try:
     values = assigned(dataclasses.asdict(_experiment(shape, flags.process, batch)), flags.set)
@@ -64,7 +65,7 @@ def read(made: argparse.ArgumentParser, *, batch: str = "batch") -> Options:
       values["train"]["batch_size"] = flags.batch
     experiment = Experiment.from_config(values)
   except ValueError as error:
-    made.error(str(error))
+    flag_parser.error(str(error))
   return Options(
     experiment=experiment,
     vocab=shape.vocab if flags.vocab is None else flags.vocab,
@@ -74,12 +75,12 @@ def read(made: argparse.ArgumentParser, *, batch: str = "batch") -> Options:
 
 def _experiment(shape: Shape, process: str, batch: str) -> Experiment:
   devices, rows = jax.device_count(), getattr(shape, batch)
-  of_model = {field.name for field in dataclasses.fields(ModelConfig)}
-  model: dict[str, Any] = {k: v for k, v in dataclasses.asdict(shape).items() if k in of_model}
+  fields = {field.name for field in dataclasses.fields(ModelConfig)}
+  model: dict[str, Any] = {k: v for k, v in dataclasses.asdict(shape).items() if k in fields}
   return Experiment(
     data=DataConfig(files="", length=shape.length),
     diffusion=DiffusionConfig.paper(process),
     model=ModelConfig(**model),
-    # Every device has as much to do.
+    # All devices get the same number of sequences.
     train=TrainConfig(batch_size=-(-rows // devices) * devices),
   )

@@ -1,13 +1,13 @@
 """The original in PyTorch, for paired timings: `--mode=train` or `--mode=sample`.
 
-A baseline written from a description of the original code (arXiv:2310.16834): it makes the arrays
-that the original makes, among them dense scores [B, L, S], and is neither tuned nor slowed. Two
-differences: attention is `scaled_dot_product_attention`, since flash-attn runs on CUDA alone, and
-the small fused helpers (TorchScript there) are plain functions. float32 on a CPU; absorbing noise
-alone. No jax here, so that peak memory is PyTorch's own.
+A baseline written from a description of the original code (arXiv:2310.16834): it computes the same
+arrays, including dense scores [B, L, S], and is neither tuned nor slowed. There are two
+differences: attention is `scaled_dot_product_attention`, since flash-attn needs CUDA, and the small
+fused helpers (TorchScript there) are plain functions. It runs in float32 on a CPU, only with
+absorbing noise. This module does not import jax, so peak memory is PyTorch's own.
 
-MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ are the caller's to set (the line
-tells them): with glibc's defaults every large array is mapped and cleared anew.
+The caller sets MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ (the line reports
+them): with glibc's defaults every large array is mapped and cleared again.
 
 B: sequences, L: positions, D: width, C: width of the conditioning, H: heads, K: head width, S:
 states.
@@ -33,7 +33,7 @@ _LEARNING_RATE, _WARMUP, _CLIP, _EMA = 3e-4, 2500, 1.0, 0.9999
 
 
 class LayerNorm(nn.Module):
-  """With a weight and no bias."""
+  """Layer norm with a weight and no bias."""
 
   def __init__(self, width: int):
     super().__init__()
@@ -90,14 +90,14 @@ class Rotary(nn.Module):
 
 
 def rotated(qkv, cos, sin):
-  """qkv is [B, L, 3, H, K]."""
+  """qkv [B, L, 3, H, K] with rotated queries and keys."""
   half = qkv.shape[-1] // 2
   turned = torch.cat([-qkv[..., half:], qkv[..., :half]], dim=-1)
   return qkv * cos + turned * sin
 
 
 def modulated(h, shift, scale):
-  """Shifted and scaled by the conditioning."""
+  """h shifted and scaled by the conditioning."""
   return h * (1 + scale) + shift
 
 
@@ -177,12 +177,12 @@ def _zeroed(layer: nn.Linear) -> nn.Linear:
 
 
 def total_noise(t):
-  """Log-linear."""
+  """Log-linear total noise."""
   return -torch.log1p(-(1 - _EPS) * t)
 
 
 def noise_rate(t):
-  """Its derivative."""
+  """The derivative of `total_noise`."""
   return (1 - _EPS) / (1 - (1 - _EPS) * t)
 
 
@@ -191,7 +191,7 @@ def _expm1(total):
 
 
 def score_entropy(log_score, total, x, x0):
-  """[B, L], 0 where x is no mask; total is [B, 1]."""
+  """Score entropy [B, L], 0 at unmasked tokens; total is [B, 1]."""
   masked = x == log_score.shape[-1] - 1
   ratio = 1 / _expm1(total).expand_as(x)[masked]
   negative = ratio * torch.gather(log_score[masked], -1, x0[masked][..., None]).squeeze(-1)
@@ -203,13 +203,13 @@ def score_entropy(log_score, total, x, x0):
 
 
 def corrupted(x0, total, mask: int):
-  """Each token masked with probability 1 - e^-total; total is [B, 1]."""
+  """x0 with each token masked with probability 1 - e^-total; total is [B, 1]."""
   moves = torch.rand(*x0.shape) < 1 - (-total).exp()
   return torch.where(moves, mask, x0)
 
 
 def loss_at(model, x0, x, t):
-  """[B], nats per sequence."""
+  """The loss [B], nats per sequence."""
   total = total_noise(t)
   entropy = score_entropy(model(x, total), total[:, None], x, x0)
   return (noise_rate(t)[:, None] * entropy).sum(dim=-1)
@@ -227,7 +227,7 @@ class Trainer:
     self.steps = 0
 
   def step(self, x0) -> float:
-    """One update."""
+    """The loss, after one update."""
     t = (1 - _MIN_TIME) * torch.rand(x0.shape[0]) + _MIN_TIME
     x = corrupted(x0, total_noise(t)[:, None], self.shape.vocab)
     loss = loss_at(self.forward, x0, x, t).mean()
@@ -236,7 +236,7 @@ class Trainer:
     return loss.item()
 
   def update(self) -> None:
-    """From the gradients that are there."""
+    """Updates parameters and average from the stored gradients."""
     self.steps += 1
     for group in self.optimizer.param_groups:
       group["lr"] = _LEARNING_RATE * min(self.steps / _WARMUP, 1.0)
@@ -253,7 +253,7 @@ class Trainer:
 
 
 def draw(probs):
-  """A race of exponentials; negative entries never win."""
+  """States drawn by a race of exponentials; negative entries never win."""
   race = 1e-10 - (torch.rand_like(probs) + 1e-10).log()
   return (probs / race).argmax(dim=-1)
 
@@ -288,7 +288,7 @@ def sampled(model, batch: int, length: int, num_steps: int, mask: int):
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.pytorch", description=__doc__)
   parser.add_argument("--config", choices=SHAPES, default="A")
   parser.add_argument("--mode", choices=("train", "sample"), default="train")

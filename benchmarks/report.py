@@ -1,4 +1,4 @@
-"""The JSON line of a benchmark, and where its numbers come from. No jax here."""
+"""The JSON line of a benchmark, and its provenance. This module does not import jax."""
 
 import datetime
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent
-# Settings that move times or memory.
+# Settings that affect times or memory.
 _TELLING = re.compile(r"MALLOC_|GLIBC_|XLA_|JAX_|LD_PRELOAD|OMP_|MKL_|CUDA_VISIBLE|LIBTPU_")
 
 
@@ -23,7 +23,7 @@ def print_line(benchmark: str, times: Sequence[float], **fields: Any) -> None:
   Args:
     benchmark: its name.
     times: seconds of each timed call; may be empty.
-    fields: what else it has to say.
+    fields: its other fields.
   """
   line = {
     "benchmark": benchmark,
@@ -40,12 +40,12 @@ def print_line(benchmark: str, times: Sequence[float], **fields: Any) -> None:
 
 
 def peak_resident_bytes() -> int:
-  """The most memory that this process has held."""
+  """Peak memory of this process in bytes."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def commit() -> str | None:
-  """The checkout's short hash, with `+dirty` where files differ from it; None without git."""
+  """The checkout's short hash, with `+dirty` if files differ from it; None without git."""
   try:
     head, status = (
       subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Seconds to sample a batch, from t = 1 to the denoising step at the end."""
+"""Seconds to sample a batch, from t = 1 to the final denoising step."""
 
 import itertools
 import time
@@ -14,11 +14,11 @@ from sedd_jax.parallel.mesh import distribute
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   flags = parser("sample", __doc__, repeats=3)
   flags.set_defaults(warmup=1)
-  flags.add_argument("--steps", type=int, default=64, help="one call of the network more than this")
-  flags.add_argument("--sampler", default="tweedie", help="as of sedd sample")
+  flags.add_argument("--steps", type=int, default=64, help="sampling steps; one more network call")
+  flags.add_argument("--sampler", default="tweedie", help="as in sedd sample")
   options = read(flags, batch="samples")
   steps, batch = options.flags.steps, options.experiment.train.batch_size
   started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The shapes that benchmarks take by name. No jax here: the PyTorch baseline reads them too."""
+"""The benchmarks' named shapes. This module does not import jax: the PyTorch baseline uses it."""
 
 import ast
 import copy
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """A network and the batches that it is timed on.
+  """A network and its batches.
 
   Attributes:
     width, blocks, heads, cond_dim, dropout, dtype, remat, unroll: as in `ModelConfig`.
     length: tokens in a sequence.
     vocab: V, number of real tokens.
     batch: sequences in a training batch.
-    samples: sequences that are sampled at once.
+    samples: sequences in a sampled batch.
   """
 
   width: int
@@ -55,12 +55,12 @@ SHAPES = {
 
 
 def assigned(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-  """A copy of nested dicts with `a.b=value` put in; values are Python literals, else strings.
+  """A copy of nested dicts with `a.b=value` assigned; values are Python literals, else strings.
 
-  Names that are not there are put in too: whoever reads the dicts knows what there is.
+  New names are added too: the caller checks names.
 
   Raises:
-    ValueError: an assignment has no `=`, or goes through what is no section.
+    ValueError: an assignment has no `=`, or its path leads through a field that is not a section.
   """
   result = copy.deepcopy(dict(values))
   for assignment in assignments:

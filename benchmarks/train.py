@@ -10,7 +10,7 @@ from benchmarks.work import training_work
 
 
 def main() -> None:
-  """Runs it."""
+  """Prints the line."""
   options = read(parser("train", __doc__))
   started = time.perf_counter()
   program = options.program()

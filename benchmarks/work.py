@@ -1,9 +1,9 @@
-"""What a benchmark cannot do without: matrix operations and bytes, counted from the shapes.
+"""The necessary work of a benchmark: matrix operations and bytes, counted from the shapes.
 
-Operations are the model's own, 2 for each multiplication and addition: no rematerialisation, no
-padding of the vocabulary, attention in full. Bytes are a floor: what crosses the memory bus once
-even if every intermediate result stayed in cache. Activations are left out, and of the embedding's
-table only the rows looked up are read.
+Operations are the model's own, 2 per multiply-add: without rematerialisation or padding of the
+vocabulary, with full attention. Bytes are a lower bound: memory traffic if every intermediate
+result stayed in cache. Activations are excluded, and only the looked-up rows of the embedding are
+read.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ _TRAINING_TIMES = np.linspace(MIN_TIME, 1.0, 10001)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-  """Of one timed call, on all devices together.
+  """The work of one timed call, on all devices together.
 
   Attributes:
     flops_dense: matrix operations with the output layer at every position.
-    flops_needed: with the output layer at masked positions alone, as many as there are on
-      average: under absorbing noise the others have no loss and never change. The same as
+    flops_needed: matrix operations with the output layer only at masked positions, whose number is
+      the average: under absorbing noise the others have no loss and never change. Equal to
       flops_dense for the uniform process.
     masked_share: the average share of masked positions; 1 for the uniform process.
     bytes_needed: see the module docstring.
@@ -38,7 +38,7 @@ class Work:
 
 
 def training_work(program: Program) -> Work:
-  """A training step: forward, backward (twice as much), AdamW and moving average.
+  """The work of a training step: forward, backward (twice as much), AdamW and moving average.
 
   Bytes, all float32: the weights, read forward and backward; the gradient, written and read, since
   clipping needs its norm first; parameters, both moments and moving average, read and written.
@@ -56,7 +56,7 @@ def training_work(program: Program) -> Work:
 
 
 def sampling_work(program: Program, num_steps: int) -> Work:
-  """num_steps calls of the network from t = 1 down, and one at the end.
+  """The work of num_steps network calls from t = 1 down, and one at the end.
 
   Bytes: the weights, read by every call in the compute dtype.
   """
@@ -74,7 +74,7 @@ def sampling_work(program: Program, num_steps: int) -> Work:
 
 
 def head_work(program: Program) -> Work:
-  """The output layer and the loss, forward and backward, from hidden states.
+  """The work of the output layer and the loss, forward and backward, from hidden states.
 
   Bytes, all float32: hidden states of masked positions and the layer, read forward and backward,
   and their gradients, written.
@@ -91,7 +91,7 @@ def head_work(program: Program) -> Work:
 
 
 def draw_work(rows: int, states: int) -> Work:
-  """A draw from each row: float32 log weights read, int32 states written."""
+  """The work of a draw from each row: float32 log weights read, int32 states written."""
   return Work(
     flops_dense=0.0, flops_needed=0.0, masked_share=1.0, bytes_needed=4.0 * rows * (states + 1)
   )
@@ -106,7 +106,7 @@ def masked_share(program: Program, times: np.ndarray) -> float:
 
 
 def _head_flops(program: Program) -> float:
-  """Of one forward pass at every position."""
+  """Operations of the output layer at every position, one forward pass."""
   batch, length = program.batch.tokens.shape
   return 2.0 * batch * length * program.network.config.width * program.network.config.num_states
 

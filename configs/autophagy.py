@@ -8,10 +8,11 @@
 Arguments: sedd (absorbing) or ar (autoregressive), and synthetic (samples only), augmented (all
 samples so far and the first generation's real text) or fresh (samples and unseen real text).
 --config.generations.temperature=0.8 biases sampling towards likely tokens;
---config.generations.count=10 trains more generations, also in a loop that has ended.
+--config.generations.count=10 trains more generations, also after a loop has ended.
 
 After arXiv:2307.01850, with text: every generation starts from random weights. The report has a row
-for each: the bound on real held-out text, and entropy, distinct-n and repetition of its samples.
+per generation: the bound on real held-out text, and entropy, distinct-n and repetition of its
+samples.
 
 Five generations on the embedded text by default. Strict bound in bits per character and cost:
 not measured; docs/results.md has a smaller loop.
@@ -57,7 +58,7 @@ def get_config(argument: str = "sedd,synthetic") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Both models in each regime, with and without bias; for launch/sweep.py."""
+  """Overrides for both models in each regime, with and without bias; for launch/sweep.py."""
   for model, objective in _OBJECTIVES.items():
     for regime in REGIMES:
       for temperature in (1.0, 0.8):

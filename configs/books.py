@@ -1,20 +1,20 @@
-"""A byte model of your own text files: no download, one GPU, or a few minutes of CPU to try it.
+"""A byte model of your own text files, for one GPU, or a few minutes on a CPU; no download.
 
   sedd train --config=configs/books.py --workdir=runs/books --config.data.files='books/*.txt.xz'
   sedd train --config=configs/books.py:tiny --workdir=runs/try --config.data.files='books/*.txt.xz'
 
 Arguments: base (29 million parameters, sequences of 512 bytes) or tiny (0.8 million, 128 bytes).
-Of the text the last twentieth is held out for base, a hundredth for tiny;
---config.data.heldout_files names other files instead.
-Bytes serve any language and script, and bits per character compare with other tokenizers.
+base holds out the last twentieth of the text, tiny a hundredth; --config.data.heldout_files names
+other files instead. Bytes work for any language and script, and bits per character are comparable
+between tokenizers.
 
-base sees 1 GB in 30,000 steps: ten times a library of 200 books. For smaller text fewer steps do,
---config.train.steps=3000; where memory is short, --config.train.accumulation=2 gives the same.
-To go on from a run with your own text: --config.init_from=runs/books.
+base sees 1 GB in 30,000 steps: ten times a library of 200 books. Smaller text needs fewer steps,
+--config.train.steps=3000. If memory is short, --config.train.accumulation=2 gives the same result.
+To fine-tune a run on your own text: --config.init_from=runs/books.
 
 base here: not measured. Cost: not measured.
 tiny here, on 10 MB of English books: strict bound of 3.10 bits per character (bigram entropy 3.47).
-Cost: 9 CPU minutes, on 2 cores that others used too.
+Cost: 9 CPU minutes, on 2 shared cores.
 """
 
 import dataclasses

@@ -4,14 +4,14 @@
     --tokenizer=bert --detokenizer=lm1b --out=prepared/lm1b
   sedd train --config=configs/lm1b.py:absorb --workdir=runs/lm1b --config.data.files=prepared/lm1b
 
-Arguments: absorb or uniform. tfds:lm1b has to be built once with TensorFlow (docs/data.md); local
-files do as well: --files='lm1b/train-*.jsonl.gz', a sentence {"text": "..."} a line. Tokens
+Arguments: absorb or uniform. tfds:lm1b has to be built once with TensorFlow (docs/data.md). Local
+files also work: --files='lm1b/train-*.jsonl.gz', with one sentence {"text": "..."} per line. Tokens
 are the 30,522 pieces of bert-base-uncased, downloaded once unless the tokenizer is bert:FOLDER,
-with a folder that holds its vocab.txt. They know no upper case, so samples have none.
+with a folder that holds its vocab.txt. They are lower case, and so are samples.
 
-Tokens and length are those of the published figures, and of MDLM's code. A row is a sentence,
-[SEP], and padding, which is given and not in the loss; MDLM's begin with [CLS], here there is none.
-So perplexities per token compare only roughly. To sample sentences of any length, train with
+Tokens and length are those of the published figures and of MDLM's code. A row is a sentence, [SEP],
+and padding, which is given and not in the loss. MDLM's rows begin with [CLS], these don't, so
+perplexities per token are only roughly comparable. To sample sentences of any length, train with
 --config.data.fill=counted.
 Optimizer, EMA and dropout are those of the original's code, which has no config for this corpus;
 batch and steps are ours.

@@ -10,13 +10,13 @@ Arguments: small, medium or xl, then absorb or uniform. The text may also come f
 --tokenizer=gpt2:FOLDER names a folder that holds them.
 
 Settings of the original's code: batch 512, length 1024, Adam at 3e-4 with 2500 steps of warm-up,
-EMA 0.9999, dropout 0.1. It took medium's batch in 2 micro-batches (on 8 GPUs of 80 GB); here it
-goes in one, since scores are never held whole. The loss is the same either way, so where it does
-not fit --config.train.accumulation=2 does.
+EMA 0.9999, dropout 0.1. It split medium's batch into 2 micro-batches (on 8 GPUs of 80 GB); here one
+is enough, since [B, L, V] is never materialized. If memory is short, --config.train.accumulation=2
+gives the same loss.
 
-Batch 512 in one pass takes 8 TPU chips of 16 GiB for small and 16 of them for medium, with
---config.model.remat=narrow; with twice the chips, or larger ones, the default `dots` fits, which
-computes less. `sedd plan` says so of any slice (docs/plans).
+Batch 512 in one pass needs 8 TPU chips of 16 GiB for small and 16 for medium, with
+--config.model.remat=narrow. With twice as many chips, or larger ones, the default `dots` fits,
+which computes less. `sedd plan` shows this for any slice (docs/plans).
 
 Published zero-shot perplexity bounds on WikiText-103: small absorb 40.62, small uniform 49.60,
 medium absorb 29.98, medium uniform 36.81.

@@ -1,4 +1,4 @@
-"""SEDD and its peers, on the same text with the same network, budget and seeds.
+"""SEDD and its peers on the same text, with the same network, budget and seeds.
 
   sedd train --config=configs/peers.py:mdlm --workdir=runs/mdlm
   python launch/sweep.py --config=configs/peers.py --root=runs/peers
@@ -6,17 +6,17 @@
 
 The second command trains all of them, three seeds each, and prints the table. Names:
 
-  sedd-absorb   score entropy, absorbing, the network scaled by the noise (arXiv:2310.16834)
-  sedd-uniform  score entropy, uniform noise, geometric schedule (the same)
+  sedd-absorb   score entropy, absorbing, scores scaled by the noise (arXiv:2310.16834)
+  sedd-uniform  score entropy, uniform noise, geometric schedule (the same paper)
   mdlm          conditional law of clean tokens, no time input: MDLM (2406.07524), RADD (2406.03736)
-  md4           the same network told the time: MD4 (2406.04329)
+  md4           the same with time input: MD4 (2406.04329)
   d3pm          the same in 1000 discrete steps: D3PM, absorbing (2107.03006)
   udlm          conditional law of clean tokens under uniform noise: UDLM (2412.10193)
   ar            autoregressive: the same trunk with causal attention
 
-They differ in nothing else, also not in learning rate, which was not tuned for any. Text: the
-embedded one; docs/results.md has bits per character on text8's first 3 million characters.
-Cost of a run as it stands: not measured.
+All else is the same, including the learning rate, which was not tuned for any. Text: the embedded
+corpus; docs/results.md has bits per character on text8's first 3 million characters.
+Cost of a run with these defaults: not measured.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def get_config(name: str = "sedd-absorb") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """All of them, three seeds each; for launch/sweep.py."""
+  """Overrides for all peers with three seeds each; for launch/sweep.py."""
   for name, overrides in PEERS.items():
     for seed in _SEEDS:
       yield {"label": name, "seed": seed} | overrides

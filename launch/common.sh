@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What the scripts here share; they source it. Options are always --name=value.
+# Functions that the scripts here source. Options are always --name=value.
 
-# usage: the comment at the head of the running script.
+# usage: prints the comment at the head of the running script.
 usage() { awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"; }
 
 fail() {
@@ -9,10 +9,10 @@ fail() {
   exit 2
 }
 
-# whole NAME VALUE: refuses an option that is not a whole number, 0 included.
+# whole NAME VALUE: fails unless an option is a whole number (0 or more).
 whole() { [[ $2 =~ ^[0-9]+$ ]] || fail "$1=$2 must be a whole number"; }
 
-# quote ARG...: one line that a shell reads back as the same arguments.
+# quote ARG...: prints one line that a shell reads back as the same arguments.
 quote() {
   local arg rest line=
   for arg; do

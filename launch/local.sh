@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Several processes of one command on this machine: for tests, and for boxes with several GPUs.
+# Several processes of one command on this machine: for tests, and for machines with several GPUs.
 #
 #   launch/local.sh --processes=2 --devices=2 sedd train --config=configs/quickstart.py --workdir=D
 #   launch/local.sh --processes=4 --gpus=2 sedd train ...    # 8 GPUs, two for each process
 #
-# --processes=N  how many
-# --devices=K    K fake CPU devices for each (JAX_NUM_CPU_DEVICES, JAX_PLATFORMS=cpu)
+# --processes=N  number of processes
+# --devices=K    K fake CPU devices per process (JAX_NUM_CPU_DEVICES, JAX_PLATFORMS=cpu)
 # --gpus=K       process I takes GPUs I*K to I*K+K-1 (JAX_LOCAL_DEVICE_IDS)
-# --port=P       of the coordinator, on 127.0.0.1; a free one if left out
-# --logs=DIR     process I > 0 writes to DIR/process_I.log; else its lines come here, after "[I] "
-# --grace=S      seconds (180) that the others have to end by themselves after one has failed
+# --port=P       port of the coordinator on 127.0.0.1; a free port by default
+# --logs=DIR     process I > 0 writes to DIR/process_I.log; else its lines appear here after "[I] "
+# --grace=S      seconds (180) for the others to end after a process has failed
 # --dry-run      prints the commands and runs nothing
 #
-# Process 0 writes to the terminal. SIGTERM and Ctrl-C go on to all. The exit code is that of the
-# first process that failed, or 0.
+# Process 0 writes to the terminal. SIGTERM and Ctrl-C are forwarded to all. The exit code is that of
+# the first process that failed, or 0.
 set -u
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -45,12 +45,12 @@ done
 [ -z "$devices" ] || [ -z "$gpus" ] || fail "--devices is for CPUs: leave it out, or --gpus"
 
 if [ -z "$port" ]; then
-  # Below the range that systems hand out to clients (from 32768), and nothing listens there.
+  # A free port below the range of client ports (from 32768).
   port=$((20000 + RANDOM % 10000))
   while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((20000 + RANDOM % 10000)); done
 fi
 
-environment() { # environment I: what process I sees, in the array `variables`
+environment() { # environment I: sets the array `variables` to the environment of process I
   variables=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$port")
   variables+=("JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1")
   [ -z "$devices" ] || variables+=("JAX_NUM_CPU_DEVICES=$devices" JAX_PLATFORMS=cpu)
@@ -72,7 +72,7 @@ if [ -n "$dry_run" ]; then
 fi
 
 [ -z "$logs" ] || mkdir -p "$logs" || exit
-# Job control: each process has a group of its own, so that a signal reaches it once, from us.
+# Job control: each process has its own group, so that a signal reaches it only through us.
 set -m
 pids=()
 # shellcheck disable=SC2317 # The traps call it.

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Runs a training command until it is done: starts it again after a kill or a preemption.
+# Runs a training command until it is done: restarts it after a kill or a preemption.
 #
 #   launch/supervise.sh sedd train --config=configs/quickstart.py --workdir=runs/quickstart
 #
-# Stops when the command ends well, on Ctrl-C (exit code 130), on an error of the user (2), and
-# after RETRIES restarts (default 100) with PAUSE seconds (default 5) between them. Ctrl-C and
-# SIGTERM go on to the command, which saves, and nothing is restarted. The exit code is that of the
-# last run.
+# Stops when the command succeeds, on Ctrl-C (exit code 130), on a user error (2), and after RETRIES
+# restarts (default 100) with PAUSE seconds (default 5) between them. Ctrl-C and SIGTERM are
+# forwarded to the command, which saves, and nothing is restarted. The exit code is that of the last
+# run.
 set -u
 if [ $# -eq 0 ]; then
   sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
-# Job control: the command has a process group of its own, so that a signal reaches it once, from us.
+# Job control: the command has its own process group, so that a signal reaches it only through us.
 set -m
 ended=
 # shellcheck disable=SC2317 # The traps call it.

@@ -1,4 +1,4 @@
-"""A sweep: one config, many overrides, any of the launchers, a table of results."""
+"""A sweep: one config with many overrides, on any launcher, with a table of results."""
 
 import importlib.util
 import os
@@ -19,8 +19,8 @@ from sweep_table import DONE, SUBMITTED, render
 from sedd_jax.cli import app
 from sedd_jax.cli.config import define_config
 
-USAGE = """Trains one config with many overrides. The same command goes on with a sweep that was
-stopped: finished runs are skipped, the others started again.
+USAGE = """Trains one config with many overrides. The same command resumes a stopped sweep: finished
+runs are skipped, the others are started again.
 
   python launch/sweep.py --config=configs/quickstart.py --root=runs/sweep \\
     --sweep='model.width=64,128;seed=1..3' --config.train.steps=200
@@ -28,18 +28,18 @@ stopped: finished runs are skipped, the others started again.
   python launch/sweep.py --root=runs/lr --table
 
 Without --sweep the points come from the config file's `sweep()`, which yields dicts of overrides,
-{"optimizer.learning_rate": 3e-4, "seed": 1}. --config.KEY=VALUE holds for all runs. --dry-run shows
-the commands of what is left to do.
+{"optimizer.learning_rate": 3e-4, "seed": 1}. --config.KEY=VALUE applies to all runs. --dry-run
+shows the commands of unfinished runs.
 
-Backends: `local` (--parallel at a time; --processes: by launch/local.sh), `slurm` (sbatch
-launch/slurm.sbatch), `tpu_vm` (launch/tpu_vm.sh resume, one after another on one slice), `xpk`
-(launch/xpk.sh workload), `print` (the commands). --launch_args holds their options. slurm and xpk
-only submit: --table shows how far the runs are. --root is a path that this machine sees, and the
-machines that train too.
+Backends: `local` (--parallel at a time; with --processes, by launch/local.sh), `slurm` (sbatch
+launch/slurm.sbatch), `tpu_vm` (launch/tpu_vm.sh resume, one run after another on one slice), `xpk`
+(launch/xpk.sh workload), `print` (prints the commands). --launch_args holds their options. slurm
+and xpk only submit: --table shows the progress of the runs. --root is a path on a file system that
+this machine and the training machines share.
 
 ROOT/NAME is the directory of a run, ROOT/logs/NAME.log its output, ROOT/sweep.json the sweep,
-ROOT/results.csv the table. Exit codes: 0; 1 when a run has failed; 2 when something is wrong before
-the first starts; 130 after Ctrl-C, on which the runs save and end.
+ROOT/results.csv the table. Exit codes: 0; 1 if a run failed; 2 for an error before the first run
+starts; 130 after Ctrl-C, on which the runs save and end.
 """
 _CONFIG = define_config()
 _ROOT = flags.DEFINE_string("root", None, "Directory of the sweep.")
@@ -50,20 +50,20 @@ _PROCESSES = flags.DEFINE_integer("processes", 0, "Processes of a local run.", l
 _LAUNCH_ARGS = flags.DEFINE_string("launch_args", "", "Options of the launch script or of sbatch.")
 _COMMAND = flags.DEFINE_string("command", "sedd train", "The trainer.")
 _TABLE = flags.DEFINE_bool("table", False, "Only print the table.")
-_RESUBMIT = flags.DEFINE_bool("resubmit", False, "Submit again what was, and has not finished.")
-_DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print the commands, run and write nothing.")
+_RESUBMIT = flags.DEFINE_bool("resubmit", False, "Submit unfinished submitted runs again.")
+_DRY_RUN = flags.DEFINE_bool("dry-run", False, "Print the commands; run and write nothing.")
 _console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> int:
-  """Returns the exit code.
+  """The exit code.
 
   Raises:
-    ValueError: flags, config, sweep or root are at fault; nothing was started.
+    ValueError: an error in flags, config, sweep or root; nothing was started.
   """
   (root,) = app.require(USAGE, _ROOT)
   if "://" in root:
-    raise ValueError(f"--root={root} must be a path here: mount the bucket")
+    raise ValueError(f"--root={root} must be a path here: mount the bucket first")
   state = State(Path(root))
   if _TABLE.value:
     _console.print(render(state.rows()))
@@ -81,7 +81,7 @@ def main() -> int:
     return 0
   program = commands[runs[0].name][0]
   if shutil.which(program) is None:
-    raise ValueError(f"there is no program {program!r} here; --command names the trainer")
+    raise ValueError(f"there is no program {program!r} here; --command sets the trainer")
 
   about = {run.name: describe(run.overrides) for run in runs}
   submits = _BACKEND.value in ("slurm", "xpk")
@@ -126,11 +126,11 @@ def _plan(root: Path) -> tuple[list[Run], dict[str, Any]]:
 
 def _generated(file: str) -> list[dict[str, Any]]:
   path = file.split(":", 1)[0]
-  found = importlib.util.spec_from_file_location("swept_config", path)
-  if found is None or found.loader is None:
-    raise ValueError(f"--config={file} is no Python file")
-  module = importlib.util.module_from_spec(found)
-  found.loader.exec_module(module)
+  spec = importlib.util.spec_from_file_location("swept_config", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config={file} is not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
   if not hasattr(module, "sweep"):
     raise ValueError(f"{path} has no sweep(): give --sweep='key=value,value;key=a..b'")
   return [dict(point) for point in module.sweep()]
@@ -140,7 +140,7 @@ def _commands(runs: list[Run], root: Path) -> dict[str, list[str]]:
   backend, options = _BACKEND.value, shlex.split(_LAUNCH_ARGS.value)
   if backend not in ("local", "print"):
     if _PROCESSES.value or _PARALLEL.value > 1:
-      raise ValueError("--processes and --parallel are of --backend=local")
+      raise ValueError("--processes and --parallel apply only to --backend=local")
   elif options and not _PROCESSES.value:
     raise ValueError("--launch_args needs --processes, or another --backend")
   folder = os.path.relpath(Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""The points of a sweep: what --sweep says, checked against the config, and their names."""
+"""The points of a sweep, parsed from --sweep and checked against the config, and their names."""
 
 import ast
 import difflib
@@ -13,10 +13,10 @@ from sedd_jax.studies.loop import Loop
 
 
 def grid(text: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The product of `key=value,value;key=a..b`, the last key fastest.
+  """The product of `key=value,value;key=a..b`, with the last key varying fastest.
 
-  Values have the type of the config's field; a..b are whole numbers, both ends included. What holds
-  a comma or a semicolon stands in quotes; tuples are written as in Python.
+  Values have the type of the config's field; a..b are whole numbers, including both ends. Values
+  with a comma or a semicolon need quotes; tuples are written as in Python.
 
   Raises:
     ValueError: a field is unknown, or a value has another type.
@@ -28,14 +28,14 @@ def grid(text: str, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not equals or not values.strip():
       raise ValueError(f"--sweep: {part!r} must be key=value,value")
     if key in axes:
-      raise ValueError(f"--sweep: {key} stands there twice")
+      raise ValueError(f"--sweep: {key} is given twice")
     like = lookup(config, key)
     axes[key] = [value for word in _split(values, ",") for value in _values(word, like, key)]
   return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
 def _split(text: str, separator: str) -> list[str]:
-  """Parts between separators that do not stand in quotes or brackets."""
+  """Parts between separators outside quotes and brackets."""
   quoted = r"""'[^']*'|"[^"]*"|\([^()]*\)|\[[^][]*\]"""
   parts = re.findall(rf"(?:{quoted}|[^{separator}])+", text)
   return [part.strip() for part in parts if part.strip()]
@@ -67,7 +67,7 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
   """The value of a dotted field.
 
   Raises:
-    ValueError: there is no such field; the message names the nearest.
+    ValueError: there is no such field; the message suggests the nearest name.
   """
   fields = dict(_flat(config))
   if key not in fields:
@@ -86,12 +86,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def experiment(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Loop:
-  """The config with its overrides, checked.
+  """The checked config with its overrides.
 
   Raises:
     ValueError: a field is unknown, of the wrong type or out of range.
   """
-  changed = json.loads(json.dumps(config))  # A copy; lists do for tuples there.
+  changed = json.loads(json.dumps(config))  # A copy; lists may stand for tuples.
   for key, value in overrides.items():
     lookup(config, key)
     *sections, field = key.split(".")
@@ -106,37 +106,38 @@ def experiment(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Loop:
 
 
 def describe(overrides: Mapping[str, Any]) -> str:
-  """`a.b=1 c=2`, as a flag would say it."""
+  """`a.b=1 c=2`, as in flags."""
   return " ".join(f"{key}={text(value)}" for key, value in overrides.items()) or "(no overrides)"
 
 
 def text(value: Any) -> str:
-  """A value as the trainer's flags read it back."""
+  """A value in the syntax of the trainer's flags."""
   return value if isinstance(value, str) else repr(value)
 
 
 def names(points: Sequence[Mapping[str, Any]]) -> list[str]:
-  """A directory name for each point: short, safe in file systems, unique, and always the same.
+  """A directory name for each point: short, safe in file systems, unique and deterministic.
 
-  `learning_rate-0.0003_seed-1`: last parts of the fields, and values. Where that would be long,
-  lose characters or be another point's name too, a hash of the point follows.
+  `learning_rate-0.0003_seed-1`: last parts of the fields, and values. If this is too long, not
+  unique or has unsafe characters, a hash of the point is appended.
 
   Raises:
-    ValueError: a point stands there twice.
+    ValueError: a point occurs twice.
   """
   plain = [
     "_".join(f"{key.split('.')[-1]}-{text(value)}" for key, value in point.items()) or "base"
     for point in points
   ]
-  found = []
+  unique = []
   for point, name in zip(points, plain, strict=True):
     safe = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)[:80]
-    found.append(safe if safe == name and plain.count(name) == 1 else f"{safe}_{short_hash(point)}")
-    if found.count(found[-1]) > 1:
+    usable = safe == name and plain.count(name) == 1
+    unique.append(safe if usable else f"{safe}_{short_hash(point)}")
+    if unique.count(unique[-1]) > 1:
       raise ValueError(f"the sweep has this run twice: {describe(point)}")
-  return found
+  return unique
 
 
 def short_hash(value: Any) -> str:
-  """Eight characters that stay the same from run to run."""
+  """A deterministic hash of eight characters."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

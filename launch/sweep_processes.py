@@ -1,4 +1,4 @@
-"""Runs commands, some at a time, until all have ended or a signal comes."""
+"""Runs commands, a few at a time, until all have ended or a signal arrives."""
 
 import os
 import signal
@@ -18,20 +18,17 @@ def run_all(
   started: Callable[[str, Path], None],
   ended: Callable[[str, int], None],
 ) -> int:
-  """Runs commands in their order.
+  """0 after running all commands in order, or 128 + the number of the signal that ended it.
 
-  SIGINT or SIGTERM: nothing more is started, what runs gets SIGTERM and is waited for; the second
-  signal kills it.
+  On SIGINT or SIGTERM nothing more is started; running commands get SIGTERM and are waited for. The
+  second signal kills them.
 
   Args:
     commands: name -> command.
-    logs: folder where `NAME.log` takes a command's output, appended.
-    parallel: so many at a time.
+    logs: folder of `NAME.log`, to which a command's output is appended.
+    parallel: number of commands at a time.
     started: called with the name and the log.
     ended: called with the name and the exit code, 128 + N for signal N.
-
-  Returns:
-    0, or 128 + the number of the signal that ended it.
   """
   received: list[int] = []
   before = {
@@ -40,7 +37,7 @@ def run_all(
   }
   waiting = dict(commands)
   running: dict[str, subprocess.Popen] = {}
-  told = 0
+  handled = 0
   logs.mkdir(parents=True, exist_ok=True)
   try:
     while running or (waiting and not received):
@@ -53,10 +50,10 @@ def run_all(
           del running[name]
           code = process.returncode
           ended(name, code if code >= 0 else 128 - code)
-      while told < len(received):
-        told += 1
+      while handled < len(received):
+        handled += 1
         for process in running.values():
-          _send(process, signal.SIGTERM if told == 1 else signal.SIGKILL)
+          _send(process, signal.SIGTERM if handled == 1 else signal.SIGKILL)
       time.sleep(0.05)
   finally:
     for process in running.values():  # Only after an error here.
@@ -67,7 +64,7 @@ def run_all(
 
 
 def _start(command: list[str], log: Path) -> subprocess.Popen:
-  # A session of its own: Ctrl-C in the terminal reaches it once, from us, and as SIGTERM.
+  # In its own session: Ctrl-C in the terminal reaches it only through us, as SIGTERM.
   with log.open("ab") as output:
     return subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -17,10 +17,10 @@ class Run:
   """One run.
 
   Attributes:
-    name: of its directory below the sweep's.
+    name: its directory below the sweep's.
     overrides: dotted field -> value.
-    steps: that it trains for.
-    command: the trainer's.
+    steps: number of training steps.
+    command: the trainer's command.
   """
 
   name: str
@@ -38,18 +38,18 @@ def make_runs(
   root: Path,
   program: Sequence[str],
 ) -> list[Run]:
-  """The runs of a sweep, checked.
+  """The checked runs of a sweep.
 
   Args:
-    points: overrides of each.
-    config: nested dicts, with the common overrides in it.
-    config_flag: the config file as the trainer is to be told, with its argument.
+    points: overrides of each run.
+    config: nested dicts that include the common overrides.
+    config_flag: the config file with its argument, as the trainer's flag.
     common: overrides that all runs share.
     root: directory of the sweep.
     program: the trainer, `sedd train`.
 
   Raises:
-    ValueError: there is no run, one twice, or one that the config refuses.
+    ValueError: there is no run, a duplicate, or an invalid config.
   """
   if not points:
     raise ValueError("the sweep has no runs")
@@ -74,10 +74,10 @@ def launch_command(
   Args:
     backend: one of `BACKENDS`.
     run: the run.
-    root: directory of the sweep; its name goes into those of jobs.
-    folder: where the launch scripts lie.
-    options: of the launch script, or of sbatch.
-    processes: for launch/local.sh; 0 starts the trainer itself.
+    root: directory of the sweep; its name is part of job names.
+    folder: folder of the launch scripts.
+    options: options of the launch script, or of sbatch.
+    processes: for launch/local.sh; 0 starts the trainer directly.
   """
   match backend:
     case "local" | "print" if processes:
@@ -85,11 +85,11 @@ def launch_command(
     case "local" | "print":
       head = []
     case "slurm":
-      # singleton: of jobs with one name one runs at a time, so a run is never in two jobs at once.
+      # singleton: only one job of a name runs at a time, so a run is never in two jobs at once.
       job = f"--job-name={root.name}-{run.name}"
       head = ["sbatch", job, "--dependency=singleton", *options, f"{folder}/slurm.sbatch"]
     case "tpu_vm":
-      # resume, not run: it outlives preemptions, and knows a run that goes on or has finished.
+      # resume, not run: it survives preemptions, and detects a running or finished run.
       head = [f"{folder}/tpu_vm.sh", "resume", *options]
     case "xpk":
       head = [f"{folder}/xpk.sh", "workload", f"--workload={workload_name(root, run)}", *options]
@@ -99,13 +99,13 @@ def launch_command(
 
 
 def workload_name(root: Path, run: Run) -> str:
-  """At most 28 of a-z, 0-9 and -, as Kubernetes wants it; a hash keeps it unique."""
+  """A name of at most 28 of a-z, 0-9 and -, as Kubernetes requires; a hash makes it unique."""
   plain = re.sub(r"[^a-z0-9]+", "-", run.name.lower())[:16].strip("-")
   return f"s-{plain}-{short_hash([str(root), run.name])}"
 
 
 def make_spec(runs: Sequence[Run], config_flag: str, common: Mapping[str, Any]) -> dict[str, Any]:
-  """What must be the same when a sweep goes on, as JSON reads it back."""
+  """The part of a sweep that must not change on resume, as JSON reads it back."""
   return json.loads(
     json.dumps(
       {
@@ -118,7 +118,7 @@ def make_spec(runs: Sequence[Run], config_flag: str, common: Mapping[str, Any]) 
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """What differs between two specs, a line each."""
+  """The differences between two specs, one per line."""
   lines = []
   if old["config"] != new["config"]:
     lines.append(f"  --config: {old['config']} -> {new['config']}")

@@ -1,4 +1,4 @@
-"""What a sweep writes below its root: sweep.json and results.csv."""
+"""The files of a sweep below its root: sweep.json and results.csv."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ class State:
   """
 
   def __init__(self, root: Path):
-    """Reads what is there; a new root is made by the first `save`."""
+    """Reads the stored state; the first `save` creates a new root."""
     file = root / FILE
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     self.root = root
@@ -31,10 +31,10 @@ class State:
     self._commands: dict[str, str] = stored.get("commands", {})
 
   def check(self, spec: Mapping[str, Any]) -> None:
-    """Refuses another sweep than the one that is there.
+    """Checks that the root holds no other sweep.
 
     Raises:
-      ValueError: the message lists what differs.
+      ValueError: it does; the message lists the differences.
     """
     lines = differences(self.spec, spec) if self.spec else []
     if lines:
@@ -42,7 +42,7 @@ class State:
       raise ValueError(f"{self.root} holds another sweep:\n{listed}\nChoose a new --root.")
 
   def left(self, runs: Sequence[Run], resubmit: bool) -> tuple[list[str], dict[str, str]]:
-    """Names of what is to be started, and name -> reason for what is not."""
+    """Names of the runs to start, and name -> reason for the others."""
     left, reasons = [], {}
     for run in runs:
       if is_done(self.root / run.name, run.steps):
@@ -63,7 +63,7 @@ class State:
     self.save()
 
   def note(self, name: str, outcome: int | str | None) -> None:
-    """Keeps how a run ended; None when it starts."""
+    """Stores the outcome of a run; None when it starts."""
     self.noted.pop(name, None)
     if outcome is not None:
       self.noted[name] = outcome
@@ -79,7 +79,7 @@ class State:
     self._write(FILE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
 
   def rows(self) -> list[Row]:
-    """The table as the run directories have it now; results.csv gets it too.
+    """The current table from the run directories, also written to results.csv.
 
     Raises:
       ValueError: there is no sweep.

@@ -1,4 +1,4 @@
-"""The table of a sweep: what its run directories hold, best first."""
+"""The table of a sweep, from its run directories, best first."""
 
 import csv
 import dataclasses
@@ -25,16 +25,15 @@ class Row:
   """A line of the table.
 
   Attributes:
-    name: of the run.
-    overrides: its own.
+    name: the run's name.
+    overrides: the run's overrides.
     status: `done`; else `failed (code)`, `stopped (code)`, `no result` (it ended with 0),
       `submitted`, `unfinished` or `not started`.
-    step: its last step that left a trace; None without one. Of a self-consuming loop that of its
-      newest generation.
-    steps: that it is to train for.
-    strict: bits per character at the end, or else from the latest evaluation; None without one. Of
-      a loop that of its newest generation.
-    stderr: its standard error.
+    step: its last recorded step, or None; in a self-consuming loop that of the newest generation.
+    steps: number of steps to train.
+    strict: bits per character at the end, else from the latest evaluation, or None; in a loop that
+      of the newest generation.
+    stderr: the standard error of strict.
   """
 
   name: str
@@ -47,7 +46,7 @@ class Row:
 
 
 def is_done(workdir: Path, steps: int) -> bool:
-  """Whether a run has its evaluation at the last step, or a loop its last generation."""
+  """Whether a run has its final evaluation, or a loop its last generation."""
   evaluation = _read(workdir / "evaluation.json") or {}
   if evaluation.get("kind") == _LOOP:
     return len(evaluation["rows"]) > evaluation["settings"]["count"]
@@ -60,9 +59,9 @@ def make_row(
   """The line of one run.
 
   Args:
-    workdir: its directory, which need not be there.
-    overrides: its own.
-    steps: that it is to train for.
+    workdir: its directory, which may not exist.
+    overrides: the run's overrides.
+    steps: number of steps to train.
     noted: exit code of its last start, or `SUBMITTED`, or None.
   """
   done = is_done(workdir, steps)
@@ -99,14 +98,14 @@ def make_row(
 
 
 def _last_generation(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
-  """What a run would say that is the newest generation of a loop."""
+  """The newest generation of a loop as the evaluation of a run."""
   row = report["rows"][-1]
   name = _STRICT.removeprefix("heldout_")
   return {"step": steps, _STRICT: row[name], f"{_STRICT}_stderr": row[f"{name}_stderr"]}
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
-  """Finished runs by their strict bound, then the others by theirs; without one, last."""
+  """Finished runs by strict bound, then unfinished runs by theirs; runs without a bound last."""
 
   def order(row: Row) -> tuple[bool, float]:
     known = row.strict is not None and not math.isnan(row.strict)
@@ -125,7 +124,7 @@ def cells(row: Row, keys: Sequence[str]) -> list[str]:
 
 
 def render(rows: Sequence[Row]) -> Group:
-  """The table to print, and one of the means over seeds where there are several."""
+  """The table to print, and a table of means if there are several seeds."""
   keys = _shown(rows)
   table = Table("#", *keys, "status", "step", "strict bound, bits/char")
   for rank, row in enumerate(best_first(rows), 1):
@@ -134,26 +133,26 @@ def render(rows: Sequence[Row]) -> Group:
 
 
 def _means(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[Table]:
-  """A table of finished runs that differ in nothing but the seed, if there are any."""
+  """A table of means over finished runs that differ only in the seed, if there are any."""
   groups: dict[tuple[str, ...], list[float]] = {}
   for row in rows:
     if row.status == DONE and row.strict is not None and "seed" in row.overrides:
       groups.setdefault(tuple(_values(row, keys)), []).append(row.strict)
-  if not any(len(found) > 1 for found in groups.values()):
+  if not any(len(bounds) > 1 for bounds in groups.values()):
     return
   table = Table(*keys, "seeds", "mean strict bound", "deviation between seeds")
-  means = {values: statistics.fmean(found) for values, found in groups.items()}
+  means = {values: statistics.fmean(bounds) for values, bounds in groups.items()}
   for values in sorted(means, key=lambda values: (math.isnan(means[values]), means[values])):
-    found = groups[values]
-    # Of a run that diverged the bound is NaN, of which `stdev` makes an error.
-    known = len(found) > 1 and math.isfinite(means[values])
-    spread = f"{statistics.stdev(found):.4f}" if known else ""
-    table.add_row(*values, str(len(found)), f"{means[values]:.4f}", spread)
+    bounds = groups[values]
+    # A diverged run's bound is NaN, for which `stdev` raises an error.
+    known = len(bounds) > 1 and math.isfinite(means[values])
+    spread = f"{statistics.stdev(bounds):.4f}" if known else ""
+    table.add_row(*values, str(len(bounds)), f"{means[values]:.4f}", spread)
   yield table
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-  """The same for other programs, with unrounded numbers."""
+  """The table as CSV with unrounded numbers, for other programs."""
   keys = _keys(rows)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
@@ -169,7 +168,7 @@ def _keys(rows: Sequence[Row]) -> list[str]:
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:
-  """Keys of overrides; a label stands for all those in which runs of one label agree."""
+  """Keys of overrides to show; a label replaces keys in which runs of the same label agree."""
   keys = _keys(rows)
   if "label" not in keys:
     return keys
@@ -194,7 +193,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _metrics(workdir: Path) -> list[dict[str, Any]]:
-  """Lines of metrics in the order they were written; one cut short by a kill is left out."""
+  """Lines of metrics in the order they were written, without one truncated by a kill."""
   lines = []
   file = workdir / "metrics.jsonl"
   for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:

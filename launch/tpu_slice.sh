@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# A TPU slice as gcloud sees it: the functions behind tpu_vm.sh, which sources this after it has set
-# name, zone, type, project, version, spot, direct, setup, extra, poll and dry_run.
+# A TPU slice in gcloud: the functions of tpu_vm.sh, which sources this file after it has set name,
+# zone, type, project, version, spot, direct, setup, extra, poll and dry_run.
 # shellcheck disable=SC2154
 
 place=("--zone=$zone" ${project:+"--project=$project"})
 # On a worker, below ~.
 worker_script=sedd_jax/launch/tpu_worker.sh
 
-# The software version that goes with a type of slice.
+# The software version for a type of slice.
 runtime_version() {
   case $1 in
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
@@ -18,7 +18,7 @@ runtime_version() {
   esac
 }
 
-request() { # Asks for the slice.
+request() { # Requests the slice.
   local runtime kind=("--accelerator-type=$type")
   [ -n "$type" ] || fail "--type is missing, for example --type=v5litepod-16"
   runtime=${version:-$(runtime_version "$type")} || exit
@@ -31,7 +31,7 @@ request() { # Asks for the slice.
   fi
 }
 
-remove() { # A queued resource with its slice, or the slice.
+remove() { # Deletes the slice and its queued resource.
   if [ -n "$direct" ]; then
     run gcloud compute tpus tpu-vm delete "$name" "${place[@]}" --quiet
   else
@@ -39,8 +39,8 @@ remove() { # A queued resource with its slice, or the slice.
   fi
 }
 
-# describe KIND KEY: a state word of gcloud's; GONE if there is no such thing; UNKNOWN if gcloud
-# failed otherwise (no network, expired login), on which nothing may be deleted.
+# describe KIND KEY: prints gcloud's state; GONE if the resource does not exist; UNKNOWN if gcloud
+# failed otherwise (no network, expired login): then nothing may be deleted.
 describe() {
   local command=(gcloud compute tpus "$1" describe "$name" "${place[@]}" "--format=value($2)") out
   if [ -n "$dry_run" ]; then
@@ -73,12 +73,12 @@ slice_state() { # ABSENT, WAITING, READY or LOST
   esac
 }
 
-show_state() { # The same questions, under --dry-run.
+show_state() { # The same queries, for --dry-run.
   [ -n "$direct" ] || describe queued-resources state.state
   describe tpu-vm state
 }
 
-pause() { # In the background, so that a signal is served at once.
+pause() { # In the background, so that a signal is handled at once.
   sleep "$poll" >/dev/null 2>&1 &
   wait $!
   kill $! 2>/dev/null || true
@@ -101,22 +101,22 @@ create() {
   done
 }
 
-on() { # on WORKERS COMMAND: a line of shell on some workers, or `all`
+on() { # on WORKERS COMMAND: runs a line of shell on some workers, or `all`
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" "--worker=$1" "--command=$2"
 }
 
-worker() { # worker WORKERS VERB ARG...: tpu_worker.sh there
+worker() { # worker WORKERS VERB ARG...: runs tpu_worker.sh there
   on "$1" "$(quote bash "$worker_script" "${@:2}")"
 }
 
-worker_status() { # of worker 0; empty if ssh failed
+worker_status() { # prints the status of worker 0; nothing if ssh failed
   local out ask
   ask=$(quote bash "$worker_script" status "$@")
   out=$(on 0 "if [ -f $worker_script ]; then $ask; else echo absent; fi")
   echo "${out##*$'\n'}"
 }
 
-set_up() { # What --setup says; again after a restart of a machine, which loses mounts.
+set_up() { # Runs --setup; again after a machine's restart, which loses mounts.
   [ -z "$setup" ] || on all "$setup"
 }
 

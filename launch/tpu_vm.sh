@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice, by gcloud: create it, install this checkout, train, resume after preemptions.
+# A Cloud TPU slice, with gcloud: create it, install this checkout, train, resume after preemptions.
 #
 #   slice="--name=pod --zone=us-west4-a --type=v5litepod-16"
 #   launch/tpu_vm.sh create $slice --spot
@@ -10,23 +10,23 @@
 #   launch/tpu_vm.sh delete $slice --yes
 #   launch/tpu_vm.sh resume $slice --spot --setup=... sedd train ...
 #
-# create   a queued resource, and waits for it (--direct: a slice at once, or not at all)
-# install  copies this checkout to all workers, does --setup there, then pip install '.[tpu]'.
-#          --setup must be harmless the second time: resume repeats it
+# create   creates a queued resource and waits for it (--direct: a slice at once, or fails)
+# install  copies this checkout to all workers, runs --setup there, then pip install '.[tpu]'.
+#          --setup must be repeatable: resume runs it again
 # run      starts the command on all workers, detached, and shows worker 0's log until it ends, with
 #          its exit code. Ctrl-C leaves it running (--detach does not wait); SIGTERM stops it
-# resume   until the command has ended well, does what is missing: creates the slice (again, after a
+# resume   until the command has succeeded, does the missing steps: creates the slice (again after a
 #          preemption), installs, starts. Gives up after exit code 2 or 130, when `stop` stops the
-#          command, and after --retries=N crashes (20). Looks every --poll=S seconds (60)
-# status   of the slice and of worker 0's command
+#          command, and after --retries=N crashes (20). Checks every --poll=S seconds (60)
+# status   shows the state of the slice and of worker 0's command
 #
 # Other options: --project=P, --version=RUNTIME (by default that of the type), --extra=tpu,
 # --dry-run (prints the commands, runs nothing). Several slices: launch/xpk.sh.
 #
-# --workdir and data must be where all workers see them and where they outlive the slice: a bucket
-# mounted by --setup, as above (the trainer takes no gs://), or a file share. A worker's own disk is
-# neither.
-# Commands run in ~/sedd_jax, a copy of the checkout, which the next install replaces; --setup in ~.
+# --workdir and data must be on storage that all workers share and that outlives the slice: a bucket
+# mounted by --setup, as above (the trainer takes no gs://), or a file share, but not a worker's own
+# disk.
+# Commands run in ~/sedd_jax, a copy of the checkout that the next install replaces; --setup in ~.
 # ssh to many workers needs the key in an agent: ssh-add ~/.ssh/google_compute_engine.
 set -u
 # shellcheck source=common.sh
@@ -72,7 +72,7 @@ whole --retries "$retries"
 # shellcheck source=tpu_slice.sh
 . "$(dirname "$0")/tpu_slice.sh"
 
-# SIGTERM: the command saves and ends on all workers, and `stopped` says so to a `resume`.
+# SIGTERM: the command saves and ends on all workers, and `stopped` tells a `resume` so.
 ended=''
 on_term() {
   ended=yes

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# One worker of a TPU slice: what tpu_vm.sh runs there over ssh. Not meant to be called by hand.
+# One worker of a TPU slice: tpu_vm.sh runs this there over ssh. Not meant to be called by hand.
 #
 #   tpu_worker.sh install tpu                      # ~/sedd_venv with this checkout and extra [tpu]
-#   tpu_worker.sh start sedd train --config=...    # detached; a second time it is left alone
-#   tpu_worker.sh restart sedd train --config=...  # the same, after ending what still runs
+#   tpu_worker.sh start sedd train --config=...    # detached; does nothing if it runs already
+#   tpu_worker.sh restart sedd train --config=...  # the same, after stopping a running command
 #   tpu_worker.sh follow                           # its log until it ends, and its exit code
 #   tpu_worker.sh status [sedd train ...]          # one line, see below
 #   tpu_worker.sh stop                             # SIGTERM, so that it saves, and waits for it
 #
-# Status: `absent` (not installed), `none` (nothing was started, or the machine was), `running`,
-# `exited N`, `stopped N` (by stop). With a command, another one's state is `busy` or `none`.
-# The state lies in ~/sedd_run: command, process, code and one log for each start (log is the last).
+# Status: `absent` (not installed), `none` (nothing started since boot), `running`, `exited N`,
+# `stopped N` (by stop). Given a command, the state of a different command is `busy` or `none`.
+# State is in ~/sedd_run: command, process, code and one log for each start (log is the last).
 set -u
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -18,11 +18,11 @@ set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$HOME/sedd_venv
 state=$HOME/sedd_run
-# Of this boot of the machine: after another one a process number means nothing.
+# This boot's id: after a reboot a stored process number is meaningless.
 boot=$(cat /proc/sys/kernel/random/boot_id)
 
 pid=''
-# Whether a command was started since; sets its number.
+# Whether a command was started since boot; sets pid.
 started() {
   local its_boot
   [ -s "$state/process" ] && read -r pid its_boot <"$state/process" && [ "$its_boot" = "$boot" ]
@@ -30,7 +30,7 @@ started() {
 
 alive() { started && kill -0 "$pid" 2>/dev/null; }
 
-# The exit code is noted a moment after the command has ended; without it in 5 s there is none.
+# Waits up to 5 s for the exit code, which is written just after the command has ended.
 noted() {
   for _ in {1..50}; do
     [ ! -f "$state/code" ] || return 0
@@ -39,7 +39,7 @@ noted() {
   return 1
 }
 
-install() { # The images' Python may be older than ours; uv brings one along.
+install() { # The image's Python may be too old; uv installs its own.
   rm -rf "$venv" "$state/installed"
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user --upgrade uv &&
     python3 -m uv venv --quiet --python "${PYTHON:-3.13}" "$venv" &&
@@ -61,8 +61,8 @@ start() {
   quote "$@" | tee "$state/command" >>"$log"
   ln -sfn "$log" "$state/log"
   cd "$root" || exit
-  # The inner shell stays behind to note the exit code; `process` is the command itself, which is
-  # the one that gets SIGTERM.
+  # The inner shell waits to write the exit code; `process` is the command itself, which gets
+  # SIGTERM.
   # shellcheck disable=SC2016 # Expanded by that shell.
   PATH=$venv/bin:$PATH setsid bash -c '
     state=$1 boot=$2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TPU slices on GKE, one or several, by xpk (pip install xpk; it needs gcloud, kubectl and docker).
+# One or several TPU slices on GKE, with xpk (pip install xpk; it needs gcloud, kubectl and docker).
 #
 #   gke="--cluster=pod --zone=us-west4-a --project=my-project"
 #   launch/xpk.sh cluster $gke --type=v5litepod-16 --num-slices=2 --spot        # once
@@ -11,17 +11,18 @@
 #   launch/xpk.sh logs $gke --workload=text8 [--slice=0 --worker=0]
 #   launch/xpk.sh delete $gke --workload=text8 [--yes]
 #
-# --type=T         of a slice: v5litepod-16, v5p-32, v6e-64, tpu7x-16, ...
-# --num-slices=N   1; more are joined over the data centre's network: give --config.mesh.replica
+# --type=T         type of a slice: v5litepod-16, v5p-32, v6e-64, tpu7x-16, ...
+# --num-slices=N   default 1; several are joined over the data centre's network: set
+#                  --config.mesh.replica
 # --spot, --on-demand, --reservation=NAME   kind of capacity of a cluster's slices
-# --storage=NAME   for a workload: made known by `xpk storage attach`; it says where it is mounted
-# --restarts=N     of a workload (100), after a lost slice, a crash, or a SIGTERM (exit code 143)
-# --grace=S        seconds between SIGTERM and the kill (300): the run saves meanwhile
-# --extra=cuda     of the image, instead of tpu
+# --storage=NAME   storage of a workload, from `xpk storage attach`, which sets the mount point
+# --restarts=N     restarts of a workload (100) after a lost slice, a crash or SIGTERM (code 143)
+# --grace=S        seconds between SIGTERM and the kill (300), in which the run saves
+# --extra=cuda     extra of the image, instead of tpu
 # --dry-run        prints the commands and runs nothing
 #
-# --workdir and data must be where all workers see them: in a --storage; the trainer takes no gs://.
-# A user error (exit code 2) is not started again. A name is taken until its workload is deleted.
+# --workdir and data must be in a --storage, which all workers share; the trainer takes no gs://.
+# A user error (exit code 2) is not restarted. A name is in use until its workload is deleted.
 set -u
 # shellcheck source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -94,8 +95,8 @@ case $verb in
       "--build-arg=EXTRA=$extra" "--tag=$image" "$root" && run docker push "$image"
     ;;
   workload)
-    # xpk puts the command into a shell in the background, which gets SIGTERM: with exec that is the
-    # trainer itself. xpk restarts after codes from 127 on; 1 is what a lost peer leads to.
+    # xpk runs the command in a background shell, which gets SIGTERM: with exec that is the trainer
+    # itself. xpk restarts after codes from 127 on; a lost peer leads to code 1.
     run xpk workload create "${place[@]}" "--workload=$workload" "--tpu-type=$type" \
       "--num-slices=$slices" "--docker-image=$image" "--command=exec $(quote "$@")" \
       "--max-restarts=$restarts" --restart-on-exit-codes=1 \
@@ -111,7 +112,7 @@ case $verb in
       run kubectl logs --follow --tail=-1 "--selector=$labels" --container=jax-tpu
     ;;
   delete)
-    # xpk asks by itself.
+    # xpk asks for confirmation.
     run xpk workload delete "${place[@]}" "--workload=$workload" ${yes:+--force}
     ;;
 esac

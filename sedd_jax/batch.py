@@ -1,4 +1,4 @@
-"""A batch: rows of tokens and what is known of them. Data, losses, bounds and judges share it.
+"""A batch of token rows with their masks and labels: data, losses, bounds and judges share it.
 
 B: rows, L: tokens in a row.
 """
@@ -10,15 +10,15 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-  """Rows of tokens: a pytree of arrays, numpy's where text is read, jax's in compiled functions.
+  """Rows of tokens: a pytree of numpy arrays in data, of jax arrays in compiled functions.
 
   Attributes:
     tokens: int32[B, L].
     loss_mask: bool[B, L], tokens that count in a loss or bound. The others are given: they stay
-      clean, and the loss is that of the law of the rest given them.
+      clean, and the law of the rest is conditioned on them.
     labels: int32[B], the class of each row, or None.
-    segments: int32[B, L], which document of its row each token belongs to; attention then sees that
-      document alone. None lets it see the whole row.
+    segments: int32[B, L], the document in the row that each token belongs to; attention then sees
+      only that document. None: attention sees the whole row.
   """
 
   tokens: Any
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
   @classmethod
   def of(cls, tokens: Any) -> "Batch":
-    """Rows int[B, L] of which every token counts."""
+    """A batch of rows int[B, L] in which every token counts."""
     return cls(tokens, np.ones(np.shape(tokens), bool))
 
   def map(self, function: Callable[[Any], Any]) -> "Batch":
@@ -37,11 +37,11 @@ class Batch(NamedTuple):
 
 
 def gathered(count: int, parts: Iterable[tuple[np.ndarray, Batch]]) -> Batch:
-  """A batch of some rows, put together from parts.
+  """A batch of count rows, assembled from parts.
 
   Args:
     count: number of rows.
-    parts: where rows belong, int[n], and the rows; at least one part. All have the same fields.
+    parts: pairs of row indices int[n] and rows; at least one. All have the same fields.
   """
   whole: Batch | None = None
   for places, rows in parts:

@@ -114,6 +114,16 @@ def test_every_generation_is_judged_on_the_same_real_text(loop):
     assert row["token_entropy"] > 0
 
 
+def test_a_loop_of_an_older_version_goes_on(loop):
+  """Its settings lack fields that came later; they have their defaults."""
+  stored = json.loads((loop / "settings.json").read_text())
+  whole = json.dumps(stored)
+  del stored["data"]["visibility"], stored["train"]["hold"]
+  (loop / "settings.json").write_text(json.dumps(stored))
+  assert run(LOOP, loop) == 0
+  (loop / "settings.json").write_text(whole)
+
+
 @pytest.mark.slow
 def test_a_finished_loop_takes_more_generations_and_no_other_settings(loop):
   before = json.loads((loop / "evaluation.json").read_text())["rows"]

@@ -16,15 +16,22 @@ from sedd_jax.data import (
   check_same,
   embedded,
   from_json,
-  identity_of,
   load_corpus,
   load_dataset,
 )
 from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.corpus import Identity
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.sources import Lines, Piece
 from sedd_jax.data.streams import encode
+
+
+def identity_of(corpus):
+  identity = Identity(corpus.name)
+  for pieces in corpus.sides():
+    assert list(identity.watch(pieces))
+  return identity.to_json()
 
 
 def documents(corpus, side):

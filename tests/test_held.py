@@ -1,6 +1,7 @@
 """Weights that a run holds: no gradient, moments or average; saved once, sharded like others."""
 
 import dataclasses
+import json
 import re
 import shutil
 
@@ -106,6 +107,7 @@ def test_held_weights_are_saved_once(run):
   assert not [path for step in steps for path in step.rglob("*held*")]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
   assert train(holding(steps=8), tmp_path / "whole") == 0
   assert train(holding(steps=4), tmp_path / "parts") == 0
@@ -125,6 +127,33 @@ def test_damaged_held_weights_are_named(run, tmp_path):
   file.write_bytes(file.read_bytes()[:-1])
   with pytest.raises(ValueError, match=r"held weights in .* are damaged"):
     sedd_jax.load(copy)
+
+
+def test_missing_held_weights_are_named(run, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(run, copy)
+  shutil.rmtree(copy / "checkpoints" / "held")
+  for use in (lambda: sedd_jax.load(copy), lambda: train(holding(steps=8), copy)):
+    with pytest.raises(ValueError, match=r"held weights in .* are damaged: the folder is miss"):
+      use()
+
+
+@pytest.mark.slow
+def test_held_weights_of_an_earlier_start_are_replaced(tmp_path):
+  """A kill may leave them without a checkpoint; the next start may hold others."""
+  folder = tmp_path / "run" / "checkpoints"
+  assert train(holding(seed=1), tmp_path / "run") == 0
+  earlier = sedd_jax.load(tmp_path / "run").params
+  for step in folder.glob("[0-9]*"):
+    shutil.rmtree(step)
+  file = tmp_path / "run" / "config.json"  # The same run, but another start.
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"seed": 2}))
+  assert train(holding(seed=2), tmp_path / "run") == 0
+  model = sedd_jax.load(tmp_path / "run")
+  fresh = flat(model.network.init(jax.random.split(jax.random.key(2))[0]))
+  for name in HELD[:2]:
+    np.testing.assert_array_equal(flat(model.params)[name], fresh[name])
+    assert np.any(np.asarray(flat(earlier)[name]) != fresh[name])
 
 
 @pytest.mark.parametrize(("hold", "message"), [("nobody", "none"), (".", "all")])

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.experiments import ABSORBING, TINY, with_steps
+from support.rows import ArrayRows
 from support.runs import final_state
 
 import sedd_jax
 from sedd_jax.data import Batches, DataConfig
-from sedd_jax.data.rows import ArrayRows
 from sedd_jax.diffusion import Absorbing, Uniform
 from sedd_jax.models import Network, ScoreTransformerConfig
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh, tree_shardings

@@ -226,7 +226,9 @@ def test_killed_preparation_goes_on_and_is_never_taken_for_whole(tmp_path, fault
   straight = prepare(config, tmp_path / "straight", shard=20000)
   assert open_prepared(str(tmp_path / "out")).manifest == straight
   assert check(str(tmp_path / "out")) == []
-  fault("`kill -9` of `sedd prepare`", injected=2, result="goes on; equal to one without a kill")
+  fault(
+    "`kill -9` of `sedd prepare`", injected=2, result="resumes; result equals a run without a kill"
+  )
 
 
 # Faults.
@@ -249,7 +251,7 @@ def test_check_names_every_file_that_is_not_what_was_written(config, tmp_path, f
     (folder / name).unlink()
   prepare(config, folder, shard=5000)
   assert check(str(folder)) == [], "what is damaged is made again"
-  fault("damaged files of a prepared corpus", injected=5, result="each named by `--check`")
+  fault("damaged files of a prepared corpus", injected=5, result="`--check` names each")
 
 
 def test_a_changed_manifest_is_refused(config, tmp_path):
@@ -305,7 +307,7 @@ def test_a_flipped_bit_in_a_shard_is_named_or_does_not_count(config, tmp_path, f
   assert not rows.tokens[bad].any()
   assert dataset.faults.count >= 1
   assert "train-00000.array_record" in dataset.faults.first[0]
-  result = "shard and record named; with `on_fault=skip` its tokens do not count, the others do"
+  result = "shard and record named; with `on_fault=skip` only its tokens do not count"
   fault("one flipped bit in a shard", injected=1, result=result)
 
 
@@ -328,7 +330,11 @@ def test_damage_to_the_end_of_a_shard_costs_that_shard_alone(config, tmp_path, f
   assert not found[~readable].any()
   lost = open_prepared(str(folder)).manifest["train"]["shards"][1]["tokens"]
   assert np.sum(~readable & there) == lost
-  fault("the index of a shard overwritten", injected=1, result="its shard named; others are read")
+  fault(
+    "the index of a shard overwritten",
+    injected=1,
+    result="the shard is named; other shards are read",
+  )
 
 
 def test_more_shards_than_files_may_be_open(config, tmp_path):
@@ -369,7 +375,7 @@ def test_a_full_disk_stops_a_preparation_which_then_goes_on(config, tmp_path, fa
     assert made == prepare(config, tmp_path / "straight", shard=5000)
   finally:
     subprocess.run(["umount", str(folder)], check=True)
-  fault("full disk in `sedd prepare`", injected=1, result="named; with room it goes on")
+  fault("full disk in `sedd prepare`", injected=1, result="reported; continues once there is space")
 
 
 def test_faulty_documents_are_named_or_left_out_and_counted(tmp_path, fault):

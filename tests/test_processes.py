@@ -274,9 +274,9 @@ def test_signal_to_one_saves_on_all_a_lost_one_stops_the_others_and_nothing_is_l
   assert "ocdbt.process_1/d/" in run.text(0)
   assert f"going on from the checkpoint of step {before}" in run.text(0)
   fault(
-    "one flipped bit in what process 1 of 2 saved",
+    "one flipped bit in the file of process 1 of 2",
     injected=1,
-    result="named; both go on from the checkpoint before, losses as those of one process",
+    result="named; both resume from the checkpoint before, with the losses of one process",
   )
   assert "Next: sedd sample" in run.text(0)
   alone = tmp_path / "alone"

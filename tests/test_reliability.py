@@ -117,7 +117,7 @@ def test_a_run_goes_on_before_its_damage_which_is_kept(run, whole, tmp_path, cap
   fault(
     "the two newest checkpoints damaged, run resumed",
     injected=1,
-    result="goes on from the third, ends equal to the bit; the damaged ones are kept aside",
+    result="resumes from the third, final state equal to the bit; damaged ones are renamed",
   )
 
 
@@ -140,7 +140,7 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(run, fault):
   fault(
     "older checkpoint damaged while `keep_last` removes",
     injected=1,
-    result="does not count; a whole one more stays",
+    result="does not count; one more valid checkpoint is kept",
   )
 
 
@@ -196,7 +196,7 @@ def test_killed_again_and_again_a_run_ends_equal_to_the_bit(tmp_path, kills, fau
   fault(
     f"kill -9 at a random moment, {kills} times in one run",
     injected=kills,
-    result=f"goes on each time ({in_flight} kills during a save), ends equal to the bit",
+    result=f"resumes each time ({in_flight} kills during a save), final state equal to the bit",
   )
 
 
@@ -233,7 +233,11 @@ def test_a_second_process_is_refused_and_a_second_interrupt_leaves_at_once(tmp_p
   assert second.returncode == 2
   assert f"is in use: process {process.pid} on" in second.stderr
   assert "Traceback" not in second.stderr
-  fault("second process on a run directory", injected=1, result="refused, with the first's number")
+  fault(
+    "second process on a run directory",
+    injected=1,
+    result="refused, naming the first's process number",
+  )
 
   process.send_signal(signal.SIGINT)
   wait_for(lambda: any(workdir.glob("checkpoints/*.partial")), process, "a save")
@@ -245,7 +249,9 @@ def test_a_second_process_is_refused_and_a_second_interrupt_leaves_at_once(tmp_p
   assert any((workdir / "checkpoints").glob("*.partial*")), "it waited for the save"
   assert newest_whole(workdir, pytest.fail) == 2
   fault(
-    "second Ctrl-C during the save", injected=1, result="leaves at once; what was whole stays so"
+    "second Ctrl-C during the save",
+    injected=1,
+    result="exits at once; complete checkpoints stay complete",
   )
 
 

@@ -114,11 +114,13 @@ def test_disks_that_fill_up_or_close_cost_checkpoints_and_nothing_else(
   assert lost <= {*range(5, 9), *range(13, 17)}, "the last page of a file may have room"
   assert train(experiment, workdir) == 0
   assert newest_whole(workdir, pytest.fail) == 28
-  fault("full disk at a save", injected=2, result="said; training goes on; the next save is whole")
+  fault(
+    "full disk at a save", injected=2, result="reported; training continues; the next save succeeds"
+  )
   fault(
     "disk read-only at the last save",
     injected=1,
-    result="exit code 2; the checkpoints before stay, and the run goes on from them",
+    result="exit code 2; earlier checkpoints stay, and the run resumes from them",
   )
 
 
@@ -135,7 +137,7 @@ def test_a_directory_that_vanishes_is_not_made_again(tmp_path, at_steps, capsys,
     train(changed(steps=6), workdir)
   assert not workdir.exists()
   assert "THE CHECKPOINT OF STEP 4 WAS NOT SAVED" in capsys.readouterr().out
-  fault("run directory removed", injected=1, result="said at each save; exit code 2 at the end")
+  fault("run directory removed", injected=1, result="reported at each save; exit code 2 at the end")
 
 
 def test_disks_that_cannot_do_are_refused_before_training(disk, fault):
@@ -154,7 +156,9 @@ def test_disks_that_cannot_do_are_refused_before_training(disk, fault):
   mount("-o", "remount,ro", disk)
   with pytest.raises(OSError, match="cannot be written to: Read-only file system"):
     train(QUICK, disk / "run")
-  fault("full disk before training", injected=2, result="refused, with what is free and needed")
+  fault(
+    "full disk before training", injected=2, result="refused, with the free and the needed space"
+  )
   fault("read-only directory before training", injected=1, result="refused by name")
 
 
@@ -172,4 +176,8 @@ def test_metrics_lost_to_a_full_disk_leave_whole_lines(disk, fault):
   assert written[-1] == 200
   assert len(written) < 199
   assert sum("metrics are lost" in text for text in said) == 1
-  fault("full disk at lines of metrics", injected=198, result="said once; only whole lines stay")
+  fault(
+    "full disk while writing metrics",
+    injected=198,
+    result="reported once; only complete lines stay",
+  )

@@ -67,9 +67,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_written_down(tmp_path, p
   _, metrics = program.step(state, Batch(**rows))
   assert np.isnan(metrics["loss"])
   fault(
-    "loss that is not a number",
+    "NaN loss",
     injected=1,
-    result="stops; names step and arrays, keeps the last checkpoint, writes the batch down",
+    result="stops; names step and arrays, keeps the last checkpoint, saves the batch",
   )
 
 
@@ -103,9 +103,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_over_a_restart(
   assert step == 8
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
   fault(
-    "losses that are not a number, `train.skip_nonfinite=2` and 3",
+    "NaN losses, `train.skip_nonfinite=2` and 3",
     injected=3,
-    result="so many are skipped and counted, over a restart too; the next one stops",
+    result="that many are skipped and counted, also across a restart; the next one stops",
   )
 
 

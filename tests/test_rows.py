@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rows import ArrayRows
 
 from sedd_jax.batch import Batch
 from sedd_jax.data import BPE, Batches, Bytes, Chars, DataConfig, load_dataset
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.rows import ArrayRows, Joined, make_rows, spread
+from sedd_jax.data.rows import Joined, make_rows, spread
 from sedd_jax.data.sources import LONGEST, PIECE, Cut, Documents, Files, Piece, cut_document
 from sedd_jax.data.streams import encode, groups, heads, separated
 from sedd_jax.diffusion import (

@@ -55,7 +55,7 @@ def test_values_have_the_type_of_the_field(text, values):
     ("data.split=0.5", "must be of type tuple"),
     ("seed", "must be key=value,value"),
     ("seed=", "must be key=value,value"),
-    ("seed=1;seed=2", "seed stands there twice"),
+    ("seed=1;seed=2", "seed is given twice"),
   ],
 )
 def test_faults_of_the_grid_are_named(text, message):

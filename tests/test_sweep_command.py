@@ -250,7 +250,7 @@ def test_faults_are_found_before_anything_starts(sweep, tmp_path):
     (): "configs/quickstart.py has no sweep()",
     ("--sweep=seed=1", "--root=gs://bucket/x"): "must be a path here",
     ("--sweep=seed=1", "--command=no-such-program x"): "no program 'no-such-program'",
-    ("--sweep=seed=1", "--backend=tpu_vm", "--parallel=2"): "are of --backend=local",
+    ("--sweep=seed=1", "--backend=tpu_vm", "--parallel=2"): "apply only to --backend=local",
     ("--table",): "holds no sweep",
   }
   # Side by side: most of their time is the import of jax.

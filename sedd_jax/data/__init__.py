@@ -2,7 +2,7 @@
 
 from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
-from sedd_jax.data.corpus import Corpus, check_same, embedded, identity_of, load_corpus
+from sedd_jax.data.corpus import Corpus, check_same, embedded, load_corpus
 from sedd_jax.data.dataset import Dataset, load_dataset, vocab_size_of
 from sedd_jax.data.tokenizers import BPE, Bytes, Chars, Tokenizer, from_json, from_name
 from sedd_jax.data.wordpiece import WordPiece
@@ -21,7 +21,6 @@ __all__ = [
   "embedded",
   "from_json",
   "from_name",
-  "identity_of",
   "load_corpus",
   "load_dataset",
   "vocab_size_of",

@@ -13,9 +13,9 @@ from sedd_jax.data.rows import Rows
 class Batches:
   """An endless sequence of batches, random access by step.
 
-  Every row comes once an epoch; each epoch has its own order, a function of the seed. No order is
-  ever held in memory. With several parts each has its own epochs, and every row of a batch is of
-  part i for the share weights[i] of the time.
+  Every row comes once in an epoch; each epoch has its own order, a function of the seed. Orders are
+  computed, not stored. With several parts, each has its own epochs, and a row comes from part i
+  with frequency weights[i].
   """
 
   def __init__(
@@ -27,7 +27,7 @@ class Batches:
     seed: of the order.
     weights: positive, one for each part; not needed for one.
     """
-    # Sources of numbers, so that grain hands over numbers and the rows are read together.
+    # grain shuffles row numbers; the rows of a batch are then read together.
     orders = [grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat() for rows in parts]
     numbered: list[Any] = [
       order.map(lambda row, part=i: (part, int(row))) for i, order in enumerate(orders)
@@ -46,7 +46,7 @@ class Batches:
     return self.rows(step, slice(None))
 
   def rows(self, step: int, which: slice) -> Batch:
-    """Some rows of a batch; the others are not read."""
+    """Some rows of a batch; no others are read."""
     places = np.array(self.indices(step, which), np.int64)
     of_parts = ((places[:, 0] == part, part) for part in np.unique(places[:, 0]))
     return gathered(
@@ -54,6 +54,6 @@ class Batches:
     )
 
   def indices(self, step: int, which: slice = slice(None)) -> list[tuple[int, int]]:
-    """Where rows of a batch come from: (part, row in it)."""
+    """(part, row in the part) of the rows of a batch."""
     first = step * self._batch_size
     return [self._places[first + i] for i in range(self._batch_size)[which]]

@@ -1,4 +1,4 @@
-"""What text a run uses: the `data` section of a config."""
+"""The text of a run: the `data` section of a config."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ VISIBILITIES = ("row", "document")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """Where the text comes from and how it is cut.
+  """Where the text comes from and how it is cut into rows.
 
   Attributes:
     files: `embedded`; a folder that `sedd prepare` made; comma-separated globs of text files,

@@ -104,7 +104,7 @@ def _regrouped(pieces: Iterator[Piece], *, by_line: bool) -> Iterator[Piece]:
 class Identity:
   """Name, size and hash of a corpus: equal if and only if name and texts are equal.
 
-  Hashes what passes: read `heldout` after `train`.
+  The hash is made of the pieces that pass through `watch`: first `train`, then `heldout`.
   """
 
   def __init__(self, name: str):
@@ -124,21 +124,12 @@ class Identity:
     self._whole.update(b"|")
 
   def to_json(self) -> dict[str, Any]:
-    """What a run stores."""
+    """The identity as a run stores it."""
     return {
       "name": self._name,
       "characters": self._characters,
       "sha256": self._whole.hexdigest(),
     }
-
-
-def identity_of(corpus: Corpus, faults: Faults | None = None) -> dict[str, Any]:
-  """The identity of a corpus, after reading all of it."""
-  identity = Identity(corpus.name)
-  for pieces in corpus.sides(faults):
-    for _ in identity.watch(pieces):
-      pass
-  return identity.to_json()
 
 
 def load_corpus(
@@ -149,7 +140,7 @@ def load_corpus(
   detokenizer: str = "none",
   faults: Faults | None = None,
 ) -> Corpus:
-  """Finds a corpus.
+  """A corpus, found by name.
 
   Args:
     files: `embedded`; comma-separated globs of .txt and .jsonl files, plain or compressed (.gz,
@@ -182,7 +173,7 @@ def load_corpus(
 
 
 def _size(source: Source, faults: Faults) -> int:
-  """The characters of a source, after reading all of it."""
+  """The number of characters of a source; reads all of it."""
   if isinstance(source, Files):
     return source.size(faults)
   return sum(len(piece.text) for piece in source.pieces(faults))

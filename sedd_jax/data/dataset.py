@@ -1,4 +1,4 @@
-"""What a run trains on and is judged on: rows of tokens from a corpus."""
+"""The training and held-out data of a run: rows of tokens from a corpus."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ from sedd_jax.data.tokenizers import (
   same_tokenizer,
 )
 
-# Tokens that entropies are counted on: enough to know the bigrams of a corpus of any size.
+# Tokens used to estimate entropies: enough for the bigrams of a corpus of any size.
 _COUNTED = 20_000_000
 
 
@@ -45,7 +45,7 @@ class Dataset:
     heldout_head: int32[U], the first tokens of the held-out text.
     chars_per_token: characters per token of the held-out text.
     tokens_per_row: tokens of documents in a row to train on, on average.
-    faults: what was left out, so far.
+    faults: the unreadable input so far.
   """
 
   identity: Mapping[str, Any]
@@ -90,7 +90,7 @@ def load_dataset(
   expected: Mapping[str, Any] | None = None,
   tokenizer: Tokenizer | None = None,
 ) -> Dataset:
-  """Opens what is prepared; reads and tokenizes what is text.
+  """The dataset of a config: prepared folders are opened, text is read and tokenized.
 
   Args:
     expected: the identity that a run stored; another corpus is refused.
@@ -131,7 +131,7 @@ def load_dataset(
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-  """One side of a part: its tokens, and the characters that they stand for."""
+  """One side of a part: its tokens and their number of characters."""
 
   stream: Stream
   characters: int
@@ -206,13 +206,13 @@ class _Shards:
         f"({self.prepared.manifest['settings']['tokenizer']!r}): prepare the text again with that "
         "of the run"
       )
-    # A bound on part of the held-out text would be no bound on it.
+    # Held-out records are never skipped: a bound on part of the text is no bound on the text.
     stream = self.prepared.stream(side, self.faults if side == "train" else Faults())
     return _Side(stream, self.prepared.manifest[side]["characters"])
 
 
 def _parts(config: DataConfig, faults: Faults) -> list[_Text | _Shards]:
-  """The parts of a corpus; held-out text of its own is the last one."""
+  """The parts of a corpus; separate held-out text is the last one."""
   heldout = config.heldout_files
   one = len(config.parts) == 1
   if one and not is_prepared(config.files) and not (heldout and is_prepared(heldout)):
@@ -282,7 +282,7 @@ def _tokenized(
 
 
 def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenizer | Alphabet:
-  """That of the prepared parts, which must be made as the config says; else a new one."""
+  """The tokenizer of the prepared parts, checked against the config; else a new one."""
   for part in parts:
     if isinstance(part, _Shards):
       made = part.prepared.manifest["settings"]["tokenizer"]

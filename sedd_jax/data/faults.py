@@ -1,4 +1,4 @@
-"""Faults of the input: files, documents and records that cannot be read, and what is done then."""
+"""Unreadable input: files, documents and records, and the policy for them."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ class InputFault(ValueError):
 
 
 class Faults:
-  """Counts what is left out, or refuses to leave anything out. What is read again counts once.
+  """Counts unreadable input that is skipped, or raises. Input that is read again counts once.
 
   Attributes:
     policy: what to do.
     first: the first faults, in words.
 
   Args:
-    policy: `fail` raises at the first fault, `skip` goes on without what is at fault.
+    policy: `fail` raises at the first fault, `skip` continues without the faulty input.
   """
 
   def __init__(self, policy: str = "fail"):
@@ -27,7 +27,7 @@ class Faults:
     self._known: set[int] = set()
 
   def report(self, where: str, what: object) -> None:
-    """Notes a fault.
+    """Counts a fault, or raises.
 
     Args:
       where: the file, and the line or record in it.
@@ -49,7 +49,7 @@ class Faults:
 
 
 def describe(count: int, first: Sequence[str]) -> str:
-  """What was left out, a line for each of the first faults; empty if nothing was."""
+  """A message with the first faults, one per line; empty if there were none."""
   if not count:
     return ""
   lines = [f"left out of the input, as data.on_fault=skip says: {count:,}"]

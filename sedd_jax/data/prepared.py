@@ -32,7 +32,7 @@ class Prepared:
 
   Attributes:
     folder: where it lies.
-    manifest: what it says of itself.
+    manifest: the content of its manifest.json.
   """
 
   folder: Path
@@ -40,11 +40,11 @@ class Prepared:
 
   @property
   def identity(self) -> Mapping[str, Any]:
-    """Of the corpus: the same as if it had been read as text."""
+    """The identity of the corpus: the same as if it had been read as text."""
     return self.manifest["corpus"]
 
   def tokenizer(self) -> Tokenizer:
-    """The one that made the tokens.
+    """The tokenizer that made the tokens.
 
     Raises:
       ValueError: its file is not the one that was written.
@@ -62,13 +62,13 @@ class Prepared:
 
 
 def is_prepared(path: str) -> bool:
-  """Whether a part of `data.files` names a folder of shards, whole or not."""
+  """Whether a part of `data.files` names a folder of shards, complete or not."""
   folder = Path(path).expanduser()
   return (folder / MANIFEST).is_file() or (folder / PREPARATION).is_file()
 
 
 def open_prepared(path: str) -> Prepared:
-  """Opens a folder that `sedd prepare` made.
+  """A folder that `sedd prepare` made.
 
   Raises:
     ValueError: it is not whole, or of another version; the message says what to do.
@@ -105,10 +105,10 @@ def digest(manifest: Mapping[str, Any]) -> str:
 
 
 def check(path: str) -> list[str]:
-  """Reads every byte of a prepared folder.
+  """Errors in a prepared folder, of which every byte is read.
 
   Returns:
-    What is wrong, a line for each file; empty if it is whole.
+    One line per damaged file; empty if there is none.
   """
   prepared = open_prepared(path)
   folder, manifest, wrong = prepared.folder, prepared.manifest, []

@@ -1,9 +1,8 @@
-"""Rows: a stream of tokens in rows of one length, and what a `Batch` says of them.
+"""Rows: a stream of tokens cut into rows of one length, read as `Batch`es.
 
 N: rows, L: tokens in a row.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from sedd_jax.data.streams import Stream
 
 
 class Rows(Protocol):
-  """Rows that can be read in any order, by a slice or an array of numbers."""
+  """Rows that can be read in any order, by a slice or an array of row numbers."""
 
   def __len__(self) -> int: ...
 
@@ -26,27 +25,6 @@ class Rows(Protocol):
     ...
 
   def __getitem__(self, index: Any, /) -> Batch: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayRows:
-  """Rows of an array, of which every token counts.
-
-  Attributes:
-    tokens: int32[N, L].
-  """
-
-  tokens: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.tokens)
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.tokens.shape
-
-  def __getitem__(self, index: Any) -> Batch:
-    return Batch.of(self.tokens[index])
 
 
 class Blocks:
@@ -76,7 +54,7 @@ class Blocks:
     return len(self), self._length
 
   def tokens(self, index: Any = slice(None)) -> int:
-    """Of documents, in some rows."""
+    """The number of tokens of documents in some rows."""
     return len(_numbers(index, len(self))) * self._length
 
   def __getitem__(self, index: Any) -> Batch:
@@ -114,7 +92,7 @@ class Padded:
     return row_first, np.minimum(row_first + self._length, np.repeat(stop, count))
 
   def tokens(self, index: Any = slice(None)) -> int:
-    """Of documents, in some rows; the end of each document is one of them."""
+    """The number of tokens of documents in some rows; the EOS of each document counts."""
     return int(np.sum((self._stop - self._first)[index]))
 
   def __len__(self) -> int:
@@ -135,7 +113,7 @@ class Padded:
 
 
 class Packed(Padded):
-  """As many whole documents in a row as there is room for, then filled up like `Padded`.
+  """Rows that hold as many whole documents as fit, then filled up like `Padded`.
 
   Documents keep their order.
   """
@@ -150,7 +128,7 @@ class Packed(Padded):
 
 
 class PackedApart(Packed):
-  """Packed rows whose documents do not see each other; what fills up a row is one more document.
+  """Packed rows whose documents do not see each other; the fill of a row is one more document.
 
   Documents are numbered from 0 in each row. One that is longer than a row is 0 of each of its rows.
   """
@@ -170,7 +148,7 @@ class PackedApart(Packed):
 
 
 class Joined:
-  """Rows of several kinds one after the other, as one."""
+  """The rows of several parts, one part after the other."""
 
   def __init__(self, parts: Sequence[Any], chars_per_token: Sequence[float]):
     """Args:
@@ -193,17 +171,17 @@ class Joined:
     return gathered(len(numbers), ((mine, self._parts[i][theirs]) for i, mine, theirs in parts))
 
   def tokens(self, index: Any = slice(None)) -> int:
-    """Of documents, in some rows."""
+    """The number of tokens of documents in some rows."""
     found = self._of_parts(_numbers(index, len(self)))
     return sum(self._parts[i].tokens(theirs) for i, _, theirs in found)
 
   def characters(self, index: Any = slice(None)) -> float:
-    """That the documents in some rows have, by the mean of each part."""
+    """The characters of the documents in some rows, estimated by the mean of each part."""
     found = self._of_parts(_numbers(index, len(self)))
     return sum(self._chars_per_token[i] * self._parts[i].tokens(theirs) for i, _, theirs in found)
 
   def _of_parts(self, numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(part, which of the numbers are its, its own numbers of them) for each part that has some."""
+    """(part, bool mask of the numbers in it, row numbers within it) for each part with rows."""
     of_part = np.searchsorted(self._stops, numbers, side="right")
     for i in np.unique(of_part):
       mine = of_part == i
@@ -211,12 +189,12 @@ class Joined:
 
 
 def spread(count: int, most: int) -> np.ndarray:
-  """Numbers of at most so many rows, evenly spread: the first ones may be of one kind."""
+  """At most `most` row numbers, evenly spread: the first rows may be all of one kind."""
   return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def make_rows(stream: Stream, config: DataConfig, eos_id: int | None, name: str) -> Any:
-  """The rows that a config asks for.
+  """The rows of a stream, packed as a config says.
 
   Args:
     stream: the tokens.

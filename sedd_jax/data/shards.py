@@ -23,24 +23,21 @@ from sedd_jax.files.manifest import sha256_of
 
 # Tokens in a record: a row of 1024 lies in one or two of them.
 RECORD = 2048
-# What grain raises over a file that is not what was written.
+# Errors that grain raises for a damaged file.
 _UNREADABLE = (RuntimeError, IndexError, ValueError)
 _OTHER_FILES = 256
 TOKENS, DOCUMENTS = ".array_record", ".documents.npy"
 
 
 def write_shard(path: Path, encoded: Encoded) -> dict[str, Any]:
-  """Writes a shard.
+  """The manifest's entry of a shard, which is written.
 
   Args:
     path: of its files, without their suffixes.
     encoded: its tokens.
-
-  Returns:
-    What a manifest says of it.
   """
   tokens, documents = (path.with_name(path.name + suffix) for suffix in (TOKENS, DOCUMENTS))
-  # A record a chunk: then no record but the wanted one is read.
+  # One record per chunk, so that only the wanted record is read.
   writer = ArrayRecordWriter(str(tokens), "group_size:1")
   for first in range(0, len(encoded), RECORD):
     writer.write(encoded.tokens[first : first + RECORD].tobytes())
@@ -61,11 +58,11 @@ def write_shard(path: Path, encoded: Encoded) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
-  """The stream that some shards hold together, read at any place.
+  """The stream of several shards, readable from any position.
 
   Attributes:
     folder: where they lie.
-    shards: what the manifest says of them, in order.
+    shards: their entries in the manifest, in order.
     dtype: of the tokens.
     faults: told of records that cannot be read.
 
@@ -95,7 +92,7 @@ class Shards:
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
   def windows(self, first: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    # Per window: the records it touches, and where its tokens lie in them.
+    # For each window, the records that it overlaps and the position of its tokens in them.
     found = np.zeros((len(first), length), np.int32)
     readable = np.zeros(found.shape, bool)
     touched = [self._touched(int(start), length) for start in first]
@@ -109,7 +106,7 @@ class Shards:
     return found, readable
 
   def _touched(self, start: int, length: int) -> list[tuple[int, int, int, int]]:
-    """(record, tokens of it to skip, place in the window, tokens to take) for each one touched."""
+    """(record, tokens to skip, position in the window, tokens to take) for each record in it."""
     parts, place = [], 0
     length = min(length, len(self) - start)
     while place < length:
@@ -171,7 +168,7 @@ def _records(shard: Mapping[str, Any]) -> int:
 
 
 def _allow_files(count: int) -> None:
-  """Lets this process have so many files open: grain keeps all that it has read from.
+  """Raises the limit of open files: grain keeps every file open that it has read from.
 
   Raises:
     OSError: the system allows fewer.
@@ -188,7 +185,7 @@ def _allow_files(count: int) -> None:
 
 
 def wrong_sizes(folder: Path, shard: Mapping[str, Any]) -> list[str]:
-  """What is missing or has another size than a manifest says, a line each."""
+  """One line per file that is missing or has another size than in the manifest."""
   wrong = []
   for name, known in shard["files"].items():
     file = folder / name
@@ -200,7 +197,7 @@ def wrong_sizes(folder: Path, shard: Mapping[str, Any]) -> list[str]:
 
 
 def wrong_files(folder: Path, shard: Mapping[str, Any]) -> list[str]:
-  """What is missing or is not what a manifest says, a line each; reads every byte."""
+  """One line per file that is missing or differs from the manifest; reads every byte."""
   return wrong_sizes(folder, shard) or [
     f"{folder / name} is not what was written: its hash differs"
     for name, known in shard["files"].items()

@@ -23,8 +23,8 @@ from sedd_jax.data.faults import Faults, InputFault
 
 # Stands between documents where the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
-# Characters of a long document that are read at a time, and the most that are held where there is
-# no white space to cut at.
+# Characters of a long document that are read at a time, and the most that are held if there is no
+# white space to cut at.
 PIECE, LONGEST = 2**16, 2**20
 
 _CUTS = (re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S)[ \n]"))
@@ -375,9 +375,9 @@ def _text(path: Path) -> Iterator[Piece]:
 
 
 def _last_cut(text: str) -> int | None:
-  """Where a text can be cut in two, as late as may be: at the end of a line, else of a word."""
+  """The last position where a text can be cut: at the end of a line, else of a word."""
   for cut in _CUTS:
-    # The end first: a place is nearly always there, and a search from the start takes long.
+    # The end first: it nearly always has a cut, and a search from the start is slow.
     for start in (max(0, len(text) - PIECE // 4), 0):
       if found := [match.start() for match in cut.finditer(text, start)]:
         return found[-1]

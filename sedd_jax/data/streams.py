@@ -12,12 +12,12 @@ import numpy as np
 from sedd_jax.data.sources import SEPARATOR, Piece
 from sedd_jax.data.tokenizers import Alphabet, Tokenizer
 
-# Characters that are tokenized together: enough for all cores, little to hold.
+# Characters that are tokenized together: enough to use all cores, and little memory.
 _GROUP = 2**22
 
 
 class Stream(Protocol):
-  """A stream of tokens, read at any place."""
+  """A stream of tokens that can be read from any position."""
 
   def __len__(self) -> int:
     """T."""
@@ -29,8 +29,8 @@ class Stream(Protocol):
     ...
 
   def windows(self, first: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens from each of first int64[n] on, int32[n, L], and bool[n, L]: which of them could
-    be read and do not lie behind the end; the others are 0."""
+    """L tokens from each of the positions first int64[n]: int32[n, L], and bool[n, L], whether each
+    could be read. Tokens that could not, or lie beyond the end, are 0."""
     ...
 
 
@@ -59,7 +59,7 @@ class Encoded:
 
 
 def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
-  """Tokenizes pieces as they stand; EOS follows every document if the tokenizer has one."""
+  """The tokens of pieces; EOS follows every document if the tokenizer has one."""
   parts, starts, position, characters = [], [], 0, 0
   for group in groups(pieces, _GROUP):
     encoded = tokenizer.encode_batch([piece.text for piece in group])
@@ -77,7 +77,7 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
 
 
 def separated(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Iterator[Piece]:
-  """Puts a blank line in front of every document but the first, unless the tokenizer has EOS."""
+  """The pieces with a blank line before every document but the first, unless there is an EOS."""
   first = True
   for piece in pieces:
     if piece.begins and not first and tokenizer.eos_id is None:
@@ -87,7 +87,7 @@ def separated(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Itera
 
 
 def groups(pieces: Iterable[Piece], characters: int) -> Iterator[list[Piece]]:
-  """Pieces in lists of at least so many characters, but for the last."""
+  """Lists of pieces, each of at least `characters` characters except the last."""
   group, size = [], 0
   for piece in pieces:
     group.append(piece)
@@ -105,7 +105,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def heads(streams: Sequence[Stream], most: int) -> np.ndarray:
-  """int32[<= most]: the first tokens of some streams, as many of each."""
+  """int32[<= most]: the first tokens of several streams, the same number of each."""
   parts = []
   for stream in streams:
     count = min(len(stream), most // len(streams))

@@ -16,7 +16,7 @@ from sedd_jax.files.manifest import hash_of
 GPT2_VOCAB_SIZE = 50_257
 EOS = "<|endoftext|>"
 TOKENIZERS = "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert' or 'bert:FOLDER'"
-# Of characters that a text has and a model does not.
+# Unknown characters that an error message lists.
 _MOST_NAMED = 20
 
 
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
     ...
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    """What each token adds to the text: one string a token, which joined are `decode(ids)`.
+    """The text that each token adds: one string a token; joined they are `decode(ids)`.
 
     A character whose bytes lie in several tokens belongs to the last of them; those before it may
     be left with "". A token whose own piece, `pieces([id])`, has no U+FFFD has that piece in any
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
     ...
 
   def to_json(self) -> dict[str, Any]:
-    """All that `from_json` needs to build it again."""
+    """The values from which `from_json` builds it again."""
     ...
 
 

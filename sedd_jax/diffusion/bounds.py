@@ -1,18 +1,17 @@
 """Upper bounds on -log p(x0), in nats per sequence (docs/math.md, section 6).
 
-The diffusion integral over total noise is cut in three pieces, each estimated in a variable in
-which its integrand is tame:
+The diffusion integral over total noise is split into three pieces, each estimated in a variable
+in which its integrand is well behaved:
 
   low    total noise from 0 to that of MIN_TIME,   total = total_0 u^2
   main   times from MIN_TIME to 1,                 total = noise.total(t)
   high   total noise from that of t = 1 to infinity
 
-`paper` is the main piece alone; the original and its peers report the mean over those times, which
-is 1 / (1 - MIN_TIME) times as much. `strict` is the sum of all
-three: a true bound for the reverse process run in continuous time. Beyond t = 1 the absorbing
-model is taken to be its network at t = 1 with the one factor that depends on the noise,
-1 / expm1(total), carried on; the uniform process stops at t = 1, where the samplers start, and
-`high` is the divergence of x_1 from the uniform prior.
+`paper` is the main piece alone. The original and its peers report the mean over these times, which
+is larger by the factor 1 / (1 - MIN_TIME). `strict` is the sum of all three: a true bound for the
+reverse process in continuous time. Beyond t = 1 the absorbing model uses its network at t = 1 and
+updates only the factor that depends on the noise, 1 / expm1(total). The uniform process stops at
+t = 1, where the samplers start; there `high` is the divergence of x_1 from the uniform prior.
 
 B: sequences, G: independent groups of draws, D: all draws.
 """
@@ -40,7 +39,7 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
 from sedd_jax.diffusion.score import ScoreStats
 
-# Draws in `low` and `high` for each one in `main`: they carry about a thousandth of the integral.
+# `low` and `high` get one draw for this many in `main`: they hold about 0.1 % of the integral.
 END_SHARE = 8
 
 
@@ -76,10 +75,10 @@ class Estimator(abc.ABC):
   Attributes:
     network: the score network.
     noise: its schedule.
-    num_draws: in the main piece; a multiple of num_groups.
-    num_groups: G, at least 2 where a standard error is wanted.
-    sampling: `low_discrepancy`, the drawn numbers of a group evenly spaced from a random shift on,
-      or `iid`, each by itself. The mean is the same.
+    num_draws: draws in the main piece; a multiple of num_groups.
+    num_groups: G; a standard error needs at least 2.
+    sampling: `low_discrepancy` (evenly spaced numbers with a random shift in each group) or `iid`
+      (independent numbers). The mean is the same.
 
   Raises:
     ValueError: num_draws is not a positive multiple of num_groups, or sampling is unknown.
@@ -104,19 +103,19 @@ class Estimator(abc.ABC):
     """The pieces of the bound. A pure function, to be compiled.
 
     Args:
-      params: of the network.
-      batch: clean tokens; the bound is on the law of those that count, given the others.
-      keys: PRNG keys [B]; the estimate of a sequence depends on its tokens and its key alone.
+      params: the network's parameters.
+      batch: clean tokens; the bound is on the law of the tokens that count, given the others.
+      keys: PRNG keys [B]; the estimate of a sequence depends only on its tokens and its key.
     """
 
   @property
   def _draws(self) -> int:
-    """Draws of a group in the main piece."""
+    """Draws per group in the main piece."""
     return self.num_draws // self.num_groups
 
   @property
   def _end_draws(self) -> int:
-    """Draws of a group in `low` and `high`."""
+    """Draws per group in `low` and `high`."""
     return -(-self._draws // END_SHARE)
 
   def _group_means(
@@ -125,14 +124,14 @@ class Estimator(abc.ABC):
     draws: Sequence[int],
     keys: jax.Array,
   ) -> list[jax.Array]:
-    """Means over the draws of each group of each piece of a bound, float[G, B] for each piece.
+    """Means over the draws of each group, float[G, B] for each piece of a bound.
 
     Args:
-      one_draw: of a piece int32[], a number u[B] in [0, 1) and keys [B] to float[B].
-      draws: of a group, for each piece.
+      one_draw: maps a piece int32[], numbers u[B] in [0, 1) and keys [B] to float[B].
+      draws: draws per group, for each piece.
       keys: PRNG keys [B].
     """
-    # One row per draw: its piece, its group, its place in the group, and the shift of its number.
+    # One row per draw: piece, group, index in the group, and the shift of its number.
     schedule = [
       (piece, group, i, i / count)
       for piece, count in enumerate(draws)
@@ -143,7 +142,7 @@ class Estimator(abc.ABC):
     def body(_, draw):
       piece, group, i, shift = draw
 
-      def of_example(key):
+      def example_draw(key):
         key = jax.random.fold_in(jax.random.fold_in(key, piece), group)
         key_number, key_rest = jax.random.split(key)
         if self.sampling == "low_discrepancy":
@@ -152,7 +151,7 @@ class Estimator(abc.ABC):
           u = jax.random.uniform(jax.random.fold_in(key_number, i))
         return u, jax.random.fold_in(key_rest, i)
 
-      return None, one_draw(piece, *jax.vmap(of_example)(keys))
+      return None, one_draw(piece, *jax.vmap(example_draw)(keys))
 
     schedule_D = tuple(map(jnp.asarray, zip(*schedule, strict=True)))
     _, values_DB = jax.lax.scan(body, None, schedule_D)
@@ -166,7 +165,7 @@ class Estimator(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeIntegral(Estimator):
-  """The bound as an integral over time, of any score network."""
+  """The bound as an integral over time, for any score network."""
 
   def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:
     process, last = self.network.process, self.noise.total(1.0)
@@ -190,7 +189,7 @@ class TimeIntegral(Estimator):
 
 
 def mean_and_stderr(estimates_GB: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean over sequences and its Monte Carlo standard error, the sequences held fixed.
+  """Mean over fixed sequences and its Monte Carlo standard error.
 
   Args:
     estimates_GB: float[G, B], G >= 2 independent estimates for each sequence.
@@ -218,19 +217,19 @@ def _main(noise: Noise, u: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _high(noise: Noise, u: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # u is the chance to survive from t = 1 on: total = total(1) - log u.
+  # u is the probability of no jump after t = 1: total = total(1) - log u.
   u = jnp.maximum(u, 2.0**-24)
   return noise.total(1.0) - jnp.log(u), 1.0 / u
 
 
 def _carried_on(stats_fn: StatsFn, last: jax.Array) -> StatsFn:
-  """The model beyond t = 1: its scores at `last` times expm1(last) / expm1(total)."""
+  """The network beyond t = 1: its scores at `last` times expm1(last) / expm1(total)."""
 
   def stats_beyond(x, x0, total):
-    known = jnp.minimum(total, last)
-    stats = stats_fn(x, x0, known)
-    shift = jnp.where(total > last, log_expm1(known) - log_expm1(total), 0.0)[:, None]
-    # sum_log is not moved: the absorbing score entropy does not use it.
+    clipped = jnp.minimum(total, last)
+    stats = stats_fn(x, x0, clipped)
+    shift = jnp.where(total > last, log_expm1(clipped) - log_expm1(total), 0.0)[:, None]
+    # sum_log is not shifted: the absorbing score entropy does not use it.
     return ScoreStats(stats.sum_exp * jnp.exp(shift), stats.sum_log, stats.at_x0 + shift)
 
   return stats_beyond

@@ -7,27 +7,27 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion.numerics import as_float
 
-# How draws are made, for reports: figures of samples depend on it.
+# How draws are made, for reports: sample metrics depend on it.
 PRECISION = "float32 Gumbel races in two levels, mode='high': unbiased to 31.9 nats"
-# About the root of GPT-2's vocabulary.
+# About the square root of GPT-2's vocabulary size.
 _GROUP = 256
 
 
 def sample_categorical(key: jax.Array, log_weights: jax.Array) -> jax.Array:
-  """Draws a state with probability proportional to exp(log_weights).
+  """A state drawn with probability proportional to exp(log_weights).
 
-  In two races: among groups of states, then among the states of the winner. The law is the same,
-  and a row takes the random words of two short races instead of one for every state.
+  Draws in two Gumbel races: among groups of states, then among the states of the winning group.
+  The law is the same, and a row needs random bits for two short races, not for every state.
 
-  `jax.random.categorical` in its default mode races float32 Gumbel noise that never exceeds 15.94,
-  so it never draws a token more than 20.4 nats below the best and draws those beyond about 11 nats
-  too rarely; text then looks better than the model is. `mode="high"` spends more random bits and
+  `jax.random.categorical` in its default mode adds float32 Gumbel noise that never exceeds 15.94.
+  It never draws a token more than 20.4 nats below the best, and draws tokens beyond about 11 nats
+  too rarely, so text looks better than the model is. `mode="high"` uses more random bits and
   reaches 31.9 nats.
 
   Args:
     key: a PRNG key.
     log_weights: float[..., S], unnormalised, in nats; -inf entries are never drawn. Each row needs
-      one finite entry.
+      a finite entry.
 
   Returns:
     int32[...].
@@ -40,8 +40,8 @@ def sample_categorical(key: jax.Array, log_weights: jax.Array) -> jax.Array:
   z = jnp.pad(z, padding, constant_values=-jnp.inf).reshape(*z.shape[:-1], groups, _GROUP)
   key_group, key_state = jax.random.split(key)
   group = _race(key_group, jax.nn.logsumexp(z, axis=-1))
-  of_group = jnp.take_along_axis(z, group[..., None, None], axis=-2)[..., 0, :]
-  return group * _GROUP + _race(key_state, of_group)
+  within = jnp.take_along_axis(z, group[..., None, None], axis=-2)[..., 0, :]
+  return group * _GROUP + _race(key_state, within)
 
 
 def _race(key: jax.Array, z: jax.Array) -> jax.Array:
@@ -52,12 +52,12 @@ def _race(key: jax.Array, z: jax.Array) -> jax.Array:
 class Truncation:
   """Log weights sharpened and cut to the most likely states: temperature, then top-k, then top-p.
 
-  The law of what is generated is then no longer the model's.
+  Samples then no longer follow the model's law.
 
   Attributes:
-    temperature: divides log weights; below 1 sharpens.
-    top_k: only so many of the most likely states are kept; 0 keeps all.
-    top_p: only the most likely states are kept that together have at least this probability.
+    temperature: divides log weights; values below 1 sharpen.
+    top_k: number of most likely states to keep; 0 keeps all.
+    top_p: keeps the smallest set of most likely states with at least this total probability.
 
   Raises:
     ValueError: a field is out of range.
@@ -78,15 +78,15 @@ class Truncation:
       raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
 
   def __call__(self, log_weights: jax.Array) -> jax.Array:
-    """float[..., S] to the same, unnormalised: -inf at states that are cut. States as likely as the
-    last one kept are kept too."""
+    """Truncated log weights float[..., S], unnormalised, -inf at removed states. Ties with the last
+    kept state are kept."""
     z = as_float(log_weights) / self.temperature
     if 0 < self.top_k < z.shape[-1]:
       z = _at_least(z, jax.lax.top_k(z, self.top_k)[0][..., -1:])
     if self.top_p < 1.0:
       falling = -jnp.sort(-z, axis=-1)
       p = jax.nn.softmax(falling, axis=-1)
-      # Kept: those whose more likely ones don't reach top_p yet. The first always is.
+      # A state is kept if the states before it have not reached top_p. The first always is.
       kept = jnp.cumsum(p, axis=-1) - p < self.top_p
       z = _at_least(z, jnp.min(falling, axis=-1, keepdims=True, where=kept, initial=jnp.inf))
     return z

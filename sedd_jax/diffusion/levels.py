@@ -1,7 +1,7 @@
-"""Noise levels: one number for each row, or a table of a few for each row and an index of tokens.
+"""Noise levels: one number per row, or a small table per row and an index per token.
 
-A block of tokens may have noise of its own, and clean tokens beside it have none. What depends on
-the level (conditioning, say) is computed once for each entry of the table, never for each token.
+A block of tokens may have its own noise level while clean tokens have none. Whatever depends on
+the level, such as conditioning, is computed once per entry of the table, never per token.
 
 B: rows, L: tokens in a row, N: entries of a row's table.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 class Levels(NamedTuple):
-  """A number or a vector for each token, of the few that its row has.
+  """A number or a vector for each token, looked up in its row's table.
 
   Attributes:
     table: float[B, N, ...].
@@ -25,19 +25,19 @@ class Levels(NamedTuple):
   index: jax.Array
 
 
-# float[B, ...], one entry for each row, or a table of them.
+# float[B, ...], one entry per row, or a table.
 Level = jax.Array | Levels
 
 
 def map_level(function: Callable[[jax.Array], jax.Array], level: Level) -> Level:
-  """A function of each number, as levels of the same tokens."""
+  """The levels with a function applied to each entry."""
   if isinstance(level, Levels):
     return level._replace(table=function(level.table))
   return function(level)
 
 
 def at_tokens(level: Level) -> jax.Array:
-  """The entry of each token, float[B, L, ...]; float[B, 1, ...] where a row has one."""
+  """The entry of each token, float[B, L, ...]; float[B, 1, ...] if each row has one entry."""
   if isinstance(level, Levels):
     index = level.index.reshape(*level.index.shape, *(1,) * (level.table.ndim - 2))
     return jnp.take_along_axis(level.table, index, axis=1)
@@ -45,7 +45,7 @@ def at_tokens(level: Level) -> jax.Array:
 
 
 def weighted_sum(weight: Level, values: jax.Array) -> jax.Array:
-  """Sums values float[B, L] over each row, weighted; float[B]."""
+  """The weighted sum of values float[B, L] over each row, float[B]."""
   if isinstance(weight, Levels):
     return jnp.sum(at_tokens(weight) * values, axis=-1)
   return weight * jnp.sum(values, axis=-1)

@@ -1,10 +1,10 @@
-"""Score entropy losses, and the keys and times that they are estimated with.
+"""Score entropy losses, and their random keys and times.
 
 B: sequences, L: positions, S: states. Everything is in nats and per sequence: the caller reduces.
 Derivations: docs/math.md, sections 3 to 5.
 
-The seam to the network is a `StatsFn`: noisy tokens, clean tokens and total noise in, `ScoreStats`
-out. Whoever builds it decides whether [B, L, S] ever exists.
+The interface to the network is a `StatsFn`: it maps noisy tokens, clean tokens and total noise to
+`ScoreStats`. Only its implementation decides whether [B, L, S] is materialized.
 """
 
 import dataclasses
@@ -31,23 +31,23 @@ MIN_TIME = 1e-3
 
 
 class ScoreNetwork(Protocol):
-  """A score network as losses and bounds need it."""
+  """The score network's interface for losses and bounds."""
 
   @property
   def process(self) -> Process: ...
 
   def stats_fn(self, params: Any, batch: Batch) -> StatsFn:
-    """The network on rows like those of a batch."""
+    """The network for rows with a batch's labels and segments."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetwork:
-  """A `ScoreNetwork` without parameters, from a function that returns dense log scores.
+  """A `ScoreNetwork` without parameters, made from a function that returns dense log scores.
 
   Attributes:
     process: the noising process.
-    log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
+    log_score_fn: maps tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
   """
 
   process: Process
@@ -73,12 +73,12 @@ def denoising_score_entropy(
 
   Args:
     stats_fn: the network (see the module docstring).
-    batch: clean tokens; the bound is on the law of those that count, given the others.
+    batch: clean tokens; the bound is on the law of the tokens that count, given the others.
     t: times in [0, 1], float[B] or a table.
     keys: PRNG keys [B], one per example.
 
   Returns:
-    float[B], nats per sequence, of the tokens that count.
+    float[B], nats per sequence, summed over the tokens that count.
   """
   entropy = score_entropy_at(stats_fn, batch, map_level(noise.total, t), keys, process=process)
   return weighted_sum(map_level(noise.rate, t), entropy)
@@ -87,10 +87,10 @@ def denoising_score_entropy(
 def score_entropy_at(
   stats_fn: StatsFn, batch: Batch, total: Level, keys: jax.Array, *, process: Process
 ) -> jax.Array:
-  """Score entropy of sequences corrupted with given total noise.
+  """Score entropy of sequences corrupted at a given total noise.
 
   Args:
-    total: total noise, float[B] or a table; the others as in `denoising_score_entropy`.
+    total: total noise, float[B] or a table; other arguments as in `denoising_score_entropy`.
 
   Returns:
     float[B, L], nats per unit of total noise; 0 at tokens that do not count.
@@ -104,7 +104,7 @@ def score_entropy_at(
 def example_keys(key: jax.Array, step: jax.typing.ArrayLike, index: jax.Array) -> jax.Array:
   """One PRNG key per example, a function of (key, step, global example index) alone.
 
-  The same on any mesh, for any accumulation and after any restart.
+  The keys don't change with the mesh, with accumulation or after a restart.
 
   Args:
     key: the run's key.
@@ -129,8 +129,8 @@ def sample_times(
   """Times for examples of one global batch, in [min_time, 1].
 
   Low-discrepancy times put one example in each of batch_size equal slices, at a common random
-  offset. Slices are handed out in bit-reversed order, so that every aligned shard and micro-batch
-  covers [0, 1] evenly too.
+  offset. Slices are assigned in bit-reversed order, so that every aligned shard and micro-batch
+  also covers [0, 1] evenly.
 
   Args:
     key: the step's key, the same on every process.

@@ -1,4 +1,4 @@
-"""Noise schedules: the total noise that each time in [0, 1] carries (docs/math.md, section 2)."""
+"""Noise schedules: total noise as a function of time in [0, 1] (docs/math.md, section 2)."""
 
 import abc
 import dataclasses
@@ -17,7 +17,7 @@ class Noise(abc.ABC):
   """A noise schedule.
 
   Attributes:
-    name: in configs.
+    name: its name in configs.
   """
 
   name: ClassVar[str]
@@ -32,17 +32,17 @@ class Noise(abc.ABC):
 
   @abc.abstractmethod
   def time(self, total: jax.typing.ArrayLike) -> jax.Array:
-    """The t that carries this total noise, the inverse of `total`; float, shape of total."""
+    """The time with this total noise, the inverse of `total`; float, shape of total."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogLinear(Noise):
-  """Total noise under which the expected share of masked tokens is linear in t: (1 - eps) t.
+  """Total noise that masks an expected share of tokens linear in t: (1 - eps) t.
 
   Source: appendix C.1 of arXiv:2310.16834.
 
   Attributes:
-    eps: probability that a token survives to t = 1 unchanged; in (0, 1).
+    eps: probability that a token is unchanged at t = 1; in (0, 1).
 
   Raises:
     ValueError: eps is not in (0, 1).
@@ -59,7 +59,7 @@ class LogLinear(Noise):
   def total(self, t: jax.typing.ArrayLike) -> jax.Array:
     """Total noise -log(1 - (1 - eps) t); float, shape of t."""
     t = as_float(t)
-    early = t < 0.5  # Each form loses digits in the other half.
+    early = t < 0.5  # Each form loses precision in the other half.
     low = -jnp.log1p(-(1.0 - self.eps) * jnp.where(early, t, 0.0))
     return jnp.where(early, low, -jnp.log(self._survival(t)))
 
@@ -76,7 +76,7 @@ class LogLinear(Noise):
 
 @dataclasses.dataclass(frozen=True)
 class Geometric(Noise):
-  """Total noise sigma_min^(1 - t) sigma_max^t: equal steps of t multiply it equally.
+  """Total noise sigma_min^(1 - t) sigma_max^t, exponential in t.
 
   Note that total(0) = sigma_min, not 0. Source: section 5.1 of arXiv:2310.16834.
 
@@ -85,7 +85,7 @@ class Geometric(Noise):
     sigma_max: total noise at t = 1.
 
   Raises:
-    ValueError: not 0 < sigma_min < sigma_max < infinity.
+    ValueError: 0 < sigma_min < sigma_max < infinity does not hold.
   """
 
   name = "geometric"

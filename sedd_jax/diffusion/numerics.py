@@ -1,4 +1,4 @@
-"""The few numerical forms that the formulas share; nothing else belongs here.
+"""Numerically stable forms that several formulas share; nothing else belongs here.
 
 V: real tokens, S: states (V or V + 1), z: one row of log scores.
 """
@@ -29,24 +29,24 @@ def log1m_exp(x: jax.Array) -> jax.Array:
 
 
 def clock(total: jax.Array) -> jax.Array:
-  """-log(1 - exp(-total)): a time that runs, as noise falls, from 0 to infinity.
+  """-log(1 - exp(-total)): a time that runs from 0 to infinity as noise falls to 0.
 
-  In it masks are lifted at rate 1 at the exact score, and for either process reverse rates neither
-  grow nor vanish where little noise is left. Its own inverse.
+  At the exact score masks are lifted at rate 1 in this time. For both processes the reverse rates
+  neither grow nor vanish as noise goes to 0. The function is its own inverse.
   """
   return -log1m_exp(total)
 
 
 def is_state(x: jax.Array, num_states: int) -> jax.Array:
-  """bool[..., S], true at the entry y = x. Fuses into the sums that use it."""
+  """bool[..., S], true at the entry y = x. XLA fuses it into the sums that use it."""
   x = jnp.asarray(x)  # numpy's int64 would warn in 32-bit mode.
   return jax.lax.broadcasted_iota(x.dtype, (*x.shape, num_states), x.ndim) == x[..., None]
 
 
 def bernoulli(key: jax.Array, p: jax.Array) -> jax.Array:
-  """bool, shape of p: true with probability p, to 2^-32.
+  """bool, shape of p: true with probability p, to within 2^-32.
 
-  `jax.random.bernoulli` compares float32 uniforms, whose steps of 2^-23 are 0.1 % of a jump
+  `jax.random.bernoulli` compares float32 uniforms, whose spacing of 2^-23 is 0.1 % of a jump
   probability of 1e-4.
   """
   uniform = jax.random.bits(key, p.shape, jnp.uint32).astype(p.dtype) * 2.0**-32
@@ -56,9 +56,9 @@ def bernoulli(key: jax.Array, p: jax.Array) -> jax.Array:
 def jump_or_stay(log_jump: jax.Array, own: jax.Array) -> jax.Array:
   """Probabilities of one step from the log probabilities of each jump.
 
-  What the jumps leave over stays at the own state. Jumps that add up to more than 1 (an
-  inconsistent score, or a step too long) are renormalised and nothing stays: the same as setting
-  the negative remainder to 0, but without overflow.
+  The remaining probability stays at the own state. Jumps that sum to more than 1 (an inconsistent
+  score, or too long a step) are renormalised and the own state gets 0. This equals setting the
+  negative remainder to 0, but without overflow.
 
   Args:
     log_jump: float[..., S], -inf where there is no jump; the own entry is ignored.
@@ -68,7 +68,7 @@ def jump_or_stay(log_jump: jax.Array, own: jax.Array) -> jax.Array:
     float[..., S], non-negative, sums to 1.
   """
   log_jump = jnp.where(own, -jnp.inf, jnp.minimum(log_jump, jnp.finfo(log_jump.dtype).max / 4))
-  # Relative to the largest jump if that is above 1, so that nothing overflows.
+  # Relative to the largest jump if it is above 1, so that nothing overflows.
   scale = jnp.maximum(jnp.max(log_jump, axis=-1, keepdims=True), 0.0)
   jump = jnp.exp(log_jump - scale)
   jumps = jnp.sum(jump, axis=-1, keepdims=True)

@@ -1,23 +1,24 @@
 """Bounds on -log p(x0) of masked models as any-order models, without an integral over time.
 
-A network of the `conditional` parameterization says p(x_i | tokens that are not masked). For a
-network that does not see the noise its strict bound (`bounds.py`) equals two other expectations
+A network of the `conditional` parameterization returns p(x_i | tokens that are not masked). If it
+does not see the noise, its strict bound (`bounds.py`) equals two other expectations
 (arXiv:2406.03736, section 3.3, which writes lambda for the masking probability):
 
   shares   lambda uniform in (0, 1); every token is masked with probability lambda;
            1 / lambda times the cross entropy, summed over masked tokens
-  orders   k uniform in 1 ... n; k of the n tokens are masked, every such set alike;
+  orders   k uniform in 1 ... n; k of the n tokens are masked, every such set equally likely;
            n / k times the cross entropy, summed over masked tokens: the mean over all n! orders in
            which the tokens can be written one by one
 
-The estimates of `orders` scatter least: the number of masked tokens is set, not drawn. `steps` is
-`shares` with probabilities i / T alone, the bound of a sampler of T steps. A network
-that does see the noise is told the one at which this share of tokens, lambda or k / n, is masked on
-average. Both are true bounds for it too. `shares` is its strict bound once more, in another
-variable. `orders` bounds another model of the same network: the any-order one, which writes tokens
-one by one and asks for each at the share that is still masked.
+`orders` has the lowest variance: the number of masked tokens is fixed, not drawn. `steps` is
+`shares` restricted to probabilities i / T, the bound of a sampler of T steps.
 
-A token that does not count (`Batch.loss_mask`) stays clean; n is the number of the others.
+A network that sees the noise gets the total noise at which this share of tokens, lambda or k / n,
+is masked on average. Both are true bounds for it too. `shares` is its strict bound in another
+variable. `orders` bounds a different model of the same network: the any-order model, which writes
+tokens one by one and calls the network at the share that is still masked.
+
+A token that does not count (`Batch.loss_mask`) stays clean; n is the number of tokens that count.
 
 B: sequences, L: positions, G: independent groups of draws.
 """
@@ -38,27 +39,26 @@ from sedd_jax.diffusion.numerics import bernoulli, log_expm1
 from sedd_jax.diffusion.parameterizations import Conditional
 from sedd_jax.diffusion.process import Process, mask_of
 
-# A masking, given a number u[B] in [0, 1), what counts bool[B, L] and keys [B]: which tokens are
-# masked bool[B, L], their expected share float[B] and the weight of their cross entropy float[B].
+# Maps numbers u[B] in [0, 1), the loss mask bool[B, L] and keys [B] to masked tokens bool[B, L],
+# their expected share float[B] and the weight of their cross entropy float[B].
 Masking = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def supports_orders(process: Process, parameterization: str) -> bool:
-  """Whether a network says p(x_i | tokens that are not masked), which all estimators here need."""
+  """Whether a network returns p(x_i | tokens that are not masked), as all estimators here need."""
   return process.parameterizations.get(parameterization) is Conditional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Masked(Estimator):
-  """Estimates by cross entropies of masked tokens.
+  """Estimates from cross entropies of masked tokens.
 
-  The network is of the `conditional` parameterization. It is told of no more noise than that of
-  t = 1.
+  The network is of the `conditional` parameterization. Its total noise is clipped to that of t = 1.
   """
 
   @abc.abstractmethod
   def _pieces(self) -> list[tuple[Masking, int]]:
-    """Each piece of the bound: its masking and its draws in a group."""
+    """Each piece of the bound: its masking and its draws per group."""
 
   def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:
     stats_fn = self.network.stats_fn(params, batch)
@@ -69,13 +69,13 @@ class _Masked(Estimator):
       return weight_B * self._cross_entropy(stats_fn, batch.tokens, masked, share_B)
 
     *low, main = self._group_means(one_draw, draws, keys)
-    nothing = jnp.zeros_like(main)
-    return Terms(low[0] if low else nothing, main, nothing)
+    zero = jnp.zeros_like(main)
+    return Terms(low[0] if low else zero, main, zero)
 
   def _cross_entropy(
     self, stats_fn: StatsFn, x0: jax.Array, masked: jax.Array, share: jax.Array
   ) -> jax.Array:
-    """float[B], nats: of the masked tokens, where this share of them is on average."""
+    """float[B], nats, summed over the masked tokens; share is their expected share, float[B]."""
     total = jnp.minimum(-jnp.log1p(-share), self.noise.total(1.0))
     stats = stats_fn(jnp.where(masked, mask_of(self.network.process), x0), x0, total)
     # The log score is the log probability minus log expm1(total).
@@ -87,8 +87,9 @@ class _Masked(Estimator):
 class Shares(_Masked):
   """Estimates from masking probabilities uniform in (0, 1): lambda-DCE.
 
-  Near 0 the weight 1 / lambda makes the variance infinite, so those below MIN_TIME are drawn by
-  themselves, more of them where it matters: they are `low`. `main` holds those above, `high` is 0.
+  Near 0 the weight 1 / lambda makes the variance infinite, so probabilities below MIN_TIME are
+  drawn separately, with a density that keeps it finite: they give `low`. Probabilities above give
+  `main`; `high` is 0.
   """
 
   def _pieces(self) -> list[tuple[Masking, int]]:
@@ -97,10 +98,7 @@ class Shares(_Masked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Orders(_Masked):
-  """Estimates from numbers of masked tokens uniform in 1 ... n: the any-order bound.
-
-  All is in `main`.
-  """
+  """Estimates from numbers of masked tokens uniform in 1 ... n: the any-order bound (`main`)."""
 
   def _pieces(self) -> list[tuple[Masking, int]]:
     return [(_subset, self._draws)]
@@ -111,8 +109,9 @@ class Steps(_Masked):
   """Estimates of the bound in discrete time, for an ancestral sampler of num_steps steps.
 
   After step i of T a token is masked with probability i / T (D3PM, arXiv:2107.03006: absorbing
-  state, with the posterior that keeps unmasked tokens). The bound has no end terms: at T all is
-  masked, and step 1 leaves no mask. It falls towards that of `Shares` as T grows. All is in `main`.
+  state, with the posterior that keeps unmasked tokens). The bound has no end terms: at step T all
+  tokens are masked, and step 1 leaves no mask. It decreases to the bound of `Shares` as T grows.
+  It is all in `main`.
 
   Attributes, beside those of `Estimator`:
     num_steps: T.
@@ -124,16 +123,16 @@ class Steps(_Masked):
     return [(self._masking, self._draws)]
 
   def one_draw(self, stats_fn: StatsFn, batch: Batch, u: jax.Array, keys: jax.Array) -> jax.Array:
-    """One draw of the bound: what training in discrete time minimises.
+    """One draw of the bound: the training loss in discrete time.
 
     Args:
       stats_fn: the network, as in `losses`.
       batch: clean tokens.
-      u: float[B] in [0, 1), which says the step: 1 + floor(u T).
+      u: float[B] in [0, 1), which selects the step: 1 + floor(u T).
       keys: PRNG keys [B].
 
     Returns:
-      float[B], nats per sequence, of the tokens that count.
+      float[B], nats per sequence, summed over the tokens that count.
     """
     masked, share, weight = self._masking(u, batch.loss_mask, keys)
     return weight * self._cross_entropy(stats_fn, batch.tokens, masked, share)
@@ -144,14 +143,14 @@ class Steps(_Masked):
 
 
 def _with_probability(substitution, u_B, counts, keys):
-  """Every token masked with one probability, of the density that the substitution gives it."""
+  """Masks every token with the same probability, whose density the substitution sets."""
   share_B, slope_B = substitution(u_B)
   masked = jax.vmap(bernoulli)(keys, jnp.broadcast_to(share_B[:, None], counts.shape))
   return counts & masked, share_B, slope_B / share_B
 
 
 def _below(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # Density u, as in `bounds._low`. Not 0, where no token is masked and the weight is infinite.
+  # Density u, as in `bounds._low`. u > 0: at 0 no token is masked and the weight is infinite.
   u = jnp.maximum(u, 2.0**-24)
   return MIN_TIME * u**2, 2.0 * MIN_TIME * u
 
@@ -170,7 +169,7 @@ _main_share = functools.partial(_with_probability, _above)
 
 
 def _subset(u_B, counts, keys):
-  """A random set of k tokens, k = 1 + floor(n u)."""
+  """Masks a random set of k tokens, k = 1 + floor(n u)."""
   n_B = jnp.maximum(jnp.sum(counts, axis=-1), 1)
   k_B = jnp.minimum(1 + jnp.floor(n_B * u_B).astype(n_B.dtype), n_B)
   draw = jax.vmap(lambda key: jax.random.uniform(key, counts.shape[1:]))(keys)

@@ -1,9 +1,9 @@
 """Parameterizations: how a network's raw outputs become log scores.
 
-A process lists those that suit it (`Process.parameterization`). Each turns dense raw outputs into
-log scores, and hidden states with an output layer into `ScoreStats`, without its outputs [..., S].
+A process lists the parameterizations it supports (`Process.parameterization`). Each maps dense raw
+outputs to log scores, and hidden states with an output layer to `ScoreStats`, without [..., S].
 
-V: real tokens, S: states, D: width, C: columns (states) of the output layer that are here.
+V: real tokens, S: states, D: width, C: local columns (states) of the output layer.
 """
 
 import abc
@@ -23,7 +23,7 @@ class Parameterization(abc.ABC):
   """How raw outputs become log scores.
 
   Attributes:
-    name: in configs.
+    name: its name in configs.
     vocab_size: V, the number of real tokens.
     num_states: S.
   """
@@ -38,7 +38,7 @@ class Parameterization(abc.ABC):
     """Log scores from raw outputs.
 
     Args:
-      raw: float[..., S], the output layer's.
+      raw: float[..., S], outputs of the output layer.
       x: int[...], the network's input tokens.
       total: float, broadcasts to the shape of x; total noise.
 
@@ -56,16 +56,16 @@ class Parameterization(abc.ABC):
   ) -> ScoreStats:
     """ScoreStats from hidden states and the output layer, without its outputs [..., S].
 
-    The same as `log_score` and `dense_stats` of the outputs, in the rows that are needed; 0 in the
-    others.
+    Equal to `dense_stats` of `log_score` in needed rows, and 0 in the others.
 
     Args:
       hidden: float[..., D], in the dtype of the products.
-      columns: the output layer, or the part of it that is here.
-      rows: input tokens and clean tokens int[...], and which rows are needed bool[...]; of an
-        absorbing process masked tokens alone for `conditional`, whose norm is over the real ones.
+      columns: the output layer, or this device's columns of it.
+      rows: input tokens and clean tokens int[...], and which rows are needed bool[...]. With
+        `conditional` and an absorbing process only masked tokens may be needed: the norm is over
+        real tokens.
       total: float, broadcasts to the shape of rows.x; total noise.
-      axis: mapped axis over which devices hold the other columns, if they do.
+      axis: mapped axis over which the columns are sharded, or None.
     """
     shape = rows.needed.shape
     if not rows.needed.size:
@@ -76,11 +76,11 @@ class Parameterization(abc.ABC):
   def _stats(
     self, hidden: jax.Array, columns: Columns, rows: Rows, total: jax.Array, axis: str | None
   ) -> ScoreStats:
-    """`stats` of at least one row, with total of the rows' shape."""
+    """`stats` for at least one row, with total of the rows' shape."""
 
 
 class _Shifted(Parameterization):
-  """Log scores are raw outputs minus one number a row, so the sums over raw outputs are enough."""
+  """Log scores are raw outputs minus one number per row, so sums over raw outputs are enough."""
 
   @abc.abstractmethod
   def _shift(self, total: jax.Array, log_norm: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ class _Shifted(Parameterization):
   def _stats(self, hidden, columns, rows, total, axis):
     sums = column_sums(hidden, columns, rows, self.num_states, axis)
     log_norm = jnp.log(jnp.where(rows.needed, sums.sum_exp, 1.0)) + sums.largest
-    # Where nothing is needed the shift may be infinite, and 0 times infinity is NaN.
+    # In other rows the shift may be infinite, and 0 times infinity is NaN.
     shift = jnp.where(rows.needed, self._shift(total, log_norm), 0.0)
     return ScoreStats(
       sum_exp=sums.sum_exp * jnp.exp(sums.largest - shift),
@@ -131,7 +131,7 @@ class Scaled(_Shifted):
 
 
 class Conditional(_Shifted):
-  """The softmax over real tokens is a law of x0, and the score is it over expm1(total).
+  """The softmax over real tokens is a law of x0; the score is that law over expm1(total).
 
   For the absorbing process: MDLM (arXiv:2406.07524), RADD (2406.03736), MD4 (2406.04329).
   """
@@ -143,7 +143,7 @@ class Conditional(_Shifted):
 
 
 class ConditionalUniform(Parameterization):
-  """The softmax is a law of x0, and the score is the ratio of what uniform noise makes of it.
+  """The softmax is a law of x0; the score is the ratio of its marginals under uniform noise.
 
   (law + c) / (law at x + c) with c = expm1(total) / V: UDLM (arXiv:2412.10193).
   """
@@ -158,14 +158,13 @@ class ConditionalUniform(Parameterization):
     return jnp.where(own, 0.0, marginal - at_x)
 
   def _log_marginal(self, log_law: jax.Array, total: jax.Array) -> jax.Array:
-    """log of what uniform noise makes of a law of x0, times exp(total); float[..., V]."""
+    """Log marginal of a law of x0 under uniform noise, plus total; float[..., V]."""
     vocab_size = jnp.asarray(self.vocab_size, total.dtype)
     return jnp.logaddexp(log_law, log_expm1(total) - jnp.log(vocab_size))
 
   def _stats(self, hidden, columns, rows, total, axis):
-    """The norm of a row stands inside a logarithm of each of its entries, so sums of raw outputs
-    are not enough: tiles of rows hold all columns that are here, and are made again for the
-    gradient."""
+    """The norm of a row is inside the logarithm of each entry, so sums of raw outputs are not
+    enough: tiles of rows hold all local columns, and are recomputed for the gradient."""
     needed, dtype = rows.needed, jnp.promote_types(hidden.dtype, jnp.float32)
     state_C = columns.first + jnp.arange(columns.kernel.shape[1])
     real_C = state_C < self.vocab_size
@@ -174,7 +173,7 @@ class ConditionalUniform(Parameterization):
       return z if axis is None else reduce(z, axis)
 
     @jax.checkpoint
-    def of_row(row):
+    def row_stats(row):
       hidden_D, x, x0, total = row
       raw_C = jnp.matmul(hidden_D, columns.kernel, preferred_element_type=dtype)
       raw_C = jnp.where(real_C, raw_C + columns.bias.astype(dtype), -jnp.inf)
@@ -195,5 +194,5 @@ class ConditionalUniform(Parameterization):
 
     inputs = (hidden, rows.x, rows.x0, total)
     inputs = tuple(jnp.reshape(z, (needed.size, *jnp.shape(z)[needed.ndim :])) for z in inputs)
-    stats = jax.lax.map(of_row, inputs, batch_size=whole_tile_height(needed.size))
+    stats = jax.lax.map(row_stats, inputs, batch_size=whole_tile_height(needed.size))
     return jax.tree.map(lambda z: jnp.where(needed, z.reshape(needed.shape), 0.0), stats)

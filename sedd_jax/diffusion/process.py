@@ -1,11 +1,11 @@
 """The two noising processes: their rates, transitions, ratios, score entropy and reverse steps.
 
 Every token jumps independently, at rate 1, to a draw from a law pi: the mask, or uniform over
-tokens. Whoever needs to know which it is asks the process. Conventions, derivations and equation
-numbers: docs/math.md.
+tokens. Code elsewhere never tests for the class of a process: it calls these methods. Conventions,
+derivations and equation numbers: docs/math.md.
 
-Shapes: x and x0 are int[...]; total broadcasts to their shape; rows are float[..., S]. Where an
-argument is called log_score its own entry (y = x) is ignored and means 0.
+Shapes: x and x0 are int[...]; total broadcasts to their shape; rows are float[..., S]. The own
+entry (y = x) of an argument log_score is ignored and means 0.
 """
 
 import abc
@@ -32,8 +32,7 @@ from sedd_jax.diffusion.parameterizations import (
 )
 from sedd_jax.diffusion.score import ScoreStats, dense_stats
 
-# Below this total noise the formulas are evaluated at it: no time in use comes near, and 1 / total
-# stays finite in float32.
+# Total noise is clipped here, far below any time in use, to keep 1 / total finite in float32.
 _TINY = 1e-30
 
 
@@ -42,8 +41,8 @@ class Process(abc.ABC):
   """A noising process of single tokens.
 
   Attributes:
-    name: in configs.
-    parameterizations: by name, those that suit the process.
+    name: its name in configs.
+    parameterizations: the supported parameterizations by name.
     vocab_size: V, the number of real tokens.
 
   Raises:
@@ -68,13 +67,13 @@ class Process(abc.ABC):
   @property
   @abc.abstractmethod
   def mask_id(self) -> int | None:
-    """The state of a mask, if there is one."""
+    """The mask's state, or None."""
 
   def parameterization(self, name: str) -> Parameterization:
-    """The parameterization of a name.
+    """The parameterization with this name.
 
     Raises:
-      ValueError: there is none of this name for the process.
+      ValueError: the process has no parameterization of this name.
     """
     check_parameterization(self.name, name)
     return self.parameterizations[name](self.vocab_size, self.num_states)
@@ -85,24 +84,24 @@ class Process(abc.ABC):
 
   @abc.abstractmethod
   def rates(self, x: jax.Array) -> jax.Array:
-    """Rates from x to each state, the diagonal minus the rest; float32[..., S] (eq. 1)."""
+    """Rates from x to each state, float32[..., S] (eq. 1); the diagonal is minus the rest."""
 
   @abc.abstractmethod
   def corrupt(self, key: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike) -> jax.Array:
-    """Draws x_t given x_0 = x0; int32, shape of x0."""
+    """A draw of x_t given x_0 = x0; int32, shape of x0."""
 
   @abc.abstractmethod
   def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Where sampling starts, int32[shape]."""
+    """A draw from the law that sampling starts from, int32[shape]."""
 
   @abc.abstractmethod
   def prior_kl(self, total: jax.Array) -> jax.Array | None:
     """KL(P(x_t given x_0) || prior) of one token in nats, float, shape of total; the same for every
-    x_0. None where it is infinite: the model is then carried on to infinite total noise."""
+    x_0. None if it is infinite: the model is then extended to infinite total noise."""
 
   @abc.abstractmethod
   def needs_score(self, x: jax.Array) -> jax.Array:
-    """bool, shape of x: tokens that a reverse jump can change. The others have no score entropy."""
+    """bool, shape of x: tokens that a reverse jump can change. Others have zero score entropy."""
 
   @abc.abstractmethod
   def score_share(self, total: jax.Array) -> jax.Array:
@@ -116,20 +115,21 @@ class Process(abc.ABC):
 
   @abc.abstractmethod
   def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
-    """What the score entropy needs of dense rows float[..., S]."""
+    """ScoreStats of dense rows float[..., S]."""
 
   @abc.abstractmethod
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """Denoising score entropy per position in nats, float[...], from three numbers a position."""
+    """Denoising score entropy per position in nats, float[...], from ScoreStats."""
 
   @abc.abstractmethod
   def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
-    """Log rates of the reverse jumps, float[..., S]; -inf at the own state and where none leads."""
+    """Log rates of reverse jumps, float[..., S]; -inf at the own and at unreachable states."""
 
   def reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
-    """Rates of the reverse process per unit of total noise; the diagonal is minus the rest."""
+    """Rates of the reverse process per unit of total noise, float[..., S]; the diagonal is minus
+    the rest."""
     rates = jnp.exp(self.log_reverse_rates(log_score, x))
     own = is_state(jnp.asarray(x), rates.shape[-1])
     return jnp.where(own, -jnp.sum(rates, axis=-1, keepdims=True), rates)
@@ -138,13 +138,17 @@ class Process(abc.ABC):
   def tweedie_probs(
     self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
   ) -> jax.Array:
-    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 16, 17)."""
+    """Probabilities after a Tweedie step of size total_step, float[..., S], sum to 1 (eq. 16, 17).
+
+    Args:
+      total_step: difference of total noise.
+    """
 
   @abc.abstractmethod
   def denoise_probs(
     self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """The last step, over all the total noise that is left; float[..., S], sums to 1."""
+    """Probabilities after the last step, over all remaining noise; float[..., S], sum to 1."""
 
   @abc.abstractmethod
   def with_posterior(
@@ -157,14 +161,14 @@ class Process(abc.ABC):
     """Log scores under a changed law of x_0, float[..., S] (eq. 18).
 
     Args:
-      change: of log probabilities float[..., S] of x_0 given the other tokens, to log weights.
+      change: maps log probabilities float[..., S] of x_0 given the other tokens to log weights.
     """
 
   @abc.abstractmethod
   def carried(
     self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
   ) -> jax.Array:
-    """Log scores at less noise, the other tokens held; float[..., S] (eq. 19)."""
+    """Log scores at lower total noise, other tokens fixed; float[..., S] (eq. 19)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +206,13 @@ class Absorbing(Process):
     return jnp.where(jumped, self.mask_id, x0).astype(jnp.int32)
 
   def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
-    """What the score entropy needs of dense rows; those of unmasked tokens may hold anything."""
-    # Zeroed before exp: an overflow there would meet a zero cotangent, and inf times 0 is NaN.
+    """ScoreStats of dense rows; rows of unmasked tokens may hold anything."""
+    # Zeroed before exp: an overflow would meet a zero cotangent, and inf times 0 is NaN.
     log_score = jnp.where(self.needs_score(x)[..., None], as_float(log_score), 0.0)
     return dense_stats(log_score, x, x0)
 
   def needs_score(self, x: jax.Array) -> jax.Array:
-    """bool, shape of x: masked tokens alone."""
+    """bool, shape of x: true at masked tokens."""
     return jnp.asarray(x) == self.mask_id
 
   def score_share(self, total: jax.Array) -> jax.Array:
@@ -218,7 +222,7 @@ class Absorbing(Process):
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """The same from three numbers a position (eq. 9); non-negative, 0 where x is not the mask.
+    """Denoising score entropy per position in nats (eq. 9); non-negative, 0 at unmasked tokens.
 
     With r = 1 / expm1(total) it is sum_exp - r z[x0] + r (log r - 1), grouped so that the large
     terms cancel before they are summed.
@@ -228,12 +232,12 @@ class Absorbing(Process):
     ratio = jnp.exp(log_ratio)
     masked = x == self.mask_id
     sum_exp = jnp.where(masked, stats.sum_exp, 0.0)
-    # A ratio that underflows to 0 weighs nothing, also against a log score of -inf.
+    # A ratio that underflows to 0 contributes 0, even if the log score is -inf.
     excess = jnp.where(masked & (ratio > 0.0), stats.at_x0 - log_ratio, 0.0)
     return jnp.where(masked, (sum_exp - ratio) - ratio * excess, 0.0)
 
   def log_reverse_rates(self, log_score: jax.Array, x: jax.Array) -> jax.Array:
-    """Log rates of the reverse jumps, float[..., S]; -inf at the own state and where none leads."""
+    """Log rates of reverse jumps, float[..., S]; -inf at the own and at unreachable states."""
     x = jnp.asarray(x)
     jump = (x == self.mask_id)[..., None] & ~self._is_mask_state(x)
     return jnp.where(jump, as_float(log_score), -jnp.inf)
@@ -241,10 +245,10 @@ class Absorbing(Process):
   def tweedie_probs(
     self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
   ) -> jax.Array:
-    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 16).
+    """Probabilities after a Tweedie step of size total_step, float[..., S], sum to 1 (eq. 16).
 
     A masked token becomes y with probability expm1(total_step) exp(log_score_y) and stays masked
-    with what is left.
+    with the remaining probability.
     """
     x, total_step = _position(x, total_step)
     log_jump = self.log_reverse_rates(log_score, x) + log_expm1(total_step)[..., None]
@@ -253,10 +257,9 @@ class Absorbing(Process):
   def denoise_probs(
     self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """The last step, over all the total noise that is left: the Tweedie step without the mask.
+    """Probabilities after the last step, float[..., S], sum to 1: a Tweedie step without the mask.
 
-    The law of a masked token is then its scores, normalised, whatever `total` is. Never leaves a
-    mask behind. float[..., S], sums to 1.
+    A masked token follows its normalised scores, whatever `total` is. No mask remains.
     """
     x, _ = _position(x, total)
     real = ~self._is_mask_state(x)
@@ -275,11 +278,11 @@ class Absorbing(Process):
   ) -> jax.Array:
     """Log scores of a masked token under a changed law of x_0, float[..., S] (eq. 18).
 
-    The rate at which it is unmasked stays; what it turns into changes.
+    The rate of unmasking is unchanged; the law of the new token changes.
 
     Args:
-      change: of log probabilities float[..., S] of x_0 given the other tokens, -inf at the mask, to
-        log weights.
+      change: maps log probabilities float[..., S] of x_0 given the other tokens, -inf at the mask,
+        to log weights.
     """
     del total
     x = jnp.asarray(x)
@@ -292,18 +295,18 @@ class Absorbing(Process):
   def carried(
     self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
   ) -> jax.Array:
-    """Log scores of masked tokens at less noise, the other tokens held; float[..., S] (eq. 19)."""
+    """Log scores of masks at lower total noise, other tokens fixed; float[..., S] (eq. 19)."""
     x, total = _position(x, total)
     shift = log_expm1(total) - log_expm1(_position(x, total_next)[1])
     return as_float(log_score) + shift[..., None]
 
   def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Where sampling starts: all masks, int32[shape]; the key is not used."""
+    """All masks, int32[shape]; the key is not used."""
     del key
     return jnp.full(shape, self.mask_id, jnp.int32)
 
   def prior_kl(self, total: jax.Array) -> None:
-    """None: a token that is not masked yet has no probability under the prior."""
+    """None: an unmasked token has probability 0 under the prior."""
     del total
 
   def _is_mask_state(self, x: jax.Array) -> jax.Array:
@@ -345,11 +348,11 @@ class Uniform(Process):
     return jnp.where(jumped, token, x0).astype(jnp.int32)
 
   def stats(self, log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats:
-    """What the score entropy needs of dense rows."""
+    """ScoreStats of dense rows."""
     return dense_stats(log_score, x, x0)
 
   def needs_score(self, x: jax.Array) -> jax.Array:
-    """bool, shape of x: every token."""
+    """bool, shape of x: true everywhere."""
     return jnp.ones(jnp.shape(x), bool)
 
   def score_share(self, total: jax.Array) -> jax.Array:
@@ -359,10 +362,10 @@ class Uniform(Process):
   def score_entropy_from_stats(
     self, stats: ScoreStats, x: jax.Array, x0: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """The same from three numbers a position (eq. 10, 11); non-negative.
+    """Denoising score entropy per position in nats (eq. 10, 11); non-negative.
 
-    With q = expm1(total) / (expm1(total) + V) the true ratios are q for every y at a token that
-    still is x0; elsewhere 1 / q for y = x0 and 1 for the others. q is never formed as
+    Let q = expm1(total) / (expm1(total) + V). Where x = x0 the true ratio is q for every y;
+    elsewhere it is 1 / q for y = x0 and 1 for other y. q is never computed as
     1 - V / (expm1(total) + V), which cancels.
     """
     x, total = _position(x, total)
@@ -372,7 +375,7 @@ class Uniform(Process):
     log_q = log_em1 - jnp.logaddexp(log_em1, jnp.log(jnp.asarray(vocab, total.dtype)))
     q, inv_q = jnp.exp(log_q), jnp.exp(-log_q)
     clean = stats.sum_exp - q * (stats.sum_log - (vocab - 1) * (log_q - 1.0))
-    # -inf at x0 makes the whole infinite by itself; -inf minus -inf would be NaN.
+    # With -inf at x0 the last term is infinite already; -inf minus -inf would be NaN.
     others = stats.sum_log - jnp.where(stats.at_x0 == -jnp.inf, 0.0, stats.at_x0)
     noisy = (stats.sum_exp - (vocab - 2) - inv_q) - others - inv_q * (stats.at_x0 + log_q)
     return jnp.where(x == x0, clean, noisy) / vocab
@@ -386,10 +389,10 @@ class Uniform(Process):
   def tweedie_probs(
     self, log_score: jax.Array, x: jax.Array, total_step: jax.typing.ArrayLike
   ) -> jax.Array:
-    """One Tweedie step over total_step of total noise, float[..., S], sums to 1 (eq. 17).
+    """Probabilities after a Tweedie step of size total_step, float[..., S], sum to 1 (eq. 17).
 
-    Proportional to (s_y - (1 - e^-d) mean(s)) P(y becomes x in d). The first factor is negative
-    where the score is inconsistent: set to 0, and the rest renormalised.
+    Proportional to (s_y - (1 - e^-d) mean(s)) P(y becomes x in d). An inconsistent score can make
+    the first factor negative: it is set to 0, and the rest is renormalised.
     """
     x, total_step = _position(x, total_step)
     own, earlier = self._earlier(log_score, x, total_step)
@@ -398,11 +401,11 @@ class Uniform(Process):
     return jnp.where(norm > 0.0, weight / jnp.where(norm > 0.0, norm, 1.0), own)
 
   def _earlier(self, log_score: jax.Array, x: jax.Array, step: jax.Array):
-    """bool[..., S], the own state, and (s e^-dQ)_y e^-d over the largest score, float[..., S]."""
+    """The own state bool[..., S], and (s e^-dQ)_y e^-d over the largest score, float[..., S]."""
     z = jnp.minimum(as_float(log_score), jnp.finfo(step.dtype).max / 4)
     own = is_state(x, self.vocab_size)
     z = jnp.where(own, 0.0, z)
-    # Everything relative to the largest score: no overflow, and the largest entry stays positive.
+    # Relative to the largest score: nothing overflows, and the largest entry stays positive.
     below = jnp.expm1(z - jnp.max(z, axis=-1, keepdims=True))
     mean_below = jnp.mean(below, axis=-1, keepdims=True)
     kept = jnp.exp(-step)[..., None]
@@ -411,7 +414,7 @@ class Uniform(Process):
   def denoise_probs(
     self, log_score: jax.Array, x: jax.Array, total: jax.typing.ArrayLike
   ) -> jax.Array:
-    """The last step, over all the total noise that is left: the Tweedie step."""
+    """Probabilities after the last step, over all remaining noise: a Tweedie step."""
     return self.tweedie_probs(log_score, x, total)
 
   def with_posterior(
@@ -423,11 +426,11 @@ class Uniform(Process):
   ) -> jax.Array:
     """Log scores under a changed law of x_0, float[..., S], 0 at the own entry (eq. 18).
 
-    Given the other tokens a position holds y with a probability proportional to its score. Taking
-    the noise off leaves the law of x_0 there; the changed one is put under the noise again.
+    Given the other tokens, a position holds y with probability proportional to its score. Removing
+    the noise gives the law of x_0 there. That law is changed, and the noise is applied again.
 
     Args:
-      change: of log probabilities float[..., S] of x_0 given the other tokens, to log weights.
+      change: maps log probabilities float[..., S] of x_0 given the other tokens to log weights.
     """
     x, total = _position(x, total)
     own = is_state(x, self.vocab_size)
@@ -442,9 +445,9 @@ class Uniform(Process):
   def carried(
     self, log_score: jax.Array, x: jax.Array, total: jax.Array, total_next: jax.Array
   ) -> jax.Array:
-    """Log scores of tokens at less noise, the other tokens held; float[..., S] (eq. 19).
+    """Log scores at lower total noise, other tokens fixed; float[..., S] (eq. 19).
 
-    -inf where an inconsistent score would make them negative; 0 at the own entry.
+    -inf where an inconsistent score would give a negative one; 0 at the own entry.
     """
     x, total = _position(x, total)
     step = total - _position(x, total_next)[1]
@@ -452,15 +455,15 @@ class Uniform(Process):
     own = is_state(x, self.vocab_size)
     log_earlier = jnp.log(jnp.maximum(earlier, 0.0))
     at_own = jnp.sum(jnp.where(own, log_earlier, 0.0), axis=-1, keepdims=True)
-    # An own entry of 0: the token is almost surely noise, and any score is as large as can be.
+    # If the own entry is 0, the token is almost surely noise: its scores take their largest value.
     return jnp.where(own, 0.0, log_earlier - jnp.maximum(at_own, jnp.log(_TINY)))
 
   def prior(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Where sampling starts: uniform tokens, int32[shape]."""
+    """Uniform tokens, int32[shape]."""
     return jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
 
   def prior_kl(self, total: jax.Array) -> jax.Array:
-    """Of a token that survives with probability exp(-total)."""
+    """KL of a token that survives with probability exp(-total), in nats."""
     survival = jnp.exp(-total)
     others = self.vocab_size - 1
     # V p is 1 + (V - 1) survival at x_0 and 1 - survival elsewhere.
@@ -479,19 +482,19 @@ def mask_of(process: Process) -> int:
 
 
 def check_parameterization(process: str, name: str) -> None:
-  """Refuses a parameterization that does not suit a process; both by name.
+  """Checks by name that a process supports a parameterization.
 
   Raises:
-    ValueError: it is unknown, or belongs to another process; the message says what would suit.
+    ValueError: the process does not support it; the message lists the names that it supports.
   """
-  suiting = [other for other, kind in PROCESSES.items() if name in kind.parameterizations]
-  if process in suiting:
+  supporting = [other for other, kind in PROCESSES.items() if name in kind.parameterizations]
+  if process in supporting:
     return
   known = " or ".join(map(repr, PROCESSES[process].parameterizations))
-  if suiting:
+  if supporting:
     raise ValueError(
-      f"parameterization={name!r} needs the {' or '.join(suiting)} process; the {process} one "
-      f"takes {known}"
+      f"parameterization={name!r} needs the {' or '.join(supporting)} process; the {process} "
+      f"process takes {known}"
     )
   raise ValueError(f"parameterization={name!r} must be {known} with the {process} process")
 

@@ -1,10 +1,10 @@
 """Samplers: how tokens move from a time to an earlier one. docs/samplers.md compares them.
 
-Those that move every position by itself given the others (Euler, Tweedie, Ancestral, ReMDM) are not
-exact at finite steps even at the exact score, since positions depend on each other; first-hitting
-is, because it draws one token at a time.
+Euler, Tweedie, Ancestral and ReMDM move all positions independently given the current tokens. With
+finite steps they are not exact even at the exact score, since positions depend on each other.
+First-hitting is exact, because it draws one token at a time.
 
-B: sequences, L: positions, T: some rows (positions of sequences), S: states.
+B: sequences, L: positions, T: rows (positions of sequences) of a tile, S: states.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from sedd_jax.diffusion.process import mask_of
 from sedd_jax.diffusion.sampling import Denoiser, Move, Sampler, StepResult, draw_each
 from sedd_jax.diffusion.schedules import END_TIME
 
-# Steps of a sampler that sets its own times end just above the last time while work is left.
+# A sampler that sets its own times stays just above the last time while masks are left.
 _NOT_YET = 1.01 * END_TIME
 
 
@@ -38,7 +38,7 @@ class Euler(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Tweedie(Sampler):
-  """Exact per position at the exact score ("analytic" in the original).
+  """Tweedie steps, exact per position at the exact score ("analytic" in the original).
 
   Source: theorems 4.1 and 4.2 of arXiv:2310.16834; eq. 16 and 17 in docs/math.md.
   """
@@ -49,9 +49,9 @@ class Tweedie(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Ancestral(Sampler):
-  """Tweedie with the share of masks that are lifted known from the noise alone. Absorbing only.
+  """Tweedie with a share of lifted masks that depends on the noise alone. Absorbing only.
 
-  Which positions are lifted is drawn first; only they need the network, and a step that lifts none
+  The positions to lift are drawn first. Only they need the network, and a step that lifts none
   makes no call. Tokens follow the normalised scores, so under `conditional` the law is Tweedie's.
 
   Source: equation 7 of MDLM, arXiv:2406.07524, and its caching sampler.
@@ -67,17 +67,17 @@ class Ancestral(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class ReMDM(Sampler):
-  """Ancestral steps that also mask some tokens again, so that early ones can be mended. Absorbing.
+  """Ancestral steps that mask some tokens again, to correct early ones. Absorbing only.
 
-  A share sigma of the tokens is masked again in each step, and masks are lifted faster so that the
-  expected number of masks stays what the schedule says: sigma is the smaller of `cap` and `rescale`
-  times the most that allows it, (1 - kept_next) / kept with kept = exp(-total).
+  Each step masks a share sigma of the tokens again, and lifts masks faster so that their expected
+  number still follows the schedule. That allows sigma up to (1 - kept_next) / kept, with
+  kept = exp(-total); sigma is the smaller of `cap` and `rescale` times this maximum.
 
   Source: ReMDM-cap and ReMDM-rescale of arXiv:2503.00307.
 
   Attributes:
-    cap: of sigma, in [0, 1].
-    rescale: share of the largest sigma, in [0, 1].
+    cap: upper limit of sigma, in [0, 1].
+    rescale: share of the largest possible sigma, in [0, 1].
 
   Raises:
     ValueError: a field is out of range.
@@ -98,7 +98,7 @@ class ReMDM(Sampler):
     kept, masked = jnp.exp(-total), -jnp.expm1(-total)
     again = jnp.minimum(1.0, -jnp.expm1(-total_next) / kept)
     again = jnp.minimum(self.cap, self.rescale * again)
-    # Those lifted anyway, and as many more as are masked again.
+    # The ancestral share, plus as many as are masked again.
     lifted = jnp.minimum(_lifted(total, total_next) + again * kept / masked, 1.0)
     jump = bernoulli_each(move.keys_of_tokens(1), lifted[:, None])
     forget = bernoulli_each(move.keys_of_tokens(2), again[:, None])
@@ -109,11 +109,11 @@ class ReMDM(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class FirstHitting(Sampler):
-  """One token a call, at the very time at which it turns: exact in continuous time. Absorbing only.
+  """One token per call, at the time of its jump: exact in continuous time. Absorbing only.
 
   With n masks left, the next is lifted when the probability of being masked has fallen by a factor
-  u^(1/n), and each of the n is as likely as the others to be the one. Takes as many calls as there
-  are tokens to fill in, and sets its own times.
+  u^(1/n); each of the n is equally likely. Makes one call per token to fill in, and sets its own
+  times.
 
   Source: first-hitting sampler of arXiv:2409.02908.
   """
@@ -136,10 +136,10 @@ class FirstHitting(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Confidence(Sampler):
-  """Draws every masked token and keeps those of the highest probability. Absorbing only.
+  """Draws every masked token and keeps the most probable draws. Absorbing only.
 
-  How many are kept follows the schedule: the masks left are the expected number at its next time.
-  Not a sampler of the model's law, at any number of steps.
+  The schedule sets their number: the masks left are the expected number at its next time. Does not
+  sample the model's law at any number of steps.
 
   Source: MaskGIT, arXiv:2202.04200; the low-confidence remasking of LLaDA, arXiv:2502.09992.
   """
@@ -165,16 +165,16 @@ class Confidence(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class EntropyBounded(Sampler):
-  """As many tokens a call as their entropies allow. Absorbing only; sets its own times.
+  """Draws the tokens whose entropies sum to little. Absorbing only; sets its own times.
 
-  Drawing tokens independently errs, at the exact score, by at most the sum of their entropies less
-  the largest, in nats of Kullback-Leibler divergence. Positions are filled in by rising entropy, as
-  many as keep that within gamma and one at least.
+  At the exact score, drawing tokens independently has a KL divergence of at most the sum of their
+  entropies minus the largest, in nats. Each step fills in positions by rising entropy while this
+  bound is at most gamma, and at least one.
 
   Source: entropy-bounded sampler of arXiv:2505.24857.
 
   Attributes:
-    gamma: nats, at least 0.
+    gamma: limit of the divergence per call in nats, at least 0.
 
   Raises:
     ValueError: gamma is negative.
@@ -202,7 +202,7 @@ class EntropyBounded(Sampler):
     within = jnp.cumsum(rising, axis=-1) - rising <= self.gamma
     chosen = masked & jnp.take_along_axis(within, place, axis=-1)
     left = jnp.sum(masked & ~chosen, axis=-1)
-    # The time at which as many masks are expected.
+    # The time at which the expected number of masks is the number left.
     share = left / jnp.maximum(jnp.sum(move.free, axis=-1), 1)
     masked_share = share * _masked(denoiser, jnp.ones_like(move.t))
     t_next = jnp.maximum(denoiser.noise.time(-jnp.log1p(-masked_share)), _NOT_YET)
@@ -211,19 +211,19 @@ class EntropyBounded(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class Trapezoidal(Sampler):
-  """Two calls a step: second order, where those that call once are of first order.
+  """Second order with two calls per step.
 
-  A Tweedie step over part theta of the step's clock; then one over the rest with scores that are
-  extrapolated from both calls, so that what the first part did to other tokens counts for the whole
-  step. Each token by itself is as exact as under Tweedie. Where an extrapolated score would be
-  negative it is cut to 0, and there the order is lost.
+  Takes a Tweedie step over the part theta of the step in `clock` time. Then takes one over the rest
+  with scores extrapolated from both calls, so that changes of other tokens in the first part count
+  for the whole step. The marginal of each token is as exact as under Tweedie. A negative
+  extrapolated score is clipped to 0; there the step is of first order.
 
   Source: the theta-trapezoidal method of arXiv:2502.00234, with Tweedie steps in place of
   tau-leaping; eq. 20 in docs/math.md.
 
   Attributes:
-    theta: in (0, 1). Scores that fall are cut below a part ahead - 1 over ahead of what they were,
-      ahead = 1 / (2 theta (1 - theta)); that is the least, a half, at 1/2.
+    theta: in (0, 1). A falling score is clipped if it falls below the share (ahead - 1) / ahead of
+      its old value, with ahead = 1 / (2 theta (1 - theta)); the share is least, a half, at 1/2.
 
   Raises:
     ValueError: theta is out of range.
@@ -242,7 +242,7 @@ class Trapezoidal(Sampler):
     ahead = 1.0 / (2.0 * self.theta * (1.0 - self.theta))
     total, total_next = noise.total(move.t), noise.total(move.t_next)
     now, then = clock(total), clock(total_next)
-    between = clock(now + self.theta * (then - now))  # Its own inverse.
+    between = clock(now + self.theta * (then - now))  # clock is its own inverse.
 
     def first(args, row):
       keys, step = args
@@ -252,37 +252,37 @@ class Trapezoidal(Sampler):
       keys, step = args
       carried = process.carried(start.log_score, start.x, start.total, row.total)
       mixed = ahead * jnp.exp(row.log_score) - (ahead - 1.0) * jnp.exp(carried)
-      moved = (row.x != start.x)[:, None]
-      log_mixed = jnp.where(moved, row.log_score, jnp.log(jnp.maximum(mixed, 0.0)))
+      changed = (row.x != start.x)[:, None]
+      log_mixed = jnp.where(changed, row.log_score, jnp.log(jnp.maximum(mixed, 0.0)))
       probs = process.tweedie_probs(log_mixed, row.x, step)
-      held = process.tweedie_probs(jnp.where(moved, row.log_score, carried), row.x, step)
-      return draw_each(keys, probs), 0.5 * jnp.sum(jnp.abs(probs - held), axis=-1)
+      first_order = process.tweedie_probs(jnp.where(changed, row.log_score, carried), row.x, step)
+      return draw_each(keys, probs), 0.5 * jnp.sum(jnp.abs(probs - first_order), axis=-1)
 
     needed = process.needs_score(x) & move.free
     start, step = denoiser.call(x, total, needed), on_tokens(total - between, x)
     args = move.keys_of_tokens(1), step
     x_between = denoiser.each_row(first, needed, x, start, args=args)
     needed = process.needs_score(x_between) & move.free
-    seen, step = denoiser.call(x_between, between, needed), on_tokens(between - total_next, x)
+    middle, step = denoiser.call(x_between, between, needed), on_tokens(between - total_next, x)
     args, otherwise = (move.keys_of_tokens(2), step), (x_between, jnp.zeros_like(step))
-    x_next, error = denoiser.each_row(second, needed, otherwise, seen, start, args=args)
+    x_next, error = denoiser.each_row(second, needed, otherwise, middle, start, args=args)
     return StepResult(x_next, move.t_next, jnp.sum(error, axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictorCorrector(Sampler):
-  """Steps of another sampler, each followed by steps back and forth at the time it reached.
+  """Steps of another sampler, each followed by corrector steps at the time it reached.
 
-  A corrector step is an Euler step of the noising and the reverse process at once: the two leave
-  p_t as it is together, so errors that earlier steps made are forgotten.
+  A corrector step is an Euler step of the noising plus the reverse process. Together the two leave
+  p_t invariant, so errors of earlier steps decay.
 
   Source: section 4.4 of Campbell et al., arXiv:2205.14987, with the concrete score.
 
   Attributes:
     predictor: `tweedie` or `euler`.
     corrections: corrector steps after each step.
-    size: of a corrector step: the share of clean tokens that it noises, over the share that is
-      noised at that time; in (0, 1].
+    size: the share of clean tokens that a corrector step noises, over the share that is noised at
+      that time; in (0, 1].
 
   Raises:
     ValueError: a field is out of range.
@@ -311,21 +311,21 @@ class PredictorCorrector(Sampler):
     return jump_or_stay(jnp.log(rate * step), is_state(row.x, process.num_states))
 
   def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
-    moved = SAMPLERS[self.predictor]().advance(denoiser, x, move)
-    x = moved.x
+    result = SAMPLERS[self.predictor]().advance(denoiser, x, move)
+    x = result.x
     for i in range(self.corrections):
-      at = move._replace(keys=move.keys_for(3 + i), t=moved.t)
+      at = move._replace(keys=move.keys_for(3 + i), t=result.t)
       x = self.correct(denoiser, x, at)
-    return StepResult(x, moved.t)
+    return StepResult(x, result.t)
 
   def correct(self, denoiser: Denoiser, x: jax.Array, move: Move) -> jax.Array:
-    """One corrector step at move.t."""
+    """Tokens int32[B, L] after one corrector step at move.t."""
     process = denoiser.process
     jumps_back = process.needs_score(x)
     changed = denoiser.draw(self.law, x, move, jumps_back & move.free)
     if process.mask_id is None:
       return changed
-    # Unmasked tokens: only noise can move them, which no network need tell.
+    # Only noise can change unmasked tokens, which needs no network.
     share = self.size * _masked(denoiser, move.t)
     forget = bernoulli_each(move.keys_of_tokens(1), share[:, None]) & ~jumps_back & move.free
     return jnp.where(forget, mask_of(process), changed)
@@ -344,18 +344,18 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
-# --- What samplers share
+# --- Shared by samplers
 
 
 def reveal(denoiser: Denoiser, x: jax.Array, move: Move, chosen: jax.Array) -> jax.Array:
-  """Draws the chosen masked tokens from their normalised scores at move.t; int32[B, L]."""
+  """Tokens int32[B, L], the chosen masks drawn from their normalised scores at move.t."""
 
   def rule(keys, row):
     return draw_each(keys, denoiser.process.denoise_probs(*row))
 
   needed = chosen & denoiser.process.needs_score(x) & move.free
-  seen = denoiser.call(x, denoiser.noise.total(move.t), needed)
-  return denoiser.each_row(rule, needed, x, seen, args=move.keys_of_tokens())
+  output = denoiser.call(x, denoiser.noise.total(move.t), needed)
+  return denoiser.each_row(rule, needed, x, output, args=move.keys_of_tokens())
 
 
 def ranks(value: jax.Array, among: jax.Array) -> jax.Array:
@@ -366,20 +366,20 @@ def ranks(value: jax.Array, among: jax.Array) -> jax.Array:
 
 
 def bernoulli_each(keys: jax.Array, p: jax.Array) -> jax.Array:
-  """bool[B, L]: true with probability p, which broadcasts, from PRNG keys [B, L]."""
+  """bool[B, L], true with probability p; p broadcasts to the PRNG keys [B, L]."""
   return jax.vmap(jax.vmap(bernoulli))(keys, jnp.broadcast_to(p, keys.shape))
 
 
 def on_tokens(value: jax.Array, x: jax.Array) -> jax.Array:
-  """float[B, L] from a number of each sequence, float[B]."""
+  """float[B, L] from a number per sequence, float[B]."""
   return jnp.broadcast_to(value[:, None], x.shape)
 
 
 def _each_masked(rule, denoiser: Denoiser, x: jax.Array, move: Move, needed: jax.Array):
   """(int32[B, L], float[B, L]) from a rule that returns a token and a number."""
-  seen = denoiser.call(x, denoiser.noise.total(move.t), needed)
-  nothing = (x, jnp.zeros(x.shape, move.t.dtype))
-  return denoiser.each_row(rule, needed, nothing, seen, args=move.keys_of_tokens())
+  output = denoiser.call(x, denoiser.noise.total(move.t), needed)
+  otherwise = (x, jnp.zeros(x.shape, move.t.dtype))
+  return denoiser.each_row(rule, needed, otherwise, output, args=move.keys_of_tokens())
 
 
 def _masked(denoiser: Denoiser, t: jax.Array) -> jax.Array:
@@ -388,5 +388,5 @@ def _masked(denoiser: Denoiser, t: jax.Array) -> jax.Array:
 
 
 def _lifted(total: jax.Array, total_next: jax.Array) -> jax.Array:
-  """Probability that a mask is lifted between two times, in which nothing cancels."""
+  """Probability that a mask is lifted between two times, computed without cancellation."""
   return jnp.exp(-total_next) * jnp.expm1(total_next - total) / jnp.expm1(-total)

@@ -1,11 +1,11 @@
-"""The one loop that samples, and what it lends to samplers (`samplers.py`).
+"""The sampling loop, and the interface it gives to samplers (`samplers.py`).
 
-Three parts that know nothing of each other: a sampler moves tokens from one time to an earlier one,
-a schedule (`schedules.py`) says which times, and `Scores` is all that connects them with a network.
-Whoever builds the `Scores` decides whether [B, L, S] ever exists. The network is called only where
-some row needs it, and the calls are counted.
+It joins three independent parts: a sampler moves tokens from one time to an earlier one, a schedule
+(`schedules.py`) sets the times, and `Scores` is the interface to the network. Only the `Scores`
+decide whether [B, L, S] is materialized. A step calls the network only if some row needs it, and
+calls are counted.
 
-B: sequences, L: positions, T: some rows (positions of sequences), S: states.
+B: sequences, L: positions, T: rows (positions of sequences) of a tile, S: states.
 """
 
 import dataclasses
@@ -22,12 +22,13 @@ from sedd_jax.diffusion.process import Process
 from sedd_jax.diffusion.schedules import END_TIME, Schedule
 
 NO_LIMIT = 2**31 - 1
-_PRIOR = NO_LIMIT  # Folded into a sample's key for its start, and after the last step.
+# Folded into a sample's key: for the initial tokens, and for the denoising step.
+_PRIOR = NO_LIMIT
 _DENOISE = NO_LIMIT - 1
 
 
 class Row(NamedTuple):
-  """Some rows of log scores and what the network was given there.
+  """Rows of log scores and the network's inputs there.
 
   Attributes:
     log_score: float[T, S].
@@ -41,11 +42,11 @@ class Row(NamedTuple):
 
 
 class NetworkOutput(NamedTuple):
-  """The result of a call of the network: enough for any row of log scores.
+  """The result of a network call, from which any row of log scores can be computed.
 
   Attributes:
     features: float[B, L, ...].
-    x: int[B, L], what the network was given.
+    x: int[B, L], the network's input tokens.
     total: float[B, L].
   """
 
@@ -55,10 +56,10 @@ class NetworkOutput(NamedTuple):
 
 
 class Scores(Protocol):
-  """A network as sampling needs it."""
+  """The network's interface for sampling."""
 
   def call(self, x: jax.Array, total: jax.Array) -> jax.Array:
-    """A call of the network: int[B, L] and float[B] to features float[B, L, ...]."""
+    """Features float[B, L, ...] of tokens int[B, L] at total noise float[B]: one network call."""
     ...
 
   def each_row(
@@ -69,13 +70,13 @@ class Scores(Protocol):
     outputs: tuple[NetworkOutput, ...],
     args: Any,
   ) -> Any:
-    """A function of each row that is needed, run on tiles of them.
+    """A tree of arrays [B, L]: a function of each needed row, run tile by tile.
 
     Args:
-      function: (args of these rows, one `Row` for each of outputs) to a tree of arrays [T].
+      function: maps the rows' args and one `Row` per entry of outputs to a tree of arrays [T].
       needed: bool[B, L].
       otherwise: tree of arrays [B, L], the result elsewhere.
-      outputs: of one call, or of several that the function compares.
+      outputs: results of one call, or of several that the function compares.
       args: tree of arrays [B, L].
     """
     ...
@@ -83,10 +84,10 @@ class Scores(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DenseScores:
-  """The `Scores` of a function that returns dense log scores.
+  """`Scores` made from a function that returns dense log scores.
 
   Attributes:
-    log_score_fn: tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
+    log_score_fn: maps tokens int[B, L] and total noise float[B] to log scores float[B, L, S].
   """
 
   log_score_fn: LogScoreFn
@@ -111,9 +112,9 @@ class Move(NamedTuple):
 
   Attributes:
     keys: PRNG keys [B]: the only randomness of this step.
-    t: float[B], time now.
-    t_next: float[B], the earlier time that the schedule wants.
-    free: bool[B, L], tokens that may change; what becomes of the others is not looked at.
+    t: float[B], current time.
+    t_next: float[B], the schedule's next, earlier time.
+    free: bool[B, L], tokens that may change; the sampler's results for others are ignored.
   """
 
   keys: jax.Array
@@ -122,23 +123,23 @@ class Move(NamedTuple):
   free: jax.Array
 
   def keys_of_tokens(self, purpose: int = 0) -> jax.Array:
-    """PRNG keys [B, L], others for each purpose."""
+    """PRNG keys [B, L], different for each purpose."""
     positions = jnp.arange(self.free.shape[1])
     keys = self.keys_for(purpose)
     return jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(positions))(keys)
 
   def keys_for(self, purpose: int) -> jax.Array:
-    """PRNG keys [B], others for each purpose."""
+    """PRNG keys [B], different for each purpose."""
     return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(self.keys)
 
 
 class StepResult(NamedTuple):
-  """The result of a step of a sampler.
+  """The result of one sampler step.
 
   Attributes:
     x: int32[B, L].
-    t: float[B], the time that the tokens are at; most samplers stop where they were asked to.
-    error: float[B], the sampler's own estimate of the error of this step, or None.
+    t: float[B], the time reached; for most samplers the requested t_next.
+    error: float[B], the sampler's estimate of this step's error, or None.
   """
 
   x: jax.Array
@@ -146,21 +147,21 @@ class StepResult(NamedTuple):
   error: jax.Array | None = None
 
 
-# (row, t, t_next, process=, noise=) to the probabilities of its next state, float[T, S]; times are
+# Maps (row, t, t_next, process=, noise=) to probabilities of the next state, float[T, S]; times are
 # float[T].
 Law = Callable[..., jax.Array]
 
 
 class Sampler:
-  """Moves tokens to an earlier time. The simplest is the law of a token's next state; others say
-  which tokens move, or call the network more than once.
+  """Moves tokens to an earlier time.
 
-  Samplers are frozen dataclasses, so that compiled functions can be told apart by them.
+  A simple sampler defines `law`; others override `advance` to choose which tokens move or to call
+  the network more than once. Samplers are frozen dataclasses, hence static arguments of `jit`.
 
   Attributes:
-    needs_masks: whether it is for the absorbing process alone.
-    sets_times: whether it stops at times of its own choice.
-    estimates_error: whether `StepResult.error` is there.
+    needs_masks: whether it needs the absorbing process.
+    sets_times: whether it chooses its own times.
+    estimates_error: whether it returns `StepResult.error`.
   """
 
   needs_masks: ClassVar[bool] = False
@@ -174,24 +175,24 @@ class Sampler:
     raise NotImplementedError
 
   def advance(self, denoiser: "Denoiser", x: jax.Array, move: Move) -> StepResult:
-    """One step; draws every free token from `law` unless a sampler does otherwise.
+    """The result of one step. By default every free token is drawn from `law`.
 
     Args:
-      denoiser: called as often as the sampler likes.
+      denoiser: may be called any number of times.
       x: int32[B, L], tokens at move.t.
-      move: where to, and the random words.
+      move: times, random keys and free tokens.
     """
     needed = denoiser.process.needs_score(x) & move.free
     return StepResult(denoiser.draw(self.law, x, move, needed), move.t_next)
 
 
 class Denoiser:
-  """What a sampler sees during one step: the process, its noise, and scores where they are needed.
+  """The process, its noise and its scores, as a sampler sees them in one step.
 
   Attributes:
     process: the noising process.
     noise: its schedule.
-    calls: int32[], calls of the network so far.
+    calls: int32[], network calls so far.
   """
 
   def __init__(self, scores: Scores, sampling: "Sampling"):
@@ -200,19 +201,19 @@ class Denoiser:
     self._scores, self._truncation = scores, sampling.truncation
 
   def call(self, x: jax.Array, total: jax.Array, needed: jax.Array) -> NetworkOutput:
-    """Calls the network, if any row is needed.
+    """The network's output; zeros, without a call, if no row is needed.
 
     Args:
       x: int[B, L].
       total: float[B].
-      needed: bool[B, L], the rows that will be asked for.
+      needed: bool[B, L], the rows that will be read.
     """
-    wanted = jnp.any(needed)
-    nothing = jax.eval_shape(self._scores.call, x, total)
+    any_needed = jnp.any(needed)
+    shape = jax.eval_shape(self._scores.call, x, total)
     features = jax.lax.cond(
-      wanted, self._scores.call, lambda *_: jnp.zeros(nothing.shape, nothing.dtype), x, total
+      any_needed, self._scores.call, lambda *_: jnp.zeros(shape.shape, shape.dtype), x, total
     )
-    self.calls += wanted
+    self.calls += any_needed
     return NetworkOutput(features, x, jnp.broadcast_to(total[:, None], x.shape))
 
   def each_row(
@@ -230,13 +231,13 @@ class Denoiser:
         return row
       return row._replace(log_score=self.process.with_posterior(*row, self._truncation))
 
-    def of_rows(args, *rows):
+    def truncating(args, *rows):
       return function(args, *map(truncated, rows))
 
-    return self._scores.each_row(of_rows, needed, otherwise, outputs, args)
+    return self._scores.each_row(truncating, needed, otherwise, outputs, args)
 
   def draw(self, law: Law, x: jax.Array, move: Move, needed: jax.Array) -> jax.Array:
-    """One call at move.t, and a draw for each row that is needed; int32[B, L], x elsewhere."""
+    """Tokens int32[B, L]: one call at move.t, a draw from law in needed rows, x elsewhere."""
 
     def draws(args, row):
       keys, t, t_next = args
@@ -248,7 +249,7 @@ class Denoiser:
 
 
 def draw_each(keys: jax.Array, probs: jax.Array) -> jax.Array:
-  """int32[T] from PRNG keys [T] and probabilities float[T, S]."""
+  """States int32[T] drawn with PRNG keys [T] from probabilities float[T, S]."""
   return jax.vmap(sample_categorical)(keys, jnp.log(probs))
 
 
@@ -260,14 +261,14 @@ class Given(NamedTuple):
 
 
 class State(NamedTuple):
-  """Where sampling is.
+  """The state of the sampling loop.
 
   Attributes:
     x: int32[B, L].
     t: float[B].
-    steps: int32[], steps made.
-    calls: int32[], calls of the network.
-    pace: what the schedule remembers.
+    steps: int32[], number of steps so far.
+    calls: int32[], number of network calls so far.
+    pace: the schedule's state.
   """
 
   x: jax.Array
@@ -279,17 +280,17 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How to sample; everything but the network, the random keys and the given tokens.
+  """How to sample: all but the network, the random keys and the given tokens.
 
   Attributes:
     process: the noising process.
     noise: its schedule.
     sampler: how tokens move.
     schedule: at which times.
-    truncation: of the law of each new token; by default none.
+    truncation: truncation of the law of each new token; none by default.
 
   Raises:
-    ValueError: the sampler needs masks and the process has none, or it and the schedule do not fit.
+    ValueError: the sampler does not support the process or the schedule.
   """
 
   process: Process
@@ -323,31 +324,33 @@ class Sampling:
   def advance(
     self, scores: Scores, keys: jax.Array, state: State, given: Given, until: jax.typing.ArrayLike
   ) -> State:
-    """Steps until their number is `until`, or the last time of the schedule is reached."""
+    """The state after `until` steps in all, or earlier at the schedule's last time."""
 
-    def go_on(state: State):
+    def unfinished(state: State):
       return (state.steps < until) & jnp.any(state.t > self.schedule.end)
 
-    return jax.lax.while_loop(go_on, lambda state: self.step(scores, keys, state, given), state)
+    return jax.lax.while_loop(
+      unfinished, lambda state: self.step(scores, keys, state, given), state
+    )
 
   def step(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
-    """One step. Sequences that are at the last time already wait for the others."""
+    """The state after one step. Sequences already at the last time don't change."""
     denoiser, going = Denoiser(scores, self), state.t > self.schedule.end
     t_next = self.schedule.next(state.t, state.steps, state.pace, self.noise)
     free = ~given.where & going[:, None]
-    moved = self.sampler.advance(
+    result = self.sampler.advance(
       denoiser, state.x, Move(_fold_in(keys, state.steps), state.t, t_next, free)
     )
     return State(
-      jnp.where(free, moved.x, state.x),
-      jnp.where(going, moved.t, state.t),
+      jnp.where(free, result.x, state.x),
+      jnp.where(going, result.t, state.t),
       state.steps + 1,
       state.calls + denoiser.calls,
-      self.schedule.update(state.pace, moved.error),
+      self.schedule.update(state.pace, result.error),
     )
 
   def finish(self, scores: Scores, keys: jax.Array, state: State, given: Given) -> State:
-    """The denoising step: removes what noise is left, and every mask."""
+    """The state after the denoising step, which removes the remaining noise and every mask."""
     denoiser = Denoiser(scores, self)
     move = Move(_fold_in(keys, _DENOISE), state.t, jnp.zeros_like(state.t), ~given.where)
 
@@ -368,24 +371,21 @@ def sample(
   length: int | None = None,
   given: Given | None = None,
 ) -> State:
-  """Samples sequences.
+  """The final state of sampling: x is int32[B, L], without masks.
 
-  Given tokens stand there from the start and never move. For the absorbing process this is the same
-  sampler run on the conditional law, exact at the exact score but for the error of its steps; for
-  the uniform one it is the original's heuristic and not the posterior (docs/math.md, section 7).
+  Given tokens are in place from the start and never change. For the absorbing process this samples
+  the conditional law; at the exact score the only error is that of the steps. For the uniform
+  process it is the original's heuristic, not the posterior (docs/math.md, section 7).
 
   Args:
     scores: the network.
-    keys: PRNG keys [B]: the random words of a sample depend on its own key alone.
-    sampling: how.
-    length: L, where nothing is given.
+    keys: PRNG keys [B]: the randomness of a sample depends on its own key alone.
+    sampling: how to sample.
+    length: L, if no tokens are given.
     given: tokens to keep, for infilling.
 
-  Returns:
-    The final state: x is int32[B, L], without masks.
-
   Raises:
-    ValueError: neither length nor given says how long the samples are.
+    ValueError: neither length nor given is set.
   """
   if given is None:
     if length is None:
@@ -397,7 +397,7 @@ def sample(
 
 
 def nothing_given(batch: int, length: int) -> Given:
-  """A `Given` of no tokens."""
+  """A `Given` without given tokens."""
   return Given(jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, length), bool))
 
 

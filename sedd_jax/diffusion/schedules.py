@@ -1,4 +1,4 @@
-"""Step schedules: at which times sampling stops on its way from t = 1 to almost 0."""
+"""Step schedules: the times of sampling steps from t = 1 to almost 0."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ import numpy as np
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import clock
 
-# Sampling ends here and the denoising step takes what noise is left; the original's choice.
+# The last time before the denoising step, which removes the rest; the original's choice.
 END_TIME = 1e-5
 
 
 class Schedule(Protocol):
-  """The next time, from where sampling is."""
+  """Sets the time of each sampling step."""
 
   @property
   def end(self) -> float:
@@ -29,7 +29,7 @@ class Schedule(Protocol):
     ...
 
   def start(self, batch: int) -> Any:
-    """What the schedule remembers at t = 1: a tree of arrays."""
+    """The schedule's state at t = 1, a tree of arrays."""
     ...
 
   def next(self, t: jax.Array, step: jax.Array, pace: Any, noise: Noise) -> jax.Array:
@@ -37,7 +37,7 @@ class Schedule(Protocol):
     ...
 
   def update(self, pace: Any, error: jax.Array | None) -> Any:
-    """What it remembers after a step whose error the sampler estimates as float[B], or None."""
+    """The schedule's state after a step; error is the sampler's estimate float[B], or None."""
     ...
 
 
@@ -46,10 +46,10 @@ class Times:
   """The same times for every sequence.
 
   Attributes:
-    times: falling from 1; the last is above 0.
+    times: start at 1 and fall; the last is above 0.
 
   Raises:
-    ValueError: they don't.
+    ValueError: the times do not start at 1 and fall, or are too close for float32.
   """
 
   needs_error = False
@@ -60,7 +60,7 @@ class Times:
     falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
     if len(self.times) < 2 or self.times[0] != 1.0 or not falling or not self.times[-1] > 0.0:
       shown = ", ".join(f"{t:g}" for t in self.times[:6])
-      raise ValueError(f"schedule: times {shown} must start at 1 and fall, to a last one above 0")
+      raise ValueError(f"schedule: times {shown} must start at 1 and fall, and end above 0")
     single = np.asarray(self.times, np.float32)
     if not (np.diff(single) < 0).all():
       raise ValueError(f"schedule: {len(self.times)} times are too close for float32")
@@ -87,19 +87,19 @@ class Times:
 
 @dataclasses.dataclass(frozen=True)
 class Adaptive:
-  """Steps as long as the sampler's own estimate of their error allows.
+  """Step lengths set from the sampler's estimate of its error.
 
-  A step of length h, in the clock of `numerics.py`, whose first-order part errs by e on average has
-  e = c h^2. The next step is sqrt(tolerance / c), with c averaged over the steps before, for single
-  errors are as random as the tokens that make them. No step is taken back: what was drawn stays.
+  A first-order step of length h, in the `clock` of `numerics.py`, has a mean error of c h^2. The
+  next length is sqrt(tolerance / c), with c averaged over earlier steps: a single error is as
+  random as the tokens it depends on. Steps are never rejected.
 
   Attributes:
-    tolerance: the error that a step may make on average: the expected number of tokens that the two
-      orders would draw differently.
+    tolerance: mean error of a step: the expected number of tokens that the first-order and the
+      second-order step would draw differently.
     first: length of the first step.
 
   Raises:
-    ValueError: one is not positive.
+    ValueError: a field is not positive and finite.
   """
 
   needs_error = True
@@ -120,12 +120,13 @@ class Adaptive:
     return jnp.full(batch, self.tolerance / self.first**2, jnp.result_type(float))
 
   def next(self, t, step, pace, noise):
-    t_next = noise.time(clock(clock(noise.total(t)) + self._length(pace)))  # Its own inverse.
-    least = jnp.nextafter(t, jnp.zeros_like(t))  # However short, a step leads on.
+    # clock is its own inverse.
+    t_next = noise.time(clock(clock(noise.total(t)) + self._length(pace)))
+    least = jnp.nextafter(t, jnp.zeros_like(t))  # Even the shortest step lowers t.
     return jnp.maximum(jnp.minimum(t_next, least), END_TIME)
 
   def update(self, pace, error):
-    # Without errors a step is 12 % longer than the one before.
+    # After a step without error the next is 12 % longer.
     return 0.8 * pace + 0.2 * error / self._length(pace) ** 2
 
   def _length(self, pace):
@@ -133,17 +134,17 @@ class Adaptive:
 
 
 def even_times(num_steps: int, noise: Noise, *, by: str = "time") -> Times:
-  """num_steps steps, even in one of three measures.
+  """Times of num_steps steps, evenly spaced in one of three measures.
 
   Args:
     num_steps: N >= 1.
-    noise: the schedule whose noise is meant.
+    noise: the noise schedule.
     by: `time` (t itself, the original's choice), `noise` (total noise), or `tokens` (the expected
-      share of tokens that are masked or drawn anew, 1 - exp(-total)). Under log-linear noise the
-      last is the same as the first.
+      share of tokens that are masked or redrawn, 1 - exp(-total)). Under log-linear noise `tokens`
+      equals `time`.
 
   Raises:
-    ValueError: num_steps < 1, or `by` is none of these.
+    ValueError: num_steps < 1, or `by` is unknown.
   """
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps} must be at least 1")
@@ -152,7 +153,7 @@ def even_times(num_steps: int, noise: Noise, *, by: str = "time") -> Times:
   u = np.linspace(0.0, 1.0, num_steps + 1)
   if by == "time":
     return Times((*(1.0 - (1.0 - END_TIME) * u[:-1]).tolist(), END_TIME))
-  with jax.ensure_compile_time_eval():  # Also where a compiled function calls this.
+  with jax.ensure_compile_time_eval():  # A compiled function may call this.
     first, last = np.asarray(noise.total(np.array([1.0, END_TIME])), np.float64)
     if by == "noise":
       total = first + (last - first) * u

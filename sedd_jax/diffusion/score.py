@@ -1,8 +1,8 @@
 """Three numbers per position: all that the score entropy needs of a row of log scores.
 
-This is the seam between mathematics and speed (docs/math.md, section 4). The formulas in
-`process.py` take a `ScoreStats` and don't know whether it came from a dense row or from tiles of
-the output layer (`tiles.py`) that never held [B, L, V]. `parameterizations.py` makes it of either.
+They separate the formulas from their fast implementation (docs/math.md, section 4). The formulas in
+`process.py` take a `ScoreStats`, whether it comes from a dense row or from tiles of the output
+layer (`tiles.py`) that never hold [B, L, V]. `parameterizations.py` makes it from either.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ from sedd_jax.diffusion.tiles import Columns, Rows, RowSums, row_sums
 
 
 class ScoreStats(NamedTuple):
-  """Sums over a row z of log scores, own entry (y = x) left out; each float[...].
+  """Sums over a row z of log scores without its own entry (y = x); each float[...].
 
   Attributes:
     sum_exp: sum over y != x of exp(z_y).
     sum_log: sum over y != x of z_y.
-    at_x0: z[x0], 0 where x0 = x.
+    at_x0: z[x0], or 0 where x0 = x.
   """
 
   sum_exp: jax.Array
@@ -32,7 +32,7 @@ def dense_stats(log_score: jax.Array, x: jax.Array, x0: jax.Array) -> ScoreStats
   """ScoreStats of dense rows.
 
   Args:
-    log_score: float[..., S]; the own entry is ignored, whatever it holds.
+    log_score: float[..., S]; the own entry is ignored.
     x: int[...], current tokens.
     x0: int[...], clean tokens.
   """
@@ -59,8 +59,8 @@ def log_prob_of_columns(
 
   Args:
     hidden: float[..., D], in the dtype of the products.
-    columns: the output layer, or the part of it that is here.
-    left_out: int[...], a state that the softmax leaves out, not x0.
+    columns: the output layer, or this device's columns of it.
+    left_out: int[...], a state other than x0 that the softmax excludes.
     x0: int[...].
     num_states: S.
     axis: as in `column_sums`.
@@ -77,27 +77,27 @@ def column_sums(
 
   Args:
     hidden: float[..., D], in the dtype of the products.
-    columns: the output layer, or the part of it that is here.
-    rows: what is asked of each row; arrays [...].
+    columns: the output layer, or this device's columns of it.
+    rows: the sums to compute in each row; arrays [...].
     num_states: S.
-    axis: mapped axis over which devices hold the other columns, if they do.
+    axis: mapped axis over which the columns are sharded, or None.
   """
   flat = Rows(*(jnp.asarray(z).reshape(-1) for z in rows))
   sums: RowSums = row_sums(hidden.reshape(-1, hidden.shape[-1]), columns, flat, num_states)
-  sums = sums if axis is None else _over(sums, axis)
+  sums = sums if axis is None else _reduced(sums, axis)
   return jax.tree.map(lambda z: z.reshape(rows.needed.shape), sums)
 
 
-def _over(sums: RowSums, axis: str) -> RowSums:
-  """The sums over the columns of all devices of a mapped axis. A device may have none."""
+def _reduced(sums: RowSums, axis: str) -> RowSums:
+  """The sums over the columns of all devices of a mapped axis. A device may have no column."""
   largest = jax.lax.pmax(jax.lax.stop_gradient(sums.largest), axis)
   sum_exp = sums.sum_exp * jnp.exp(sums.largest - largest)
   return RowSums(largest, *jax.lax.psum((sum_exp, sums.sum_raw, sums.at_x0), axis))
 
 
 def split_sum(z: jax.Array) -> jax.Array:
-  """Sum over the last axis in two levels: float32 keeps 1e-6 at 128k entries, where one running
-  sum may lose 1e-5."""
+  """Sum over the last axis in two levels. Its float32 error at 128k entries is 1e-6; a running sum
+  may reach 1e-5."""
   width = z.shape[-1]
   inner = 256
   if width <= inner:

@@ -1,14 +1,14 @@
-"""Sums over the columns of an output layer, tile by tile: [R, S] is never held.
+"""Sums over the columns of an output layer, tile by tile: [R, S] is never materialized.
 
-A row of raw outputs enters the score entropy through four sums. They are taken over tiles of rows
-and columns, and the backward pass makes each tile again. Rows that need no sums are skipped: those
-that do are brought to the front, and the loop over row tiles ends after the last of them.
+A row of raw outputs enters the score entropy through four sums. They are computed over tiles of
+rows and columns, and the backward pass recomputes each tile. Rows that need no sums are skipped:
+needed rows are moved to the front, and the loop over row tiles ends after the last of them.
 
-The formulas don't know of tiles: `parameterizations.py` makes `ScoreStats` of the sums.
-`map_rows`, below, calls any function of whole rows on tiles of those that are needed; samplers do.
+`parameterizations.py` makes `ScoreStats` from the sums, so the formulas don't depend on tiles.
+`map_rows` calls any function of whole rows on tiles of needed rows; samplers use it.
 
-R: rows (positions of all sequences), T: rows of a tile, D: width, C: columns (states) of the output
-layer that are here, W: columns of a tile.
+R: rows (positions of all sequences), T: rows of a tile, D: width, C: local columns (states) of the
+output layer, W: columns of a tile.
 """
 
 import functools
@@ -18,17 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# The shape of a tile. Rows: a sixteenth of all, since half a tile on average is computed for
-# nothing after the last needed row, in the range where a product is efficient; of few a quarter.
-# Columns: at most a sixteenth of [R, C] for a tile, and few enough that the [D, W] sum that it adds
-# to the kernel's gradient stays close to the processor; 12 such tiles are 1% more than GPT-2's
-# 50,304 columns.
+# The shape of a tile. Rows: a sixteenth of all, within the range where a product is efficient; a
+# quarter if there are few. On average half a tile after the last needed row is wasted. Columns: a
+# tile has at most a sixteenth of [R, C], and its [D, W] part of the kernel's gradient stays in
+# cache; 12 such tiles are 1% more than GPT-2's 50,304 columns.
 _ROWS = (128, 1024)
 _COLUMNS = 4224
 _LANES = 128
 # Rows of a tile that is as wide as the vocabulary.
 _WHOLE_ROWS = (128, 512)
-# Stands for the largest of no entries; not -inf, whose difference with itself is NaN.
+# The maximum of no entries; not -inf, whose difference with itself is NaN.
 _NOTHING = -1e30
 
 
@@ -36,7 +35,7 @@ class RowSums(NamedTuple):
   """Sums over the columns y != x of each row of raw outputs, float[R]; 0 in rows not needed.
 
   Attributes:
-    largest: the largest entry; a constant, which no gradient reaches.
+    largest: the largest entry, without gradient.
     sum_exp: sum of exp(raw_y - largest).
     sum_raw: sum of raw_y.
     at_x0: raw[x0] if x0 is a column other than x, else 0.
@@ -49,7 +48,7 @@ class RowSums(NamedTuple):
 
 
 class Columns(NamedTuple):
-  """The columns of the output layer that are here.
+  """The output layer, or one device's columns of it.
 
   Attributes:
     kernel: float[D, C], in the dtype of the products.
@@ -63,12 +62,12 @@ class Columns(NamedTuple):
 
 
 class Rows(NamedTuple):
-  """What is asked of each row.
+  """The sums to compute in each row.
 
   Attributes:
-    x: int[R], the state that is left out.
-    x0: int[R], the state whose entry is wanted.
-    needed: bool[R], which rows count.
+    x: int[R], the state that the sums exclude.
+    x0: int[R], the state whose entry is returned.
+    needed: bool[R], which rows are computed.
   """
 
   x: jax.Array
@@ -83,24 +82,21 @@ def tile_shape(rows: int, columns: int) -> tuple[int, int]:
   height = max(8, -(-int(height) // 8) * 8)
   width = max(1, rows * columns // (16 * height))
   width = min(1 << (width.bit_length() - 1), _COLUMNS, columns)
-  # As many tiles, all as wide as it takes in whole registers: the last one reaches back to columns
-  # that were done before, and does them again.
+  # The same number of tiles, of equal width in whole registers: the last tile overlaps the one
+  # before it.
   equal = -(-columns // (-(-columns // width) * _LANES)) * _LANES
   return min(height, rows), min(width, equal)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def row_sums(hidden: jax.Array, columns: Columns, rows: Rows, num_states: int) -> RowSums:
-  """The sums, over the columns that are here, of the rows that are needed.
+  """RowSums over the local columns, of at least float32.
 
   Args:
-    hidden: float[R, D], in the dtype of the products, which are summed in float32 at least.
-    columns: of the output layer; those beyond the last state count for nothing.
-    rows: what is asked of each row.
+    hidden: float[R, D], in the dtype of the products, which accumulate in at least float32.
+    columns: the output layer; columns beyond the last state are ignored.
+    rows: the sums to compute in each row.
     num_states: S.
-
-  Returns:
-    RowSums of at least float32.
   """
   tiles = _Tiles(hidden, columns, rows, num_states)
 
@@ -141,8 +137,9 @@ def _backward(num_states, residuals, cotangent: RowSums):
     def row_tile(j, grads):
       d_kernel, d_bias, d_hidden = grads
       raw, valid, at_x0 = tiles.outputs(i, j)
-      of = jax.tree.map(lambda x: x[:, None], tiles.take(per_row, j))
-      d_raw = of.sum_exp * jnp.exp(raw - of.largest) + of.sum_raw + jnp.where(at_x0, of.at_x0, 0.0)
+      d_sum = jax.tree.map(lambda x: x[:, None], tiles.take(per_row, j))
+      d_raw = d_sum.sum_exp * jnp.exp(raw - d_sum.largest) + d_sum.sum_raw
+      d_raw += jnp.where(at_x0, d_sum.at_x0, 0.0)
       d_raw = jnp.where(valid, d_raw, 0.0)
       rounded = d_raw.astype(hidden.dtype)
       d_kernel += _product(tiles.hidden(j), rounded, 0, 0)
@@ -150,16 +147,16 @@ def _backward(num_states, residuals, cotangent: RowSums):
       d_tile = tiles.take(d_hidden, j) + _product(rounded, tiles.kernel(i), 1, 1)
       return d_kernel, d_bias, tiles.put(d_hidden, d_tile, j)
 
-    here = (
+    zero = (
       jnp.zeros((hidden.shape[1], tiles.width), tiles.dtype),
       jnp.zeros(tiles.width, tiles.dtype),
       d_hidden,
     )
-    of_kernel, of_bias, d_hidden = jax.lax.fori_loop(0, tiles.tiles, row_tile, here)
+    kernel_tile, bias_tile, d_hidden = jax.lax.fori_loop(0, tiles.tiles, row_tile, zero)
     start = tiles.start(i)
     return (
-      _add_slice(d_kernel, of_kernel.astype(d_kernel.dtype), start, axis=1),
-      _add_slice(d_bias, of_bias.astype(d_bias.dtype), start, axis=0),
+      _add_slice(d_kernel, kernel_tile.astype(d_kernel.dtype), start, axis=1),
+      _add_slice(d_bias, bias_tile.astype(d_bias.dtype), start, axis=0),
       d_hidden,
     )
 
@@ -170,7 +167,7 @@ def _backward(num_states, residuals, cotangent: RowSums):
   )
   d_kernel, d_bias, d_hidden = jax.lax.fori_loop(0, tiles.across, column_tile, grads)
   d_hidden = jnp.where(rows.needed[:, None], d_hidden[tiles.place], 0.0).astype(hidden.dtype)
-  # Integers have no gradient: neither the first column's state nor the rows.
+  # The first column's state and the rows are integers, without gradient.
   return d_hidden, columns._replace(kernel=d_kernel, bias=d_bias, first=None), None
 
 
@@ -184,10 +181,10 @@ def whole_tile_height(rows: int) -> int:
 
 
 def map_rows(function: Callable[..., Any], rows: Any, needed: jax.Array, otherwise: Any) -> Any:
-  """A function of rows, called on tiles of those that are needed. Has no gradient.
+  """A tree like otherwise: a function of each needed row, called on tiles. Has no gradient.
 
   Args:
-    function: of a tree like rows, arrays [T, ...], to a tree like otherwise, arrays [T, ...].
+    function: maps a tree like rows, arrays [T, ...], to a tree like otherwise, arrays [T, ...].
     rows: tree of arrays [R, ...].
     needed: bool[R].
     otherwise: tree of arrays [R, ...], the result for rows that are not needed.
@@ -198,8 +195,8 @@ def map_rows(function: Callable[..., Any], rows: Any, needed: jax.Array, otherwi
   ordered = jax.tree.map(lambda x: x[front.order], rows)
 
   def tile(j, out):
-    made = function(front.take(ordered, j))
-    return front.put(out, jax.tree.map(lambda x, like: x.astype(like.dtype), made, out), j)
+    result = function(front.take(ordered, j))
+    return front.put(out, jax.tree.map(lambda x, like: x.astype(like.dtype), result, out), j)
 
   def empty(x):
     return jnp.zeros((front.padded, *x.shape[1:]), x.dtype)
@@ -212,13 +209,13 @@ def map_rows(function: Callable[..., Any], rows: Any, needed: jax.Array, otherwi
 
 
 class _Front:
-  """Needed rows first, in their order, cut into tiles of `height` rows.
+  """Rows sorted stably with needed rows first, in tiles of `height` rows.
 
   Attributes:
-    order: int[R'], the row that stands at each place; R' is a multiple of height.
-    place: int[R], the place where each row stands.
+    order: int[R'], the row at each place; R' is a multiple of height.
+    place: int[R], the place of each row.
     size: int32[], number of needed rows.
-    tiles: int32[], tiles that hold them.
+    tiles: int32[], number of tiles that hold needed rows.
   """
 
   def __init__(self, needed: jax.Array, height: int):
@@ -248,7 +245,7 @@ class _Front:
 
 
 class _Tiles(_Front):
-  """Tiles of rows and columns; the last of columns is shifted to end with the last column."""
+  """Tiles of rows and columns; the last column tile is shifted to end at the last column."""
 
   def __init__(self, hidden: jax.Array, columns: Columns, rows: Rows, num_states: int):
     self._stop = columns.kernel.shape[1]
@@ -260,7 +257,7 @@ class _Tiles(_Front):
     self._rows = Rows(rows.x[self.order], rows.x0[self.order], jnp.arange(self.padded) < self.size)
 
   def outputs(self, i, j) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A tile of raw outputs [T, W], which of its entries count, and which are at x0."""
+    """A tile of raw outputs [T, W], and masks of the entries that count and of those at x0."""
     start, rows = self.start(i), self.take(self._rows, j)
     bias = jax.lax.dynamic_slice_in_dim(self._columns.bias, start, self.width)
     raw = _product(self.hidden(j), self.kernel(i), 1, 0) + bias.astype(self.dtype)[None, :]

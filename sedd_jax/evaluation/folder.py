@@ -1,7 +1,7 @@
 """The folder of an evaluation: its settings, and its report when it is whole."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,17 @@ SETTINGS = "settings.json"
 REPORT = "evaluation.json"
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def open_folder(
+  folder: Path,
+  settings: Mapping[str, Any],
+  completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda stored: stored,
+) -> dict[str, Any] | None:
   """Starts an evaluation in a folder, or continues the one there.
 
   Args:
     folder: it exists, and the caller holds its lock.
     settings: all that the numbers depend on; written first.
+    completed: adds to stored settings the defaults of fields that an older version did not have.
 
   Returns:
     The report if the evaluation is complete, else None.
@@ -28,7 +33,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | N
   """
   settings = json.loads(json.dumps(settings))
   if (folder / SETTINGS).is_file():
-    stored = _read(folder / SETTINGS)
+    stored = json.loads(json.dumps(completed(_read(folder / SETTINGS))))
     changed = [
       f"  {key}: {stored.get(key)!r} -> {settings.get(key)!r}"
       for key in sorted(stored.keys() | settings.keys())

@@ -1,4 +1,4 @@
-"""Likelihood of whole test sets: every chunk estimated once, kept, and summed up.
+"""The likelihood of whole test sets: every chunk is estimated once, stored, and summed.
 
 The estimate of a row depends on its tokens, the seed and its number alone, and sums run in float64,
 so that a number is the same for any batch size and any number of devices (to the rounding of the
@@ -31,7 +31,7 @@ from sedd_jax.evaluation.texts import documents
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import MeshConfig, OnMesh, make_mesh
 
-# Told (set, rows done, rows) after every batch.
+# Is called with (set, rows done, rows) after every batch.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -101,7 +101,7 @@ class Task:
 
   @property
   def status(self) -> str:
-    """Whether the tokens are those that they should be, in words."""
+    """A message: whether the tokens are the known ones of this set."""
     if self.golden is None:
       return "not verified here"
     here = (self.chunks.sha256, len(self.chunks.rows.tokens))
@@ -166,7 +166,7 @@ def estimate_rows(
   folder: Path | None = None,
   on_progress: OnProgress = lambda name, done, rows: None,
 ) -> Estimates:
-  """Estimates all rows of a set, or those that a file does not have yet.
+  """The estimates of all rows of a set; rows that the file holds are not estimated again.
 
   Args:
     scorer: the model.
@@ -222,7 +222,7 @@ def estimate_rows(
 
 
 def summary(scorer: Scorer, protocol: Protocol, task: Task, found: Estimates) -> dict[str, Any]:
-  """What is reported of a set: the protocol's figure, and all that it was made from.
+  """The report of a set: the protocol's figure, and the values it is computed from.
 
   `perplexity` is exp of nats per scored token; `bits_per_char` counts the characters that the
   scored tokens decode to, end-of-text tokens left out. `..._stderr` is the Monte Carlo standard

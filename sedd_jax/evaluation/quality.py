@@ -19,10 +19,10 @@ _DISTINCT = (1, 2, 3, 4)
 # Tokens of an n-gram that counts as repeated inside a sample, or as shared between samples.
 _REPEATED = 4
 _SHARED = 8
-# What of real text counts as its range: all but the outermost 1 % on either side.
+# The range of real text: all but the outermost 1 % on either side.
 _QUANTILES = (0.01, 0.99)
 _FEWEST_ROWS = 50
-# A share of samples beyond one end of the range that real text, with 1 %, does not have.
+# The largest share of samples beyond one end of the range; real text has 1 %.
 _MOST_OUTSIDE = 0.25
 # Beyond these ends lies text that is noisier than real text, as of few steps; it is not collapsed.
 _NOISY = {("nats_per_token", "high"), ("token_entropy", "high")}
@@ -71,7 +71,7 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-  """One statistic of samples beside that of real text.
+  """One statistic of samples, with its range for real text.
 
   Attributes:
     name: of the statistic.
@@ -93,8 +93,8 @@ class Range:
 
   @property
   def side(self) -> str | None:
-    """`low` or `high` where more than a quarter of the samples lies out there and that is a fault,
-    else None."""
+    """`low` or `high` if more than a quarter of the samples lies beyond that end and this is a
+    fault, else None."""
     shares = {"low": self.below, "high": self.above}
     outside = {side: shares[side] for side in _FAULTS[self.name] if shares[side] > _MOST_OUTSIDE}
     return max(outside, key=outside.__getitem__, default=None)
@@ -117,7 +117,7 @@ class Verdict:
 
   @property
   def reasons(self) -> tuple[str, ...]:
-    """A sentence for each statistic that lies outside."""
+    """A sentence for each statistic outside its range."""
     return tuple(
       f"{r.name} {r.side}: {r.mean:.3g} where text has {r.low:.3g} to {r.high:.3g}"
       for r in self.ranges
@@ -176,7 +176,7 @@ def verdict(
   nats: np.ndarray | None = None,
   reference_nats: np.ndarray | None = None,
 ) -> Verdict:
-  """Holds samples against real text of the same length.
+  """The verdict on samples, compared with real text of the same length.
 
   The range of a statistic is that of single rows of real text, from their 1 % to their 99 %
   quantile, and what counts is the share of samples beyond it: real text has 1 % on either side,
@@ -202,7 +202,7 @@ def verdict(
   if len(reference) < _FEWEST_ROWS:
     raise ValueError(f"{len(reference)} rows of reference text: {_FEWEST_ROWS} at least are needed")
   of_samples, of_reference = _within(*ours), _within(*theirs)
-  # It depends on how many there are, so that rows are taken in groups of as many as samples.
+  # Novelty depends on the number of texts, so real rows are taken in groups of as many as samples.
   size = min(len(samples), len(reference))
   of_samples["novelty"] = _novelty(*_joined(samples[:size]))
   firsts = range(0, len(reference) - size + 1, size)
@@ -225,7 +225,7 @@ def verdict(
 
 
 def _within(tokens: np.ndarray, of_sample: np.ndarray) -> dict[str, np.ndarray]:
-  """The statistics of each sample by itself."""
+  """The statistics that depend on one sample alone."""
   lengths = np.bincount(of_sample)
   return {
     "token_entropy": _token_entropy(tokens, of_sample, lengths),

@@ -40,12 +40,19 @@ def faults(folder: Path) -> list[str]:
     manifest = json.loads((folder / FILE).read_text(encoding="utf-8"))
     wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in _entries(manifest)}
   except FileNotFoundError:
+    if not folder.is_dir():
+      return ["the folder is missing"]
     return [f"{FILE} is missing" if any(folder.iterdir()) else "the folder is empty"]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     return [f"{FILE} is damaged ({type(error).__name__})"]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found = pool.map(lambda name: _fault(folder, name, *wanted[name]), wanted)
   return [fault for fault in found if fault]
+
+
+def digest(folder: Path) -> str:
+  """The SHA-256 that a folder's manifest has of its list of files."""
+  return json.loads((folder / FILE).read_text(encoding="utf-8"))["sha256"]
 
 
 def sha256_of(path: Path) -> str:

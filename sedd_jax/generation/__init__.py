@@ -1,1 +1,1 @@
-"""Text from trained models: models in one object, templates, files of samples, replays."""
+"""Text from trained models: model objects, templates, sample files and replays."""

@@ -1,4 +1,4 @@
-"""A trained autoregressive model in one object, with the methods that a diffusion model has."""
+"""A trained autoregressive model as one object, with a diffusion model's methods."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from sedd_jax.models import Autoregressive, Params, decode
 from sedd_jax.parallel import MeshConfig, batch_sharding, make_mesh
 
 _BATCH = 64
-# Of the settings, those that mean something for one token after the other.
+# The settings that apply to token-by-token sampling.
 _SETTINGS = ("temperature", "top_k", "top_p")
 
 
@@ -44,31 +44,31 @@ class CausalModel(LanguageModel):
 
   @property
   def mask_id(self) -> int:
-    """Stands in frames where there is no token yet; beyond the vocabulary."""
+    """Marks positions without a token in frames; beyond the vocabulary."""
     return self.network.vocab_size
 
   def logits(self, tokens: jax.typing.ArrayLike) -> jax.Array:
-    """Laws of next tokens, unnormalised.
+    """Logits of the next tokens.
 
     Args:
       tokens: int[B, L], each in [0, V).
 
     Returns:
-      float32[B, L, V] (float64 for a float64 model): row i is for the token after tokens 0 to i.
+      float32[B, L, V] (float64 for a float64 model); row i is for the token after tokens 0 to i.
 
     Raises:
-      ValueError: tokens have another rank, lie outside [0, V), or are more than the model reads.
+      ValueError: tokens have another rank, lie outside [0, V), or exceed the model's length.
     """
     return self._logits(self.params, self._readable(tokens))
 
   def log_prob(self, tokens: jax.typing.ArrayLike) -> np.ndarray:
-    """log p of each token given those before it, nats.
+    """Log probability of each token given the tokens before it, nats.
 
     Args:
       tokens: int[B, L], each in [0, V).
 
     Returns:
-      float32[B, L]. The first is 0 where the model has no law for it (GPT-2).
+      float32[B, L]. The first is 0 if the model has no law for it (GPT-2).
 
     Raises:
       ValueError: as `logits`.
@@ -76,7 +76,7 @@ class CausalModel(LanguageModel):
     return np.asarray(self._log_prob(self.params, self._readable(tokens)))
 
   def bound(self, tokens: jax.typing.ArrayLike) -> SequenceBound:
-    """-log p of each sequence, nats; the fields of a bound, with errors of 0.
+    """-log p of each sequence, nats, as a bound with errors of 0.
 
     Args:
       tokens: int[B, L], in [0, V).
@@ -88,43 +88,43 @@ class CausalModel(LanguageModel):
     return SequenceBound(paper=nats, strict=nats, paper_stderr=zero, strict_stderr=zero)
 
   def _generate(self, request: BatchRequest) -> Generation:
-    """Continues prefixes, one token after the other: L calls of the network.
+    """Samples that continue prefixes, token by token, in L network calls.
 
     Raises:
-      ValueError: the given tokens are no prefix, or a setting is of a diffusion model.
+      ValueError: the given tokens are not a prefix, or a setting belongs to diffusion models.
     """
     tokens, given = request.tokens, request.given
     lengths = given.sum(axis=1)
     if (given != (np.arange(given.shape[1]) < lengths[:, None])).any():
       raise ValueError(
-        "an autoregressive model continues a prefix and cannot fill in: what is given must come "
-        "before all that is not"
+        "an autoregressive model continues a prefix and cannot fill in: given tokens must come "
+        "before all others"
       )
     if request.best_of != 1:
       raise ValueError(f"best_of={request.best_of} must be 1 for an autoregressive model")
     self.check(request.settings)
-    began, keys = time.monotonic(), request.keys()
-    made, truncation = np.array(tokens, np.int32), request.settings.make_truncation()
-    # GPT-2 was trained on texts cut anywhere: a prefix is read as it is, and only where there is
-    # none stands its end of text in front, as its own code has it.
+    start_time, keys = time.monotonic(), request.keys()
+    samples, truncation = np.array(tokens, np.int32), request.settings.make_truncation()
+    # GPT-2 was trained on texts cut anywhere: it reads a prefix as it is, and its end of text
+    # before an empty prefix, as in its own code.
     unstarted = lengths > 0 if not self.network.scores_first else np.zeros(len(lengths), bool)
     for started in (True, False):
       rows = np.flatnonzero(unstarted != started)
       if len(rows):
         decoded = self._decoded(keys[rows], tokens[rows], lengths[rows], truncation, started)
-        made[rows] = np.asarray(decoded)
+        samples[rows] = np.asarray(decoded)
     if request.on_progress is not None:
       request.on_progress(tokens.shape[1], 1.0)
     batch, length = tokens.shape
     frames = (
-      self._frames(made, lengths) if request.record else np.zeros((0, batch, length), np.int32)
+      self._frames(samples, lengths) if request.record else np.zeros((0, batch, length), np.int32)
     )
     return Generation(
-      tokens=made,
+      tokens=samples,
       given=given,
       steps=length,
       calls=length,
-      seconds=time.monotonic() - began,
+      seconds=time.monotonic() - start_time,
       frames=frames,
       times=np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], batch, axis=1),
       calls_by_frame=np.arange(len(frames), dtype=np.int64),
@@ -139,7 +139,7 @@ class CausalModel(LanguageModel):
       and getattr(settings, field.name) != getattr(default, field.name)
     ]:
       raise ValueError(
-        f"{', '.join(other)}: an autoregressive model makes one token after the other; it has "
+        f"{', '.join(other)}: an autoregressive model samples token by token; it takes only "
         f"{', '.join(_SETTINGS)}"
       )
 
@@ -154,14 +154,14 @@ class CausalModel(LanguageModel):
     truncation: Truncation,
     started: bool,
   ) -> jax.Array:
-    """Samples int32[B, L], shared out over the devices."""
+    """Samples int32[B, L], split over the devices."""
     devices, (mesh, params) = self._devices, self._on_devices
     rows = batch_sharding(mesh)
-    # As many for each device: what is missing are copies of the last sample.
-    asked, each = len(tokens), -(-len(tokens) // len(devices))
-    index = np.minimum(np.arange(each * len(devices)), asked - 1)
-    given = jax.device_put((keys[index], jnp.asarray(tokens[index]), lengths[index]), rows)
-    return self._decode(params, *given, truncation=truncation, started=started)[:asked]
+    # Padded with copies of the last sample to the same number on each device.
+    count, each = len(tokens), -(-len(tokens) // len(devices))
+    index = np.minimum(np.arange(each * len(devices)), count - 1)
+    inputs = jax.device_put((keys[index], jnp.asarray(tokens[index]), lengths[index]), rows)
+    return self._decode(params, *inputs, truncation=truncation, started=started)[:count]
 
   @property
   def _devices(self) -> Sequence[Any]:
@@ -169,15 +169,15 @@ class CausalModel(LanguageModel):
 
   @functools.cached_property
   def _on_devices(self) -> tuple[jax.sharding.Mesh, Params]:
-    """A mesh of the devices, and the parameters whole on each."""
+    """A mesh of the devices, and the parameters replicated on it."""
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=1), self._devices)
     return mesh, jax.device_put(self.params, jax.sharding.NamedSharding(mesh, jax.P()))
 
-  def _frames(self, made: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int32[L + 1, B, L]: the tokens that were there after each call."""
-    length = made.shape[1]
-    seen = np.arange(length) < np.maximum(np.arange(length + 1)[:, None], lengths[:, None, None])
-    return np.where(np.moveaxis(seen, 0, 1), made, self.mask_id).astype(np.int32)
+  def _frames(self, samples: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The tokens after each call, int32[L + 1, B, L]."""
+    length = samples.shape[1]
+    drawn = np.arange(length) < np.maximum(np.arange(length + 1)[:, None], lengths[:, None, None])
+    return np.where(np.moveaxis(drawn, 0, 1), samples, self.mask_id).astype(np.int32)
 
   def _readable(self, tokens: jax.typing.ArrayLike) -> jax.Array:
     tokens = self._checked(tokens, self.vocab_size)
@@ -197,7 +197,7 @@ class CausalModel(LanguageModel):
 
   @functools.cached_property
   def _decode(self):
-    def draw(params: Params, keys, prefix, lengths, **how) -> jax.Array:
-      return decode(self.network, params, keys, prefix, lengths, **how)[0]
+    def draw(params: Params, keys, prefix, lengths, **options) -> jax.Array:
+      return decode(self.network, params, keys, prefix, lengths, **options)[0]
 
     return jax.jit(draw, static_argnames=("truncation", "started"))

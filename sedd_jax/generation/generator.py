@@ -1,4 +1,4 @@
-"""Generation with a network: compiled once for each way of sampling, watched if one likes."""
+"""Generation with a score network: compiled once per `Sampling`, with progress and frames."""
 
 import dataclasses
 import functools
@@ -14,25 +14,25 @@ from sedd_jax.diffusion import NO_LIMIT, Given, Sampling, State
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import MeshConfig, OnMesh, batch_sharding, make_mesh, tree_shardings
 
-# (steps made, share of the way from t = 1 to 0) to whatever.
+# Called with (steps so far, share of the way from t = 1 to 0).
 OnProgress = Callable[[int, float], None]
-# Progress is told this often on the way.
-_TELLS = 50
+# Number of progress reports.
+_REPORTS = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Generation:
-  """Samples and what they took.
+  """Samples and their cost.
 
   Attributes:
     tokens: int32[B, L].
-    given: bool[B, L], tokens that were given.
-    steps: sampling steps made, the denoising step left out.
-    calls: calls of the network.
-    seconds: wall time, compilation included.
-    frames: int32[K, B, L], the tokens before the first step and after each; empty if not asked for.
+    given: bool[B, L], true at given tokens.
+    steps: number of sampling steps without the denoising step.
+    calls: number of network calls.
+    seconds: wall time, including compilation.
+    frames: int32[K, B, L], the tokens before the first step and after each; empty unless recorded.
     times: float64[K, B], the time t of each frame.
-    calls_by_frame: int[K], calls made by then.
+    calls_by_frame: int[K], network calls up to each frame.
   """
 
   tokens: np.ndarray
@@ -45,7 +45,7 @@ class Generation:
   calls_by_frame: np.ndarray
 
   def first(self, num: int) -> "Generation":
-    """The first so many samples."""
+    """The first num samples."""
     return dataclasses.replace(
       self,
       tokens=self.tokens[:num],
@@ -61,7 +61,7 @@ class Generator:
   Args:
     network: the score network.
     params: its parameters.
-    devices: share the samples; each holds all parameters.
+    devices: the samples are split over them; each holds all parameters.
   """
 
   def __init__(self, network: Network, params: Params, devices: Sequence[Any]):
@@ -79,55 +79,55 @@ class Generator:
     record: bool = False,
     on_progress: OnProgress | None = None,
   ) -> Generation:
-    """Samples.
+    """The samples and their cost.
 
-    The loop runs on the device; it comes back after every step if frames are recorded, and now and
-    then if progress is told. That changes nothing about the samples.
+    The loop runs on the device. It returns to the host after every step if frames are recorded, and
+    occasionally for progress; the samples do not depend on that.
 
     Args:
-      sampling: how.
+      sampling: how to sample.
       keys: PRNG keys [B].
       given: tokens to keep.
       record: whether to keep the tokens after every step.
-      on_progress: called now and then.
+      on_progress: called occasionally.
     """
     started = time.monotonic()
-    asked = len(keys)
-    # As many for each device: what is missing are copies of the last sample.
-    index = np.minimum(np.arange(-(-asked // self._devices) * self._devices), asked - 1)
+    count = len(keys)
+    # Padded with copies of the last sample to the same number on each device.
+    index = np.minimum(np.arange(-(-count // self._devices) * self._devices), count - 1)
     keys, given = jax.device_put((keys[index], jax.tree.map(lambda x: x[index], given)), self._rows)
     state = self._start(sampling, keys, given)
     frames = [state]
     stride = 1 if record else self._stride(sampling) if on_progress else NO_LIMIT
-    made = 0
+    steps = 0
     while bool(np.any(np.asarray(state.t) > sampling.schedule.end)):
-      until = min(made + stride, NO_LIMIT)
+      until = min(steps + stride, NO_LIMIT)
       state = self._advance(sampling, self._params, keys, state, given, jnp.int32(until))
-      made = int(state.steps)
+      steps = int(state.steps)
       frames.append(state)
       if on_progress is not None:
-        on_progress(made, 1.0 - float(np.max(np.asarray(state.t))))
+        on_progress(steps, 1.0 - float(np.max(np.asarray(state.t))))
     state = jax.block_until_ready(self._finish(sampling, self._params, keys, state, given))
     frames = [*frames, state] if record else []
     if on_progress is not None:
-      on_progress(made, 1.0)
+      on_progress(steps, 1.0)
     batch, length = given.where.shape
-    whole = Generation(
+    padded = Generation(
       tokens=np.asarray(state.x),
       given=np.asarray(given.where),
-      steps=made,
+      steps=steps,
       calls=int(state.calls),
       seconds=time.monotonic() - started,
-      frames=np.array([one.x for one in frames], np.int32).reshape(-1, batch, length),
-      times=np.array([one.t for one in frames], np.float64).reshape(-1, batch),
-      calls_by_frame=np.array([one.calls for one in frames], np.int64),
+      frames=np.array([frame.x for frame in frames], np.int32).reshape(-1, batch, length),
+      times=np.array([frame.t for frame in frames], np.float64).reshape(-1, batch),
+      calls_by_frame=np.array([frame.calls for frame in frames], np.int64),
     )
-    return whole.first(asked)
+    return padded.first(count)
 
   @staticmethod
   def _stride(sampling: Sampling) -> int:
     steps = 0 if sampling.sampler.sets_times else getattr(sampling.schedule, "num_steps", 0)
-    return max(8, steps // _TELLS)  # Each time the device waits for us.
+    return max(8, steps // _REPORTS)  # The device waits for the host at each report.
 
   @functools.cached_property
   def _start(self):

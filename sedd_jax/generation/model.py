@@ -1,4 +1,4 @@
-"""A trained model in one object: score, sample, infill, bound. `causal.py` has the other kind."""
+"""Trained models as objects: score, sample, infill, bound. `causal.py` has autoregressive ones."""
 
 import abc
 import dataclasses
@@ -18,7 +18,7 @@ from sedd_jax.generation.generator import Generation, Generator, OnProgress
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
 
-# Numbers of samples lie below this; what is above makes the keys of candidates.
+# Sample numbers lie below this; numbers above it make the keys of candidates.
 _NUMBERS = 2**31 - 2**16
 
 
@@ -27,8 +27,8 @@ class SequenceBound:
   """Upper bounds on -log p of each sequence, in nats; each float32[B].
 
   Attributes:
-    paper: the diffusion integral over t in [1e-3, 1], as the literature reports.
-    strict: the whole bound.
+    paper: the diffusion integral over t in [1e-3, 1], as in the literature.
+    strict: the complete bound.
     paper_stderr: Monte Carlo standard error of paper.
     strict_stderr: Monte Carlo standard error of strict.
   """
@@ -41,7 +41,7 @@ class SequenceBound:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BatchRequest:
-  """The checked arguments of `LanguageModel.generate`; `tokens` is 0 where nothing is given."""
+  """The checked arguments of `LanguageModel.generate`; `tokens` is 0 where not given."""
 
   tokens: np.ndarray
   given: np.ndarray
@@ -61,16 +61,16 @@ class BatchRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LanguageModel(abc.ABC):
-  """What all models share, whatever their network: text to tokens and back, and samples.
+  """The interface of all models: text to tokens and back, and samples.
 
   Attributes:
-    params: of the network, padded; the moving average of the training.
+    params: the network's parameters, padded; the moving average of training.
     length: tokens in a training sequence.
-    tokenizer: text to tokens, or None where the weights came without one.
-    devices: share the samples; one device where none are named.
-    info: what else is known: `source` (path or hub id), `origin` (run or hub id that the weights
-      come from first), `step`, `corpus`, `evaluation` (the run's last held-out bound), and
-      of a run `experiment`.
+    tokenizer: maps text to tokens, or None if the weights came without a tokenizer.
+    devices: the samples are split over them; one device by default.
+    info: metadata: `source` (path or hub id), `origin` (run or hub id that the weights first came
+      from), `step`, `corpus`, `evaluation` (the run's last held-out bound), and for a run
+      `experiment`.
   """
 
   params: Params
@@ -92,9 +92,9 @@ class LanguageModel(abc.ABC):
   @property
   @abc.abstractmethod
   def mask_id(self) -> int | None:
-    """The state that stands where there is no token yet, if there is one."""
+    """The state of positions without a token yet, or None."""
 
-  # The parameters are what callers may set. They are stated here alone.
+  # More than six parameters: this is the only list of what callers may set.
   def generate(
     self,
     tokens: jax.typing.ArrayLike,
@@ -107,18 +107,18 @@ class LanguageModel(abc.ABC):
     record: bool = False,
     on_progress: OnProgress | None = None,
   ) -> Generation:
-    """The samples of `infill`, with what they took.
+    """The samples of `infill`, with their cost.
 
     Args:
       tokens: int[B, L]; ignored where given is false.
       given: bool[B, L].
       settings: how to sample.
       seed: see numbers.
-      numbers: the noise of a sample depends on (seed, its number) only; 0 to B - 1 if None.
+      numbers: the randomness of a sample depends only on (seed, its number); 0 to B - 1 if None.
       best_of: number of candidates for each sample. The candidate with the lowest strict bound on
         its negative log likelihood is kept, so samples no longer follow the model's law.
-      record: whether to keep the tokens after every step; for a single candidate only.
-      on_progress: receives (steps made, share of the way) now and then.
+      record: whether to keep the tokens after every step; only with a single candidate.
+      on_progress: called occasionally with (steps so far, share of the way).
 
     Raises:
       ValueError: the arrays don't fit the model, or an argument is out of range.
@@ -156,8 +156,8 @@ class LanguageModel(abc.ABC):
 
     Args:
       num: number of samples.
-      length: tokens; the model's own length by default, which it may not exceed.
-      seed: sample i depends on (seed, i) only.
+      length: tokens, at most the model's length, which is the default.
+      seed: the randomness of sample i depends only on (seed, i).
       **settings: fields of `SamplerSettings`: sampler, steps, schedule, temperature, top_k, top_p.
 
     Returns:
@@ -182,13 +182,14 @@ class LanguageModel(abc.ABC):
   ) -> np.ndarray:
     """Samples around given tokens, which never change.
 
-    For the absorbing process the law is the model's conditional law; for the uniform one it is the
-    original's heuristic, not the posterior. An autoregressive model takes only a prefix.
+    For the absorbing process samples follow the model's conditional law. For the uniform process
+    this is the original's heuristic, not the posterior. An autoregressive model takes only a
+    prefix.
 
     Args:
       tokens: int[B, L]; ignored where given is false.
       given: bool[B, L].
-      seed: sample i depends on (seed, i) only.
+      seed: the randomness of sample i depends only on (seed, i).
       **settings: fields of `SamplerSettings`.
 
     Returns:
@@ -213,11 +214,11 @@ class LanguageModel(abc.ABC):
     return [tokenizer.decode(row) for row in np.asarray(tokens)]
 
   def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
-    """The text of one sample, up to its end of text where the tokenizer has such a token.
+    """The text of one sample, up to its end-of-text token if the tokenizer has one.
 
     Args:
       tokens: int[L].
-      given: bool[L]; an end of text before the last given token does not count.
+      given: bool[L]; end-of-text tokens before the last given token are ignored.
     """
     tokenizer, tokens = self._known_tokenizer(), np.asarray(tokens)
     if tokenizer.eos_id is not None:
@@ -233,10 +234,10 @@ class LanguageModel(abc.ABC):
     seed: int,
     numbers: Sequence[int] | None,
   ) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:
-    """Tokens int[B, L], given bool[B, L] and numbers of samples as `generate` takes them.
+    """Tokens int[B, L], given bool[B, L] and sample numbers for a request, with defaults filled in.
 
     Raises:
-      ValueError: they don't fit the model.
+      ValueError: the arguments don't fit the model.
     """
     given = np.asarray(given, bool)
     tokens = np.where(given, np.asarray(tokens), 0)
@@ -318,7 +319,7 @@ class Model(LanguageModel):
   def _generate(self, request: BatchRequest) -> Generation:
     best_of = request.best_of
     if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (request.record and best_of > 1):
-      raise ValueError(f"best_of={best_of} must be at least 1, and 1 where frames are recorded")
+      raise ValueError(f"best_of={best_of} must be at least 1, and 1 if frames are recorded")
     sampling = request.settings.sampling(self.network.process, self.noise)
     given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))
 
@@ -333,9 +334,9 @@ class Model(LanguageModel):
     bounds = self._strict(best.tokens, request)
     for i in range(1, best_of):
       other = candidate(i)
-      theirs = self._strict(other.tokens, request)
-      better = theirs < bounds
-      bounds = np.where(better, theirs, bounds)
+      other_bounds = self._strict(other.tokens, request)
+      better = other_bounds < bounds
+      bounds = np.where(better, other_bounds, bounds)
       best = dataclasses.replace(
         best,
         tokens=np.where(better[:, None], other.tokens, best.tokens),
@@ -355,7 +356,7 @@ class Model(LanguageModel):
     Args:
       tokens: int[B, L], clean tokens in [0, V).
       num_times: draws for each sequence; even.
-      seed: of times and corruptions.
+      seed: seed of times and corruptions.
     """
     tokens = np.asarray(self._checked(tokens, self.network.process.vocab_size))
     estimator = self._estimator(num_times, min(len(tokens), 64))
@@ -372,7 +373,7 @@ class Model(LanguageModel):
     )
 
   def _strict(self, tokens: np.ndarray, request: BatchRequest) -> np.ndarray:
-    """Strict bounds float32[B] whose draws depend on (seed, number) only."""
+    """Strict bounds float32[B]; their draws depend only on (seed, number)."""
     estimator = self._estimator(64, min(len(tokens), 64))
     terms = estimator.terms(
       self.params, Batch.of(tokens), seed=request.seed, numbers=request.numbers

@@ -1,4 +1,4 @@
-"""Generation with a progress bar on a terminal."""
+"""Generation with a progress bar."""
 
 import contextlib
 import sys
@@ -17,30 +17,30 @@ def generate_with_bar(
   skip: int = 0,
   record: bool = False,
 ) -> Batches:
-  """As `generate`, with a bar on stderr if that is a terminal, and a note if it resumes."""
+  """As `generate`, with a bar on stderr if it is a terminal, and a note if it resumes."""
   if skip:
-    print(f"going on after the {skip} samples that are there", file=sys.stderr)
+    print(f"resuming after {skip} existing samples", file=sys.stderr)
   with _bar(len(request.numbers), skip) as (on_progress, advance):
     batches = generate(
       model, request, batch=batch, skip=skip, record=record, on_progress=on_progress
     )
-    for numbers, made in batches:
-      yield numbers, made
+    for numbers, generation in batches:
+      yield numbers, generation
       advance(len(numbers))
 
 
 @contextlib.contextmanager
-def _bar(samples: int, there: int) -> Iterator[tuple[OnProgress | None, Callable[[int], None]]]:
+def _bar(samples: int, done: int) -> Iterator[tuple[OnProgress | None, Callable[[int], None]]]:
   if not sys.stderr.isatty():
-    yield None, lambda done: None
+    yield None, lambda count: None
     return
   from rich.console import Console
   from rich.progress import Progress
 
   with Progress(console=Console(stderr=True), transient=True) as progress:
-    whole = progress.add_task("samples", total=samples, completed=there)
+    total = progress.add_task("samples", total=samples, completed=done)
     steps = progress.add_task("steps", total=1.0)
     yield (
-      lambda made, share: progress.update(steps, completed=share),
-      lambda done: progress.advance(whole, done),
+      lambda step, share: progress.update(steps, completed=share),
+      lambda count: progress.advance(total, count),
     )

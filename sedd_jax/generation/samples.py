@@ -1,4 +1,4 @@
-"""Many samples: in batches, each with its number, into a file that a killed run resumes."""
+"""Numbered samples in batches, and a file of them that a killed run resumes."""
 
 import dataclasses
 import itertools
@@ -16,23 +16,23 @@ from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
 
-# Numbers of samples, and the samples.
+# Sample numbers, and the samples.
 Batches = Iterator[tuple[Sequence[int], Generation]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-  """Which samples to make.
+  """Which samples to generate.
 
-  Sample n is made from template (n - first) // num, and its noise depends on (seed, n) only.
+  Sample n uses template (n - first) // num; its randomness depends only on (seed, n).
 
   Attributes:
     templates: the given text.
-    num: samples of each template.
+    num: samples per template.
     first: number of the first sample.
-    seed: of everything random.
+    seed: seed of all randomness.
     settings: how to sample.
-    best_of: candidates for each sample; the one with the best bound is kept.
+    best_of: candidates for each sample; the candidate with the best bound is kept.
   """
 
   templates: Sequence[Template]
@@ -64,14 +64,14 @@ def generate(
   record: bool = False,
   on_progress: OnProgress | None = None,
 ) -> Batches:
-  """Batches of samples with their numbers, in request.
+  """Batches of samples with their numbers, in the order of the request.
 
-  A batch holds samples of one length. It is filled up with samples that are thrown away, so that
-  one program is compiled for each length.
+  A batch holds samples of one length. It is padded with discarded samples, so that one program is
+  compiled per length.
 
   Args:
     model: generates the samples.
-    request: the samples.
+    request: which samples to generate.
     batch: samples at a time.
     skip: number of samples that exist already.
     record: whether to keep the tokens after every step.
@@ -88,7 +88,7 @@ def generate(
     batches = itertools.groupby(left[:batch], lambda n: len(request.template(n).tokens))
     wanted = list(next(batches)[1])
     numbers = [*wanted, *[wanted[-1]] * (batch - len(wanted))]
-    made = model.generate(
+    generation = model.generate(
       np.array([request.template(n).tokens for n in numbers]),
       np.array([request.template(n).given for n in numbers]),
       settings=request.settings,
@@ -98,7 +98,7 @@ def generate(
       record=record,
       on_progress=on_progress,
     )
-    yield wanted, made.first(len(wanted))
+    yield wanted, generation.first(len(wanted))
     left = left[len(wanted) :]
 
 
@@ -110,46 +110,46 @@ def write_samples(
   batch: int,
   generate: Callable[..., Batches] = generate,
 ) -> None:
-  """Writes a `SampleFile`, or completes the one that a kill left.
+  """Writes a `SampleFile`, or completes the file of a killed run.
 
   Args:
     model: generates the samples.
-    request: the samples.
+    request: which samples to generate.
     path: the file.
     batch: samples at a time.
-    generate: the function above, or one with its arguments.
+    generate: the function above, or another with its arguments.
   """
   file = SampleFile(path, model, request)
-  for numbers, made in generate(model, request, batch=batch, skip=file.there):
-    file.write(numbers, made)
+  for numbers, generation in generate(model, request, batch=batch, skip=file.there):
+    file.write(numbers, generation)
   file.close()
 
 
 def records(
-  model: LanguageModel, request: SampleRequest, numbers: Sequence[int], made: Generation
+  model: LanguageModel, request: SampleRequest, numbers: Sequence[int], generation: Generation
 ) -> list[dict[str, Any]]:
   """A JSON object for each sample: index, text, tokens, template, seed, steps, calls, settings.
 
-  calls counts the calls of the sample's batch. text is null without a tokenizer.
+  calls counts the network calls of the sample's batch. text is null without a tokenizer.
   """
-  known = model.tokenizer is not None
+  has_tokenizer = model.tokenizer is not None
   return [
     {
       "index": number,
-      "text": model.text(row, given) if known else None,
+      "text": model.text(row, given) if has_tokenizer else None,
       "tokens": row.tolist(),
       "template": request.template(number).text,
       "seed": request.seed,
-      "steps": made.steps,
-      "calls": made.calls,
+      "steps": generation.steps,
+      "calls": generation.calls,
       "settings": _settings(model, request),
     }
-    for number, row, given in zip(numbers, made.tokens, made.given, strict=True)
+    for number, row, given in zip(numbers, generation.tokens, generation.given, strict=True)
   ]
 
 
 def to_text(record: Mapping[str, Any]) -> str:
-  """A sample as it is read: a heading, and its text, or its tokens without a tokenizer."""
+  """A sample for readers: a heading and its text, or its tokens without a tokenizer."""
   text = record["text"]
   if text is None:
     text = " ".join(map(str, record["tokens"]))
@@ -157,7 +157,7 @@ def to_text(record: Mapping[str, Any]) -> str:
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-  """One line of JSON, also for readers that break lines at Unicode separators."""
+  """One line of JSON, with Unicode line separators escaped."""
   text = json.dumps(record, ensure_ascii=False)
   for character in "\x85\u2028\u2029":
     text = text.replace(character, f"\\u{ord(character):04x}")
@@ -165,7 +165,7 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def check_path(path: Path) -> None:
-  """Checks that a `SampleFile` can be made.
+  """Checks that a `SampleFile` can be created.
 
   Raises:
     ValueError: the name does not end in .jsonl.
@@ -183,21 +183,20 @@ def check_path(path: Path) -> None:
 class SampleFile:
   """A JSON Lines file that grows batch by batch as `NAME.part`.
 
-  It gets its name when it is complete. Opened again after a kill, it continues after its last whole
-  line.
+  It is renamed when complete. Opened again after a kill, it continues after its last complete line.
 
   Args:
     path: the file.
     model: generates the samples.
-    request: the samples.
+    request: which samples to generate.
 
   Attributes:
-    there: number of samples in the file already.
+    there: number of samples already in the file.
 
   Raises:
     FileExistsError: the complete file exists.
-    BlockingIOError: another process writes it.
-    ValueError: the partial file holds other samples, or is no such file.
+    BlockingIOError: another process is writing it.
+    ValueError: the partial file holds samples of another request, or no samples.
   """
 
   def __init__(self, path: Path, model: LanguageModel, request: SampleRequest):
@@ -214,12 +213,12 @@ class SampleFile:
       self._lines.file.close()
       raise
 
-  def write(self, numbers: Sequence[int], made: Generation) -> None:
+  def write(self, numbers: Sequence[int], generation: Generation) -> None:
     """Adds samples; they are on disk when it returns."""
-    self._lines.append(*map(to_line, records(self._model, self._request, numbers, made)))
+    self._lines.append(*map(to_line, records(self._model, self._request, numbers, generation)))
 
   def close(self) -> None:
-    """Gives the complete file its name.
+    """Renames the complete file.
 
     Raises:
       FileExistsError: a file of that name has appeared; the samples stay in `NAME.part`.
@@ -238,21 +237,21 @@ class SampleFile:
 
   def _check(self, line: bytes, number: int | None) -> None:
     try:
-      found = json.loads(line)
-      index, seed, template = found["index"], found["seed"], found["template"]
-      same = found["settings"] == _settings(self._model, self._request)
-      tokens = np.array(found["tokens"], np.int32)
+      record = json.loads(line)
+      index, seed, template = record["index"], record["seed"], record["template"]
+      same = record["settings"] == _settings(self._model, self._request)
+      tokens = np.array(record["tokens"], np.int32)
     except (ValueError, KeyError, TypeError):
       raise ValueError(f"{self._lines.path} is no file of samples: {line[:80]!r}") from None
     same &= number is not None and (index, seed) == (number, self._request.seed)
     if number is not None:
-      wanted = self._request.template(number)
-      same &= template == wanted.text and tokens.shape == wanted.tokens.shape
-      same = same and bool((tokens == wanted.tokens)[wanted.given].all())
+      expected = self._request.template(number)
+      same &= template == expected.text and tokens.shape == expected.tokens.shape
+      same = same and bool((tokens == expected.tokens)[expected.given].all())
     if not same:
       raise ValueError(
         f"{self._lines.path} holds sample {index} of seed {seed} with {len(tokens)} tokens and "
-        f"{found['settings']} for {template!r}, not sample {number} of this request: use another "
+        f"{record['settings']} for {template!r}, not sample {number} of this request: use another "
         "--out, or remove it"
       )
 

@@ -1,4 +1,4 @@
-"""Sampler and schedule from the words that users write: `remdm:cap=0.05`, `adaptive`, `1,0.5`."""
+"""Samplers and schedules parsed from text such as `remdm:cap=0.05`, `adaptive` and `1,0.5`."""
 
 import dataclasses
 import difflib
@@ -26,19 +26,19 @@ _NUMBERS = re.compile(r"[\d.eE+-]+(,[\d.eE+-]+)+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-  """How to sample, as a user says it.
+  """How to sample, as the user writes it.
 
   Attributes:
     sampler: a name of `SAMPLERS`, with options after a colon: `remdm:cap=0.05,rescale=0.5`.
-    steps: sampling steps, 64 by default; None where the sampler or the schedule sets the times.
-    schedule: `time`, `noise` or `tokens` (what the steps are even in), `adaptive` (with options:
-      `adaptive:tolerance=0.05`), or falling times from 1 on: `1,0.7,0.3,0.05`.
-    temperature: of each new token's law; below 1 sharpens.
-    top_k: new tokens are among the so many most likely; 0 for all.
-    top_p: new tokens are among the most likely that have this probability together.
+    steps: sampling steps, 64 by default; None if the sampler or the schedule sets the times.
+    schedule: `time`, `noise` or `tokens` (steps are even in this), `adaptive` (with options:
+      `adaptive:tolerance=0.05`), or times that fall from 1: `1,0.7,0.3,0.05`.
+    temperature: temperature of each new token's law; values below 1 sharpen.
+    top_k: draws new tokens from this many most likely tokens; 0 for all.
+    top_p: draws new tokens from the most likely tokens with this total probability.
 
   Raises:
-    ValueError: a field is out of range, or steps are given where something else sets the times.
+    ValueError: a field is out of range.
   """
 
   sampler: str = "tweedie"
@@ -55,12 +55,11 @@ class SamplerSettings:
     self.make_sampler()
 
   def sampling(self, process: Process, noise: Noise) -> Sampling:
-    """Args:
-      process: the noising process.
-      noise: its schedule.
+    """The `Sampling` for a process and its noise.
 
     Raises:
-      ValueError: the sampler needs another process, or the schedule another sampler.
+      ValueError: the sampler needs another process, the schedule needs another sampler, or steps
+        are given although the sampler or the schedule sets the times.
     """
     sampler = self.make_sampler()
     return Sampling(
@@ -72,7 +71,7 @@ class SamplerSettings:
     )
 
   def make_sampler(self) -> Sampler:
-    return _from_words("sampler", self.sampler, SAMPLERS)
+    return _parsed("sampler", self.sampler, SAMPLERS)
 
   def make_truncation(self) -> Truncation:
     return Truncation(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
@@ -91,7 +90,7 @@ class SamplerSettings:
           f"schedule={self.schedule!r} needs a sampler that estimates its error, 'trapezoidal', "
           f"not {self.sampler!r}"
         )
-      return _from_words("schedule", self.schedule, {"adaptive": Adaptive})
+      return _parsed("schedule", self.schedule, {"adaptive": Adaptive})
     if _NUMBERS.fullmatch(self.schedule):
       self._refuse_steps(f"schedule={self.schedule!r}")
       return _times(self.schedule)
@@ -103,9 +102,9 @@ class SamplerSettings:
       )
     return even_times(self.steps or _DEFAULT_STEPS, noise, by=self.schedule)
 
-  def _refuse_steps(self, who: str) -> None:
+  def _refuse_steps(self, setting: str) -> None:
     if self.steps is not None:
-      raise ValueError(f"steps={self.steps}: {who} sets its own times; leave steps out")
+      raise ValueError(f"steps={self.steps}: {setting} sets its own times; leave steps out")
 
 
 def _times(text: str) -> Times:
@@ -115,25 +114,25 @@ def _times(text: str) -> Times:
     raise ValueError(f"schedule={text!r}: {error}") from None
 
 
-def _from_words(what: str, text: str, table: Mapping[str, Callable[..., Any]]) -> Any:
-  """`name:field=value,field=value` to the dataclass of that name."""
+def _parsed(setting: str, text: str, table: Mapping[str, Callable[..., Any]]) -> Any:
+  """The dataclass instance that `name:field=value,field=value` describes."""
   name, _, options = text.partition(":")
   if name not in table:
-    raise ValueError(f"{what}={name!r} must be one of {', '.join(table)}{_near(name, table)}")
-  made = table[name]
-  defaults = {field.name: field.default for field in dataclasses.fields(made)}  # pyright: ignore
+    raise ValueError(f"{setting}={name!r} must be one of {', '.join(table)}{_near(name, table)}")
+  kind = table[name]
+  defaults = {field.name: field.default for field in dataclasses.fields(kind)}  # pyright: ignore
   values = {}
   for option in filter(None, options.split(",")):
     field, equals, value = option.partition("=")
     if not equals or field not in defaults:
       known = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
-      raise ValueError(f"{what}={text!r}: option {option!r} is unknown; {name} has {known}")
+      raise ValueError(f"{setting}={text!r}: option {option!r} is unknown; {name} has {known}")
     try:
       values[field] = type(defaults[field])(value)
     except ValueError:
       wanted = type(defaults[field]).__name__
-      raise ValueError(f"{what}={text!r}: {field}={value!r} must be of type {wanted}") from None
-  return made(**values)
+      raise ValueError(f"{setting}={text!r}: {field}={value!r} must be of type {wanted}") from None
+  return kind(**values)
 
 
 def _near(name: str, names) -> str:

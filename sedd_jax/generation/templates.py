@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A blank of so many tokens, or of all that are left. Two backslashes before it stand for one, and
-# an odd one makes it plain text.
+# A blank of a number of tokens, or of all remaining tokens. Before it two backslashes mean one
+# backslash, and an odd one makes the blank plain text.
 _BLANK = re.compile(r"(\\*)\[\[(\d+|\*)\]\]")
 Encode = Callable[[str], np.ndarray]
-# Tokens that are given, a number of tokens to fill in, or all that are left.
+# Given tokens, a number of tokens to fill in, or None for all remaining tokens.
 Part = np.ndarray | int | None
 
 
 class Template(NamedTuple):
-  """What is given of a text.
+  """The given tokens of a text.
 
   Attributes:
-    text: as it was written.
-    tokens: int32[L]; 0 where nothing is given.
+    text: the template as written.
+    tokens: int32[L]; 0 where not given.
     given: bool[L].
   """
 
@@ -32,17 +32,17 @@ class Template(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-  """Templates as a user gives them: one text, a file with one a line, or a start and an end.
+  """The user's templates: one template, a file with one per line, or a prefix and a suffix.
 
   Attributes:
     template: text with blanks, or None.
-    file: of templates, or None.
+    file: path of a file of templates, or None.
     prefix: text at the start.
     suffix: text at the end.
     length: tokens of a sequence; None for the model's length.
 
   Raises:
-    ValueError: there are several kinds of them.
+    ValueError: more than one kind is given.
   """
 
   template: str | None = None
@@ -57,10 +57,10 @@ class Prompts:
       raise ValueError("give --template, --templates, or --prefix and --suffix: only one of them")
 
   def templates(self, encode: Encode, longest: int) -> list[Template]:
-    """The templates in a model's tokens; arguments as of `parse_template`.
+    """The templates in a model's tokens; arguments as in `parse_template`.
 
     Raises:
-      ValueError: the file has none, or one cannot be used.
+      ValueError: the file has no template, or a template cannot be used.
       OSError: the file cannot be read.
     """
     sizes = {"length": self.length, "longest": longest}
@@ -77,15 +77,15 @@ class Prompts:
 
 
 def parse_template(text: str, encode: Encode, *, length: int | None, longest: int) -> Template:
-  """Reads a template. The texts between blanks are encoded each by itself.
+  """The parsed template. Texts between blanks are encoded separately.
 
   Args:
-    text: `[[n]]` stands for n tokens to fill in, `[[*]]` (at most once) for all that are left; a
+    text: `[[n]]` stands for n tokens to fill in, `[[*]]` (at most once) for all remaining tokens; a
       backslash before a blank makes it text.
-    encode: text to token ids int32[T].
-    length: tokens of the sequence. Without `[[*]]` what is left over is filled in at the end. None:
-      the length of the template itself, or with `[[*]]` the longest.
-    longest: the most tokens the model takes.
+    encode: maps text to token ids int32[T].
+    length: tokens of the sequence. Without `[[*]]` the remaining tokens are filled in at the end.
+      None: the length of the template, or with `[[*]]` the longest.
+    longest: the maximum length of the model.
 
   Raises:
     ValueError: the template has no blank or two `[[*]]`, or does not fit.
@@ -96,14 +96,14 @@ def parse_template(text: str, encode: Encode, *, length: int | None, longest: in
 def between(
   prefix: str, suffix: str, encode: Encode, *, length: int | None, longest: int
 ) -> Template:
-  """A template of a text at the start and one at the end; arguments as of `parse_template`."""
+  """A template with text at the start and the end; arguments as in `parse_template`."""
   parts = [encode(prefix) if prefix else 0, None, encode(suffix) if suffix else 0]
   name = f"prefix {prefix!r} with suffix {suffix!r}" if prefix or suffix else "the sample"
   return _laid_out(f"{prefix}[[*]]{suffix}", name, parts, length, longest)
 
 
 def blank(length: int) -> Template:
-  """A template of so many tokens, none of them given."""
+  """A template of this many tokens, none of them given."""
   return Template("[[*]]", np.zeros(length, np.int32), np.zeros(length, bool))
 
 
@@ -114,41 +114,41 @@ def _laid_out(
     raise ValueError(f"length={length} must be at least 1")
   open_ends = sum(part is None for part in parts)
   if open_ends > 1:
-    raise ValueError(f"{name} has {open_ends} blanks [[*]], of which there can be one")
+    raise ValueError(f"{name} has {open_ends} blanks [[*]], but at most one is possible")
   fixed = sum(part if isinstance(part, int) else len(part) for part in parts if part is not None)
-  whole = length if length is not None else longest if open_ends else fixed
-  if fixed > whole:
-    raise ValueError(f"{name} takes {fixed} tokens and does not fit length={whole}")
-  if whole > longest:
-    raise ValueError(f"{name}: {whole} tokens exceed the {longest} of this model")
+  total = length if length is not None else longest if open_ends else fixed
+  if fixed > total:
+    raise ValueError(f"{name} takes {fixed} tokens and does not fit length={total}")
+  if total > longest:
+    raise ValueError(f"{name}: {total} tokens exceed the {longest} of this model")
   if not open_ends:
     parts = [*parts, None]
-  tokens, given = np.zeros(whole, np.int32), np.zeros(whole, bool)
+  tokens, given = np.zeros(total, np.int32), np.zeros(total, bool)
   at = 0
   for part in parts:
-    size = whole - fixed if part is None else part if isinstance(part, int) else len(part)
+    size = total - fixed if part is None else part if isinstance(part, int) else len(part)
     if isinstance(part, np.ndarray):
       tokens[at : at + size], given[at : at + size] = part, True
     at += size
   if given.all():
-    raise ValueError(f"{name} leaves nothing to fill in: a blank such as [[40]] or [[*]] does")
+    raise ValueError(f"{name} leaves nothing to fill in: add a blank such as [[40]] or [[*]]")
   return Template(text, tokens, given)
 
 
 def _parts(text: str, encode: Encode) -> Iterator[Part]:
   plain, at = "", 0
-  for found in _BLANK.finditer(text):
-    plain += text[at : found.start()] + found[1][: len(found[1]) // 2]
-    at = found.end()
-    blank = found[0][len(found[1]) :]
-    if len(found[1]) % 2:
+  for match in _BLANK.finditer(text):
+    plain += text[at : match.start()] + match[1][: len(match[1]) // 2]
+    at = match.end()
+    blank = match[0][len(match[1]) :]
+    if len(match[1]) % 2:
       plain += blank
       continue
     if plain:
       yield encode(plain)
     plain = ""
-    if found[2] != "*" and int(found[2]) < 1:
-      raise ValueError(f"template {text!r}: {blank} is no blank; it takes at least one token")
-    yield None if found[2] == "*" else int(found[2])
+    if match[2] != "*" and int(match[2]) < 1:
+      raise ValueError(f"template {text!r}: {blank} is empty; a blank takes at least one token")
+    yield None if match[2] == "*" else int(match[2])
   if plain + text[at:]:
     yield encode(plain + text[at:])

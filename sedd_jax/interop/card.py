@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what is known of a model, and nothing else."""
+"""The model card of an exported folder: known facts about a model, and nothing else."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Our own exported folders: a config.json that says all but the weights, and how to read it.
+"""Our own exported folders: a config.json with everything but the weights, and its reader.
 
 config.json           format and version, process, noise, parameterization, shape, training
 model.safetensors     float32, unpadded, under the original's names (`original.py`)
@@ -23,8 +23,8 @@ VERSION = 1
 TOKENIZER = "sedd_tokenizer.json"
 
 _DIFFUSION = ("process", "noise", "parameterization")
-# Of the model's config, what a result depends on. Kernels and what to keep for a backward pass are
-# chosen where it runs.
+# The fields of the model's config that results depend on. Kernels and rematerialization are chosen
+# where it runs.
 _MODEL = (
   "width",
   "blocks",
@@ -35,7 +35,7 @@ _MODEL = (
   "dtype",
   "pad_multiple",
 )
-# What is kept of `Model.info`.
+# The entries of `Model.info` that are kept.
 _INFO = ("origin", "step", "corpus", "evaluation")
 
 
@@ -89,7 +89,7 @@ def load_exported(folder: Path, config: Fields, dtype: str | None) -> Model:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-  """The tokenizer of an exported folder, or None where it holds none.
+  """The tokenizer of an exported folder, or None if it has none.
 
   Raises:
     ValueError: the file is damaged.
@@ -108,7 +108,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _experiment(config: Fields) -> Experiment:
-  """The parts of a run that the config says, checked as a run's own are."""
+  """The sections of a run's config that the export holds, checked like a run's own."""
   for section, names in (("diffusion", _DIFFUSION), ("model", _MODEL)):
     for name in names:
       config.require(section, name)  # A default in its place would be another model.

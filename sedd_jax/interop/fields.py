@@ -1,4 +1,4 @@
-"""Fields of a config that other code wrote: there and of the right type, or an error names them."""
+"""Typed access to the fields of a config that other code wrote; errors name the field."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ class Fields:
     return cls(values, file)
 
   def get(self, *keys: str) -> Any:
-    """The field as it stands, or None where it is not there."""
+    """The value of a field, or None if it is missing."""
     value: Any = self.values
     for key in keys:
       if not isinstance(value, Mapping) or key not in value:
@@ -56,7 +56,7 @@ class Fields:
     return value
 
   def require(self, *keys: str) -> Any:
-    """The field as it stands; null counts as missing."""
+    """The value of a field; null counts as missing."""
     value = self.get(*keys)
     if value is None:
       raise ValueError(f"{self.source}: field {'.'.join(keys)!r} is missing")
@@ -86,5 +86,5 @@ class Fields:
     return value
 
   def wrong(self, value: Any, wanted: str, *keys: str) -> ValueError:
-    """The error of a field that should be something else."""
+    """The error for a field with a wrong value."""
     return ValueError(f"{self.source}: {'.'.join(keys)}={value!r} must be {wanted}")

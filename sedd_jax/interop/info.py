@@ -1,4 +1,4 @@
-"""What a folder is: a run, one of its checkpoints, an export, or weights of PyTorch code.
+"""The description of a folder: a run, a checkpoint, an export, or weights of PyTorch code.
 
 Only small files are read, no weights; nothing is written.
 """
@@ -64,8 +64,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def kept_steps(workdir: Path) -> list[int]:
-  """Steps of a run's checkpoints, in order. What is being written has another name until it is
-  whole."""
+  """Steps of a run's checkpoints, in order, without one that is being written."""
   folder = workdir / FOLDER
   found = folder.iterdir() if folder.is_dir() else ()
   return sorted(int(step.name) for step in found if step.name.isdigit())
@@ -110,7 +109,7 @@ def _json(workdir: Path, name: str) -> dict[str, Any] | None:
 
 
 def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, list[str]]:
-  """Their number, and what this version does not understand of a config that another one wrote."""
+  """The number of parameters, and the errors of a config that another version wrote."""
   try:
     experiment = Experiment.from_config(config.values)
   except ValueError as error:
@@ -121,7 +120,7 @@ def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, lis
 
 
 def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-  """The newest held-out bound: that of the end where there is one, else one on the way."""
+  """The newest held-out bound: the final one if there is one, else one from training."""
   final = _json(workdir, rundir.EVALUATION)
   made = [line for line in lines if _STRICT in line] + ([] if final is None else [final])
   if not made:
@@ -139,10 +138,10 @@ def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _last(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-  """What the last lines of the metrics say of the training."""
+  """The latest value of each metric of training."""
   names = ("train_bits_per_char", "tokens_per_second", "step_seconds", "mfu")
-  said = {name: line[name] for line in lines for name in names if name in line}
-  return {"step": lines[-1]["step"], "time": lines[-1]["time"], **said} if lines else None
+  latest = {name: line[name] for line in lines for name in names if name in line}
+  return {"step": lines[-1]["step"], "time": lines[-1]["time"], **latest} if lines else None
 
 
 def _weights(folder: Path) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 
 def _counted(file: Path) -> int | None:
-  """Numbers in a safetensors file, from its header alone; None where there is no such file.
+  """The number of parameters in a safetensors file, from its header; None without a file.
 
   Raises:
     ValueError: the file is damaged.

@@ -51,7 +51,7 @@ def load(
   else:
     origin = path.resolve().name
   model = _load_folder(path, dtype, tokenizer)
-  # What an export says of its origin stands before the name of the folder.
+  # The origin in an export's config goes before the name of the folder.
   model.info.update({"origin": origin} | model.info | {"source": source})
   return model
 
@@ -77,7 +77,7 @@ def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model 
 
 
 def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | CausalModel:
-  """A folder of config.json and weights; the config tells whose."""
+  """The model of a folder with config.json and weights; the config tells which layout it has."""
   if not has_weights(path):
     raise FileNotFoundError(f"{path} has a {CONFIG} and no {SAFETENSORS} or {PICKLE} beside it")
   if config.get("format") is not None:
@@ -147,8 +147,8 @@ def _evaluation(path: Path, step: int) -> dict[str, Any]:
 
 
 def _is_hub_id(name: str) -> bool:
-  """Whether a name that is no path may be an id: not where its first half is a folder here, since
-  then it is a path with a mistake in it."""
+  """Whether a name that is no path may be a hub id. If its first half is a folder here, it is a
+  mistyped path."""
   return bool(_HUB_ID.fullmatch(name)) and not Path(name).parent.is_dir()
 
 

@@ -1,4 +1,4 @@
-"""Networks: tokens and total noise in, hidden states and an output layer out."""
+"""Networks: they map tokens and total noise to hidden states and scores."""
 
 from sedd_jax.models.causal import Autoregressive, CausalNetwork
 from sedd_jax.models.decoding import decode

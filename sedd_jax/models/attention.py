@@ -1,11 +1,11 @@
-"""Attention kernels; the one place that chooses among them.
+"""Attention kernels, and the choice among them.
 
-  xla     written out: any platform, shape and dtype; holds weights [B, H, L, L], of sequences
-          longer than 1024 those of a part of the queries at a time
+  xla     plain JAX: any platform, shape and dtype; holds weights [B, H, L, L]; for sequences
+          longer than 1024 it processes a part of the queries at a time
   splash  Pallas's flash attention for TPU; on CPU it is interpreted, for tests
   cudnn   cuDNN's flash attention for NVIDIA GPUs, through `jax.nn.dot_product_attention`; its
-          gradient repeats to the bit only under XLA_FLAGS=--xla_gpu_deterministic_ops=true
-  auto    splash on TPU and cudnn on NVIDIA GPUs, where they fit; else xla
+          gradient is reproducible only with XLA_FLAGS=--xla_gpu_deterministic_ops=true
+  auto    splash on TPU and cudnn on NVIDIA GPUs, where supported; else xla
 
 B: sequences, L: positions, H: heads, K: head width.
 """
@@ -25,10 +25,9 @@ from sedd_jax.models.visibility import ALL, CAUSAL, Rule, Visibility
 
 Kernel = Literal["xla", "splash", "cudnn", "auto"]
 KERNELS: tuple[str, ...] = get_args(Kernel)
-# The name by which rematerialisation may keep what attention returns, and for splash what else its
-# backward pass needs.
+# The rematerialisation name of attention's output and, for splash, its other residuals.
 ATTENTION = "attention"
-# From queries, keys and values [B, L, H, K], and segments [B, L] or None, to outputs [B, L, H, K].
+# Maps queries, keys, values [B, L, H, K] and segments [B, L] or None to outputs [B, L, H, K].
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 _SPEC = jax.P(("replica", "fsdp"), None, "tensor", None)
@@ -36,9 +35,9 @@ _ROWS = jax.P(("replica", "fsdp"), None)
 # Splash holds rows of logits in whole vector registers, 128 lanes wide.
 _LANES = 128
 _LONGEST_BLOCK = 512
-# `xla` makes the weights of at most so many queries at once.
+# `xla` computes the weights of at most this many queries at once.
 _MOST_QUERIES = 1024
-# Keys and values of one head that fit into VMEM whole; 4096 do not.
+# All keys and values of a head of this length fit into VMEM; those of length 4096 do not.
 _LONGEST_FUSED = 2048
 
 
@@ -46,12 +45,12 @@ _LONGEST_FUSED = 2048
 class PerShard:
   """Runs attention on each device's own sequences and heads.
 
-  GSPMD partitions einsums by itself, and cudnn's calls by the rules JAX registers for them. It
-  cannot partition a Pallas kernel: a program over several devices needs this with their mesh.
+  GSPMD partitions einsums, and cudnn's calls by rules that JAX registers. It cannot partition a
+  Pallas kernel: a program over several devices needs this class with their mesh.
 
-  `auto` asks here for the platform, since nothing else knows it when a function is traced: the
-  default backend is a CPU while a program is compiled for an absent TPU, and the gradient of
-  `jax.lax.platform_dependent` keeps room for the residuals of all its branches, here [B, H, L, L].
+  `auto` takes the platform from here. At trace time the default backend may be a CPU while the
+  program is compiled for an absent TPU, and the gradient of `jax.lax.platform_dependent` allocates
+  residuals for all its branches, here [B, H, L, L].
 
   Attributes:
     mesh: with axes `replica` and `fsdp` for sequences and `tensor` for heads; None for one device
@@ -62,11 +61,11 @@ class PerShard:
 
   @property
   def device(self) -> Any:
-    """One of the devices, for its kind."""
+    """A device of the mesh; all are of one kind."""
     return jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
 
   def parts(self) -> tuple[int, int]:
-    """Into how many parts the sequences and the heads are cut."""
+    """Number of shards of the sequences and of the heads."""
     if self.mesh is None:
       return 1, 1
     return self.mesh.shape["replica"] * self.mesh.shape["fsdp"], self.mesh.shape["tensor"]
@@ -74,7 +73,7 @@ class PerShard:
   def __call__(self, attend: Attend) -> Attend:
     if self.mesh is None:
       return attend
-    # A Pallas call does not say over which axes its outputs vary, so that check is off.
+    # A Pallas call does not declare over which axes its outputs vary, so the check is off.
     return jax.shard_map(
       attend,
       mesh=self.mesh,
@@ -93,15 +92,15 @@ def attention(
   kernel: Kernel = "xla",
   per_shard: PerShard = PerShard(),
 ) -> jax.Array:
-  """Attention, scale K^-1/2; float[B, L, H, K] of the dtype of v.
+  """Attention outputs with scale K^-1/2; float[B, L, H, K] of the dtype of v.
 
   Args:
     visibility: which positions see which.
-    kernel: see the top of this file.
+    kernel: see the module docstring.
     per_shard: where the program runs.
 
   Raises:
-    ValueError: a kernel is asked for by name and does not fit; the message says what would.
+    ValueError: the named kernel does not support these inputs; the message says what it supports.
   """
   match choose(kernel, q_BLHK, per_shard, visibility):
     case "splash":
@@ -123,7 +122,7 @@ def choose(
   per_shard: PerShard,
   visibility: Visibility = Visibility(),
 ) -> Kernel:
-  """The kernel that `attention` runs for these queries, of which only shape and dtype matter.
+  """The kernel that `attention` runs for queries of this shape and dtype.
 
   Raises:
     ValueError: as `attention`.
@@ -140,13 +139,13 @@ def choose(
 def _misfit(
   kernel: Kernel, q_BLHK: jax.Array, per_shard: PerShard, visibility: Visibility
 ) -> str | None:
-  """Why a kernel cannot take these queries here, and what it would take; None if it can."""
+  """Why a kernel does not support these queries, and what it supports; None if it does."""
   match kernel:
     case "splash":
       return _splash_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
     case "cudnn":
       if visibility.segments is not None:
-        return "cannot keep documents apart (data.visibility='document')"
+        return "cannot separate documents (data.visibility='document')"
       if visibility.rule not in (ALL, CAUSAL):
         return f"has no mask for {visibility.rule.name!r}"
       return _cudnn_misfit(q_BLHK, per_shard.device) or _parts_misfit(q_BLHK, per_shard)
@@ -168,9 +167,9 @@ def _splash_misfit(q_BLHK: jax.Array, device: Any) -> str | None:
 
 
 def _cudnn_misfit(q_BLHK: jax.Array, device: Any) -> str | None:
-  """The conditions of cuDNN's flash attention that JAX checks, and the capability, which it omits.
+  """Why cuDNN's flash attention does not fit: JAX's conditions, and the compute capability.
 
-  AMD GPUs call themselves "gpu" too; their capability is no number.
+  The platform of AMD GPUs is "gpu" too; their capability is not a number.
   """
   try:
     capability = float(getattr(device, "compute_capability", ""))
@@ -202,10 +201,10 @@ def _parts_misfit(q_BLHK: jax.Array, per_shard: PerShard) -> str | None:
 def attend_one(
   q_B1HK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, position: jax.Array
 ) -> jax.Array:
-  """What one query sees of a cache of keys and values; float[B, 1, H, K] of the dtype of v.
+  """Attention output of one query over a cache of keys and values; float[B, 1, H, K], dtype of v.
 
   Args:
-    position: int32[], that of the query; later ones are not seen.
+    position: int32[], the query's position; later keys are not seen.
   """
   seen_1L = (jnp.arange(k_BLHK.shape[1]) <= position)[None, :]
   q_BH1K, k_BHLK, v_BHLK = _heads_first(q_B1HK, k_BLHK, v_BLHK)
@@ -215,9 +214,9 @@ def attend_one(
 def _xla(
   q_BLHK: jax.Array, k_BLHK: jax.Array, v_BLHK: jax.Array, visibility: Visibility
 ) -> jax.Array:
-  """Written out because the exact tests run in float64.
+  """Attention outputs in plain JAX, in float64 for the exact tests.
 
-  `jax.nn.dot_product_attention` takes its softmax in float32 even then.
+  `jax.nn.dot_product_attention` computes its softmax in float32 even then.
   """
   q_BHLK, k_BHLK, v_BHLK = _heads_first(q_BLHK, k_BLHK, v_BLHK)
   batch, heads, length, width = q_BHLK.shape
@@ -225,7 +224,7 @@ def _xla(
   segments_BM: Any = visibility.segments
 
   def attend(q_BHLK, segments_BL, first):
-    """The outputs of some queries, which start at a position."""
+    """The outputs of consecutive queries from position first."""
     query_L1 = first + jnp.arange(q_BHLK.shape[2])[:, None]
     seen = visibility.rule.sees(query_L1, jnp.arange(length)[None, :])
     if segments_BL is not None:
@@ -235,13 +234,13 @@ def _xla(
 
   if length <= _MOST_QUERIES:
     return jnp.swapaxes(attend(q_BHLK, segments_BM, 0), 1, 2)
-  # Some queries at a time, weights made again for the gradient: memory is linear in the length.
+  # One part of the queries at a time, recomputed for the gradient: memory is linear in the length.
   parts = -(-length // _MOST_QUERIES)
   extra = -length % parts
   q_BHLK = jnp.pad(q_BHLK, ((0, 0), (0, 0), (0, extra), (0, 0)))
   q_NBHLK = jnp.moveaxis(q_BHLK.reshape(batch, heads, parts, -1, width), 2, 0)
   segments_NBL = segments_BM
-  if segments_NBL is not None:  # What pads the queries sees something too: no row without a weight.
+  if segments_NBL is not None:  # Padding queries see some key too: no softmax over nothing.
     padded_BL = jnp.pad(segments_BM, ((0, 0), (0, extra)), mode="edge")
     segments_NBL = jnp.moveaxis(padded_BL.reshape(batch, parts, -1), 1, 0)
   inputs = (q_NBHLK, segments_NBL, jnp.arange(parts) * q_NBHLK.shape[3])
@@ -257,8 +256,11 @@ def _heads_first(*arrays_BLHK: jax.Array) -> list[jax.Array]:
 def _weighted(
   q_BHLK: jax.Array, k_BHMK: jax.Array, v_BHMK: jax.Array, seen: jax.Array | None
 ) -> jax.Array:
-  """Values weighted by the softmax over those that a query sees, bool[L, M] or [B, 1, L, M]; None:
-  all."""
+  """Values weighted by the softmax over the keys that a query sees.
+
+  Args:
+    seen: bool[L, M] or [B, 1, L, M]; None: all keys.
+  """
   dtype = jnp.promote_types(q_BHLK.dtype, jnp.float32)
   logits_BHLM = jnp.einsum("bhlk,bhmk->bhlm", q_BHLK, k_BHMK, preferred_element_type=dtype)
   logits_BHLM *= q_BHLK.shape[-1] ** -0.5
@@ -277,9 +279,10 @@ def _splash(
   rule: Rule,
   interpret: bool,
 ) -> jax.Array:
-  """The kernel knows no scale, so the queries bring it; inside, logits and weights are float32.
+  """Outputs of the splash kernel. It has no scale, so the queries are scaled; logits and weights
+  are float32.
 
-  In bfloat16 that rounds the queries once more, unless K^-1/2 is a power of two, as for K=64.
+  In bfloat16 scaling rounds the queries again, unless K^-1/2 is a power of two, as for K=64.
   Against float32 its errors were 0.7 to 2.1 times those of xla.
   """
   _, length, heads, width = q_BLHK.shape
@@ -299,15 +302,15 @@ def _splash(
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Output:
-  """Stands for the kernel's output among what its derivative needs."""
+  """Placeholder for the kernel's output among its residuals."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _merged(attend: Callable[..., jax.Array], heads: int, *inputs: jax.Array) -> jax.Array:
-  """What a kernel of [B, H, L, K] returns with its heads merged, [B, L, H K].
+  """A kernel's output [B, H, L, K] with merged heads, [B, L, H K].
 
-  Its own derivative would keep [B, H, L, K], which a TPU pads to 128 features a head: twice the
-  memory for K=64. This one keeps what it returns, under the name ATTENTION.
+  The kernel's own derivative keeps [B, H, L, K], which a TPU pads to 128 features per head: twice
+  the memory for K=64. This one keeps the merged output, under the name ATTENTION.
   """
   del heads
   return _merge(attend(*inputs))
@@ -318,11 +321,11 @@ def _merged_forward(attend: Callable[..., jax.Array], heads: int, *inputs: jax.A
   out_BHLK, pullback = jax.vjp(attend, *inputs)
 
   def kept(z):
-    """Of what the derivative needs: not the output, and by name what is neither input nor mask."""
+    """A residual to keep: a placeholder for the output, and a name if neither input nor mask."""
     if z is out_BHLK:
       return _Output()
-    made = jnp.issubdtype(z.dtype, jnp.floating) and not any(z is one for one in inputs)
-    return checkpoint_name(z, ATTENTION) if made else z
+    computed = jnp.issubdtype(z.dtype, jnp.floating) and not any(z is x for x in inputs)
+    return checkpoint_name(z, ATTENTION) if computed else z
 
   merged = checkpoint_name(_merge(out_BHLK), ATTENTION)
   return merged, (merged, jax.tree.map(kept, pullback))
@@ -357,12 +360,12 @@ def _merge(out_BHLK: jax.Array) -> jax.Array:
 def _splash_kernel(heads: int, length: int, rule: Rule, interpret: bool) -> Any:
   """Forward and backward kernels for one sequence, of (q, k, v) [H, L, K].
 
-  Blocks are as long as divides the length, up to MaxText's default of 512; they were compiled for
-  v5e and v6e, not tuned.
+  Blocks have the largest size that divides the length, up to MaxText's default of 512. They were
+  compiled for v5e and v6e, not tuned.
   """
   block = max(b for b in range(_LANES, _LONGEST_BLOCK + 1, _LANES) if length % b == 0)
-  # One kernel makes dq, dk and dv, with 5 products for a pair of blocks where two take 7. It writes
-  # a dq for every part of the keys, so they come in one part, which limits the length.
+  # A fused kernel computes dq, dk and dv with 5 products per pair of blocks; two kernels take 7. It
+  # writes a dq for every part of the keys, so the keys form one part, which limits the length.
   fused = length <= _LONGEST_FUSED
   sizes = splash_attention.BlockSizes(
     block_q=block,
@@ -375,7 +378,7 @@ def _splash_kernel(heads: int, length: int, rule: Rule, interpret: bool) -> Any:
     use_fused_bwd_kernel=fused,
   )
   mask = splash_attention.MultiHeadMask([_splash_mask(length, rule)] * heads)
-  # Numpy arrays outlive the trace and the backend that asked first.
+  # Cached as numpy arrays, which do not depend on the first caller's trace or backend.
   with jax.ensure_compile_time_eval():
     kernel = splash_attention.make_splash_mha(
       mask,
@@ -388,21 +391,21 @@ def _splash_kernel(heads: int, length: int, rule: Rule, interpret: bool) -> Any:
 
 
 def _splash_mask(length: int, rule: Rule) -> splash_attention.Mask:
-  """The mask of a rule as splash knows it; it makes those of its own kinds block by block."""
-  own = {ALL: splash_attention.FullMask, CAUSAL: splash_attention.CausalMask}
-  if rule in own:
-    return own[rule]((length, length))
+  """Splash's mask for a rule; its built-in masks are computed block by block."""
+  built_in = {ALL: splash_attention.FullMask, CAUSAL: splash_attention.CausalMask}
+  if rule in built_in:
+    return built_in[rule]((length, length))
   position = np.arange(length)
   return splash_attention.NumpyMask(np.asarray(rule.sees(position[:, None], position[None, :])))
 
 
 def rotary(z_BLHK: jax.Array, first: jax.typing.ArrayLike = 0) -> jax.Array:
-  """Rotates feature i with feature i + K / 2 by position * 10000^(-2i / K).
+  """z with feature pairs (i, i + K / 2) rotated by position * 10000^(-2i / K).
 
-  The angles are float32 at least, whatever the dtype of z.
+  The angles are at least float32, whatever the dtype of z.
 
   Args:
-    first: int32[], position of the first.
+    first: int32[], the first position.
   """
   length, width = z_BLHK.shape[1], z_BLHK.shape[3]
   dtype = jnp.promote_types(z_BLHK.dtype, jnp.float32)

@@ -1,9 +1,9 @@
 """Autoregressive networks: the law of each token given those before it.
 
 `CausalNetwork` is the trunk of the score transformer with causal attention: the same parameters,
-loop, meshes and checkpoints as a score network. Its conditioning sees no noise, so it is constant.
-The sequence is shifted by one, with the state that would be the mask in front: that the first token
-has a law too makes a sequence's likelihood comparable with a diffusion bound.
+loop, meshes and checkpoints as a score network. Its conditioning is constant, without noise. The
+sequence is shifted by one behind a start token, the absorbing process's mask state. The first token
+then has a law too, so the likelihood is comparable with a diffusion bound.
 
 B: sequences, L: positions, D: width, V: tokens.
 """
@@ -26,9 +26,9 @@ class Autoregressive(Protocol):
 
   Attributes:
     vocab_size: V.
-    longest: the most positions it reads.
-    start: token that stands before the first one when text is generated.
-    scores_first: whether it knows the law of the first token.
+    longest: the maximum number of positions.
+    start: token placed before the first one when text is generated.
+    scores_first: whether it models the law of the first token.
     dtype: compute dtype.
   """
 
@@ -48,31 +48,32 @@ class Autoregressive(Protocol):
   def dtype(self) -> str: ...
 
   def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float[B, L, D] of int[B, L]: state i has read tokens 0 to i."""
+    """Hidden states float[B, L, D] of tokens int[B, L]; state i has read tokens 0 to i."""
     ...
 
   def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float32[B, L, V] of int[B, L]: row i is for the token after tokens 0 to i."""
+    """Logits float32[B, L, V] of tokens int[B, L]; row i is for the token after tokens 0 to i."""
     ...
 
   def log_prob(
     self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
   ) -> jax.Array:
-    """float32[B, L], nats: of each token given those before it in its segment; the first is 0
-    without `scores_first`."""
+    """Log probability of each token given earlier tokens of its segment, float32[B, L], nats; the
+    first is 0 without `scores_first`."""
     ...
 
   def empty_cache(self, batch: int, length: int) -> Any:
-    """Room for what `step` keeps of so many positions."""
+    """A cache for `step`, with space for this many positions."""
     ...
 
   def step(
     self, params: Params, cache: Any, tokens_B: jax.Array, position: jax.Array
   ) -> tuple[jax.Array, Any]:
-    """Reads one token of each sequence, or `start`, at a position int32[].
+    """Logits float32[B, V] for the next token, and the cache with this one.
 
-    Returns:
-      Logits float32[B, V] for the token after it, and the cache with it.
+    Args:
+      tokens_B: one token, or `start`, for each sequence.
+      position: int32[].
     """
     ...
 
@@ -81,15 +82,15 @@ class Autoregressive(Protocol):
 class CausalNetwork(Transformer):
   """The score transformer's trunk as an autoregressive network.
 
-  Parameters are those of a score network for the absorbing process; the row of the mask in the
-  embedding is that of the start.
+  Its parameters are those of a score network for the absorbing process; the start token uses the
+  mask's row of the embedding.
 
   Raises:
     ValueError: the config is not causal, or sees the noise.
   """
 
   scores_first = True
-  # Rotary positions have no end; how far the network was trained to read is not known here.
+  # Rotary positions have no limit, and the training length is not known here.
   longest = 2**31 - 1
 
   def __post_init__(self):
@@ -101,12 +102,12 @@ class CausalNetwork(Transformer):
 
   @property
   def vocab_size(self) -> int:
-    """V: one state less than there are."""
+    """V: the number of states minus 1."""
     return self.config.num_states - 1
 
   @property
   def start(self) -> int:
-    """The last state."""
+    """The start token, which is the last state."""
     return self.vocab_size
 
   @property
@@ -114,12 +115,12 @@ class CausalNetwork(Transformer):
     return self.config.dtype
 
   def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float[B, L, D] of int[B, L]: state i has read tokens 0 to i."""
+    """Hidden states float[B, L, D] of tokens int[B, L]; state i has read tokens 0 to i."""
     started = self._started(tokens)
     return self.read(params, started, _no_noise(started))[:, 1:]
 
   def logits(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float[B, L, V] of at least float32: row i is for the token after tokens 0 to i."""
+    """Logits float[B, L, V] of at least float32; row i is for the token after tokens 0 to i."""
     started = self._started(tokens)
     return self.raw(params, started, _no_noise(started))[:, 1:, : self.vocab_size]
 
@@ -130,7 +131,7 @@ class CausalNetwork(Transformer):
     segments: jax.Array | None = None,
     dropout_keys: jax.Array | None = None,
   ) -> jax.Array:
-    """log p of each token given those before it, without [B, L, V].
+    """Log probability of each token given the tokens before it, without [B, L, V].
 
     Args:
       tokens: int[B, L].
@@ -141,7 +142,7 @@ class CausalNetwork(Transformer):
       float[B, L] of at least float32, nats.
     """
 
-    def of_columns(columns, hidden_BLD, tokens, *, axis):
+    def log_prob_from_columns(columns, hidden_BLD, tokens, *, axis):
       return log_prob_of_columns(
         hidden_BLD,
         columns,
@@ -152,25 +153,26 @@ class CausalNetwork(Transformer):
       )
 
     keys = dropout_keys if self.config.dropout else None
-    before = self._started(tokens)[:, :-1]
-    if segments is not None:  # The start stands before the first token of each.
+    previous = self._started(tokens)[:, :-1]
+    if segments is not None:  # Each segment begins with the start token.
       first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
-      before = jnp.where(first, self.start, before)
-    hidden_BLD = self.read(params, before, _no_noise(before), keys, segments)
+      previous = jnp.where(first, self.start, previous)
+    hidden_BLD = self.read(params, previous, _no_noise(previous), keys, segments)
     hidden_BLD = hidden_BLD.astype(self.config.dtype)
-    return self.placement.on_columns(of_columns)(*self.stored_head(params), hidden_BLD, tokens)
+    run = self.placement.on_columns(log_prob_from_columns)
+    return run(*self.stored_head(params), hidden_BLD, tokens)
 
   def empty_cache(self, batch: int, length: int) -> Any:
-    """Room for so many positions: the mixer's own, of each block along a leading axis."""
-    of_block = self.config.mixer.empty_cache(batch, length)
-    return jax.tree.map(lambda x: jnp.zeros((self.config.blocks, *x.shape), x.dtype), of_block)
+    """The mixers' empty caches for this many positions, stacked over blocks."""
+    cache = self.config.mixer.empty_cache(batch, length)
+    return jax.tree.map(lambda x: jnp.zeros((self.config.blocks, *x.shape), x.dtype), cache)
 
   def step(
     self, params: Params, cache: Any, tokens_B: jax.Array, position: jax.Array
   ) -> tuple[jax.Array, Any]:
-    """Reads one token of each sequence at a position; see `Autoregressive`.
+    """Logits for the next token and the new cache; see `Autoregressive`.
 
-    The start stands at position 0, token i at position i + 1.
+    The start token has position 0, token i has position i + 1.
     """
     config = self.config
     ends = self.used_ends(params)
@@ -192,10 +194,10 @@ class CausalNetwork(Transformer):
     return raw_BS[:, : self.vocab_size], cache
 
   def _started(self, tokens: jax.Array) -> jax.Array:
-    """int[B, L + 1]: the start, and the tokens."""
+    """The start token followed by the tokens, int[B, L + 1]."""
     return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=self.start)
 
 
 def _no_noise(tokens: jax.Array) -> jax.Array:
-  """Total noise 0 for each of tokens int[B, ...]."""
+  """Total noise 0 for each row of tokens int[B, ...], float32[B]."""
   return jnp.zeros(tokens.shape[0], jnp.float32)

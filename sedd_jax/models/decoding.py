@@ -1,4 +1,4 @@
-"""Text from an autoregressive network, token after token, with a cache.
+"""Token-by-token sampling from an autoregressive network, with a cache.
 
 B: sequences, L: positions, V: tokens.
 """
@@ -21,23 +21,25 @@ def decode(
   truncation: Truncation = Truncation(),
   started: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-  """Continues prefixes; each new token is drawn given all before it.
+  """Samples that continue prefixes; each new token is drawn given all tokens before it.
 
-  The network is called once for each position, whatever is given.
+  The network is called once for each position, given or not.
+
+  Seven arguments: a network and its weights, keys, prefixes and their lengths, and how to draw.
 
   Args:
     network: the autoregressive network.
     params: its parameters.
-    keys: PRNG keys [B]; a sample depends on its key alone.
-    prefix: int[B, L]; what stands after the prefix does not matter.
-    prefix_lengths: int[B], tokens that are given.
-    truncation: of each new token's law.
-    started: whether `network.start` stands before the first token. Without it every prefix has a
-      token, and the network reads that first.
+    keys: PRNG keys [B]; the randomness of a sample depends on its key alone.
+    prefix: int[B, L]; entries after the prefix are ignored.
+    prefix_lengths: int[B], number of given tokens.
+    truncation: truncation of each new token's law.
+    started: whether the network reads `network.start` first. If not, it reads the first token of
+      the prefix first, and no prefix may be empty.
 
   Returns:
-    Tokens int32[B, L], and float32[B, L], the log probability of each token, nats, before the
-    truncation; 0 for a first token that was not started.
+    Tokens int32[B, L], and the log probability of each token before truncation, float32[B, L],
+    nats; 0 for the first token if not started.
   """
   batch, length = prefix.shape
   first = 0 if started else 1
@@ -51,9 +53,9 @@ def decode(
     law_BV = jax.nn.log_softmax(logits_BV, axis=-1)
     return (cache, token_B), (token_B, jnp.take_along_axis(law_BV, token_B[:, None], axis=1)[:, 0])
 
-  before_B = jnp.full(batch, network.start) if started else prefix[:, 0]
-  state = (network.empty_cache(batch, length), before_B.astype(jnp.int32))
-  places = jnp.arange(first, length, dtype=jnp.int32)
-  _, (tokens_LB, log_prob_LB) = jax.lax.scan(body, state, places)
+  first_B = jnp.full(batch, network.start) if started else prefix[:, 0]
+  state = (network.empty_cache(batch, length), first_B.astype(jnp.int32))
+  positions = jnp.arange(first, length, dtype=jnp.int32)
+  _, (tokens_LB, log_prob_LB) = jax.lax.scan(body, state, positions)
   tokens = jnp.concatenate([prefix[:, :first].astype(jnp.int32), tokens_LB.T], axis=1)
   return tokens, jnp.pad(log_prob_LB.T, ((0, 0), (first, 0)))

@@ -1,18 +1,18 @@
 """GPT-2 (Radford et al. 2019): the judge of generated text, as pure functions of nested dicts.
 
-Pre-norm blocks with learned positions, biases everywhere, GELU in its tanh form, a causal mask, and
-an output layer that is the embedding unless the weights bring another. Residual stream, norms,
-softmax and logits are float32 at least; linear maps and attention take their inputs in
-`config.dtype`, and float32 means float32 on accelerators too, where products would be rounded. The
-attention, the tiles of the output layer and the placement are those of our own networks.
+Pre-norm blocks with learned positions, biases everywhere, tanh GELU, a causal mask, and an output
+layer tied to the embedding unless the weights have their own. Residual stream, norms, softmax and
+logits are at least float32. Linear maps and attention take inputs in `config.dtype`; float32
+products are not rounded on accelerators either. Attention, output tiles and placement are shared
+with our own networks.
 
 Parameter paths (float32, blocks stacked along a leading axis):
 
-  embedding [V, D], positions [N, D], norm/{scale, bias} [D], output [D, V] where it is not tied
+  embedding [V, D], positions [N, D], norm/{scale, bias} [D], output [D, V] if not tied
   blocks/{norm1, norm2}/{scale, bias}, blocks/{qkv, attn_out, mlp_in, mlp_out}/{kernel, bias}
 
-B: sequences, L: positions, D: width, H: heads, K: head width, V: vocabulary, M: positions that a
-cache has room for, N: `longest`.
+B: sequences, L: positions, D: width, H: heads, K: head width, V: vocabulary, M: positions of a
+cache, N: `longest`.
 """
 
 import dataclasses
@@ -32,31 +32,31 @@ from sedd_jax.models.placement import EMBEDDING, OUTPUT_KERNEL, Placement
 from sedd_jax.models.visibility import CAUSAL, Visibility
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-# On accelerators too, where products of float32 would be rounded to bfloat16 or TensorFloat-32.
+# Keeps accelerators from rounding float32 products to bfloat16 or TensorFloat-32.
 _exactly = jax.default_matmul_precision("highest")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-  """Shape and numerics, by the names of Hugging Face's config.json.
+  """Shape and numerics, with the names of Hugging Face's config.json.
 
   Attributes:
     vocab_size: V.
-    n_positions: most positions it can read.
+    n_positions: maximum number of positions.
     n_embd: D.
     n_layer: number of blocks.
     n_head: H; must divide n_embd.
     n_inner: width inside the MLP; 4 D if None.
     layer_norm_epsilon: added to variances.
-    activation_function: `gelu_new`, the tanh form, and no other.
+    activation_function: `gelu_new`, the tanh form; no other is supported.
     scale_attn_weights: whether attention logits are multiplied by K^-1/2.
-    scale_attn_by_inverse_layer_idx: whether those of block i are divided by i + 1.
+    scale_attn_by_inverse_layer_idx: whether attention logits of block i are divided by i + 1.
     tie_word_embeddings: whether the output layer is the embedding.
-    bos_token_id: the token that stands before a text, <|endoftext|>.
+    bos_token_id: the token before a text, <|endoftext|>.
     dtype: compute dtype of linear maps and attention.
 
   Raises:
-    ValueError: fields are out of range or not supported; the message names them, a line for each.
+    ValueError: fields are out of range or not supported; the message has one line per field.
   """
 
   vocab_size: int
@@ -110,8 +110,8 @@ class GPT2Config:
 class GPT2:
   """The network.
 
-  Row i of what it returns has read tokens 0 to i, and is about token i + 1: there is no law of the
-  first token (`scores_first`) but behind a `start` that the caller puts there.
+  Output row i has read tokens 0 to i and predicts token i + 1. The first token has no law
+  (`scores_first`), unless the caller puts `start` before it.
 
   Attributes:
     config: shape and numerics.
@@ -135,12 +135,12 @@ class GPT2:
 
   @property
   def longest(self) -> int:
-    """Most positions that it can read."""
+    """Maximum number of positions."""
     return self.config.n_positions
 
   @property
   def start(self) -> int:
-    """The token that stands before the first one when text is sampled."""
+    """The token before the first one when text is sampled."""
     return self.config.bos_token_id
 
   @functools.cached_property
@@ -160,12 +160,12 @@ class GPT2:
   def hidden(
     self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
   ) -> jax.Array:
-    """What the output layer reads.
+    """Hidden states, the input of the output layer.
 
     Args:
-      params: as `shapes` says.
+      params: parameters, see `shapes`.
       tokens: int[B, L], in [0, V); L at most `longest`.
-      segments: int[B, L], as in `Batch`; positions count from the start of the row.
+      segments: int[B, L], see `Batch`; positions count from the start of the row.
 
     Returns:
       float[B, L, D] of at least float32; state i has read tokens 0 to i.
@@ -196,7 +196,7 @@ class GPT2:
     """Unnormalised log probabilities of the next token, float[B, L, V] of at least float32.
 
     Args:
-      params: as `shapes` says.
+      params: parameters, see `shapes`.
       tokens: int[B, L].
 
     Raises:
@@ -208,36 +208,38 @@ class GPT2:
   def log_prob(
     self, params: Params, tokens: jax.Array, segments: jax.Array | None = None
   ) -> jax.Array:
-    """Log probability of each token given those before it, in nats; [B, L, V] is never held.
+    """Log probability of each token given the tokens before it, in nats, without [B, L, V].
 
     Args:
-      params: as `shapes` says.
+      params: parameters, see `shapes`.
       tokens: int[B, L].
       segments: as in `hidden`.
 
     Returns:
-      float[B, L] of at least float32; entry 0 is 0, since the first token has no law.
+      float[B, L] of at least float32; entry 0 is 0 because the first token has no law.
 
     Raises:
       ValueError: L exceeds `longest`.
     """
 
-    def of_columns(columns, hidden_BLD, tokens, *, axis):
-      none = jnp.full_like(tokens, self.vocab_size)
+    def log_prob_from_columns(columns, hidden_BLD, tokens, *, axis):
+      left_out = jnp.full_like(tokens, self.vocab_size)  # Beyond the states: none is left out.
       return log_prob_of_columns(
-        hidden_BLD, columns, none, tokens, num_states=self.vocab_size, axis=axis
+        hidden_BLD, columns, left_out, tokens, num_states=self.vocab_size, axis=axis
       )
 
     hidden_BLD = self.hidden(params, tokens, segments).astype(self.config.dtype)
     if tokens.shape[1] < 2:
       return jnp.zeros(tokens.shape, self.config.stream_dtype)
     bias = jnp.zeros(self.vocab_size, self.config.stream_dtype)
-    run = self.placement.on_columns(of_columns)
+    run = self.placement.on_columns(log_prob_from_columns)
     log_prob = run(self._head(params), bias, hidden_BLD[:, :-1], tokens[:, 1:])
+    if segments is not None:  # The first token of a segment has no law either.
+      log_prob = jnp.where(segments[:, 1:] == segments[:, :-1], log_prob, 0.0)
     return jnp.pad(log_prob, ((0, 0), (1, 0)))
 
   def empty_cache(self, batch: int, length: int) -> Cache:
-    """Room for the keys and values of so many sequences and positions, float[blocks, B, M, H, K].
+    """An empty cache: keys and values float[blocks, B, M, H, K] for M = length positions.
 
     Raises:
       ValueError: length exceeds `longest`.
@@ -252,16 +254,13 @@ class GPT2:
   def step(
     self, params: Params, cache: Cache, token: jax.Array, position: jax.typing.ArrayLike
   ) -> tuple[jax.Array, Cache]:
-    """Reads one token of each sequence.
+    """Logits of the next token, float[B, V] of at least float32, and the cache with this token.
 
     Args:
-      params: as `shapes` says.
-      cache: from `empty_cache` or the step before; it holds all positions before this one.
+      params: parameters, see `shapes`.
+      cache: from `empty_cache` or the step before; holds all earlier positions.
       token: int[B].
-      position: int32[], of this token, below the length of the cache.
-
-    Returns:
-      Logits of the next token, float[B, V] of at least float32, and the cache with this token.
+      position: int32[], this token's position, below the length of the cache.
     """
     chex.assert_rank([token, position], [1, 0])
     position = jnp.asarray(position)
@@ -288,7 +287,7 @@ class GPT2:
     return self.placement.weights(name, self.table.cast(name, layer), self.table.specs)
 
   def _query_scales(self) -> jax.Array | None:
-    """Factors of queries, float[blocks], where attention is scaled by other than K^-1/2."""
+    """Factors of the queries, float[blocks], or None if attention is scaled by K^-1/2."""
     config = self.config
     if config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx:
       return None
@@ -305,7 +304,7 @@ class GPT2:
     return [z.astype(self.config.dtype) for z in (q, k, v)]
 
   def _finish_block(self, block: Params, h_BLD: jax.Array, out_BLHK: jax.Array) -> jax.Array:
-    """All that comes after attention."""
+    """The residual stream after the block, from attention's output."""
     h_BLD = h_BLD + self._linear(block["attn_out"], out_BLHK.reshape(h_BLD.shape))
     m_BLF = self._linear(block["mlp_in"], self._norm(block["norm2"], h_BLD))
     return h_BLD + self._linear(block["mlp_out"], jax.nn.gelu(m_BLF, approximate=True))
@@ -331,7 +330,7 @@ class GPT2:
     return self._product(hidden, self.placement.gathered(self._head(params), OUTPUT_KERNEL))
 
   def _product(self, a: jax.Array, kernel: jax.Array) -> jax.Array:
-    """a float[..., D] times the kernel: inputs in the compute dtype, summed in float32 at least."""
+    """a float[..., D] times the kernel, in the compute dtype, accumulated in at least float32."""
     dtype = self.config.dtype
     return jax.lax.dot_general(
       a.astype(dtype),
@@ -342,7 +341,7 @@ class GPT2:
 
 
 def _table(config: GPT2Config) -> Table:
-  """The layers; positions and norms are small and whole on every device."""
+  """The layers; positions and norms are small and replicated."""
   width, inner, dtype = config.n_embd, config.inner, config.dtype
   weights = normal(0.02)
 

@@ -1,12 +1,12 @@
-"""Layers: one table of all that is known of each array of parameters.
+"""Layers: one table that describes each parameter array of a network.
 
 A network is a table and functions of nested dicts of arrays. Initialization, sharding, padding,
-counts of operations, and other people's layouts of weights all read the table.
+operation counts and the conversion of external weights all read the table.
 
-Leaves under `blocks/` are stacked along a leading axis, which the table leaves out. In memory two
-things may differ from what checkpoints hold (`pad`, `unpad`): axes that count states are padded,
-with entries that are 0, never reach a score and get no gradient; and an array may have another
-shape, so that a mesh can cut it at its heads.
+Leaves under `blocks/` are stacked along a leading axis, which the table omits. Arrays in memory may
+differ from checkpoints in two ways (`pad`, `unpad`). Axes that count states are padded with zeros,
+which never reach a score and get no gradient. And an array may be reshaped, so that a mesh can
+shard it by heads.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from jax import P
 
 Params = dict[str, Any]
 Tree = TypeVar("Tree")
-# A key and a shape to float32[shape].
+# Maps a key and a shape to float32[shape].
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
-# What a matrix is multiplied for: each token, each token that needs its outputs, or each row.
+# How often a matrix is applied: per token, per token that needs scores, or per row.
 Per = Literal["token", "state", "row"]
 
 
@@ -32,16 +32,16 @@ class Layer:
   """One array of parameters.
 
   Attributes:
-    name: its path in the nested dicts, `blocks/qkv/kernel`.
-    shape: as checkpoints hold it, of one block.
-    init: fresh values of that shape.
-    spec: how a mesh cuts it in memory. `tensor` cuts what one layer computes (heads, width of the
-      MLP, vocabulary), `fsdp` cuts storage alone: it is gathered before use.
-    original: its name in the original PyTorch code, `{}` for the number of its block.
-    dtype: that products take it in, or None: as it is stored.
-    states: the axis that counts states, if one does.
-    split: parts that its last axis has in memory; they then stand on an axis of their own.
-    per: what its matrix product is taken for; None: nothing that counts.
+    name: its path in the nested dicts, such as `blocks/qkv/kernel`.
+    shape: its shape in checkpoints, for one block.
+    init: initializer of that shape.
+    spec: how a mesh shards it in memory. `tensor` shards computation (heads, width of the MLP,
+      vocabulary); `fsdp` shards only storage: the array is gathered before use.
+    original: its name in the original PyTorch code, with `{}` for the block number.
+    dtype: its dtype in products, or None for the stored dtype.
+    states: the axis that counts states, or None.
+    split: number of parts of the last axis, which get an axis of their own in memory.
+    per: how often its matrix product is computed; None: not counted.
   """
 
   name: str
@@ -56,7 +56,7 @@ class Layer:
 
   @property
   def stacked(self) -> bool:
-    """Whether every block has one."""
+    """Whether every block has this array."""
     return self.name.startswith("blocks/")
 
 
@@ -65,11 +65,11 @@ class Table:
   """The layers of a network.
 
   Attributes:
-    first: those before the blocks, in the original's parameter order, as all here.
-    block: those of a block.
-    last: those after the blocks.
+    first: layers before the blocks; all layers are in the original's parameter order.
+    block: layers of one block.
+    last: layers after the blocks.
     blocks: number of blocks.
-    padding: entries that axes of states have more in memory.
+    padding: number of padding entries on axes that count states.
   """
 
   first: tuple[Layer, ...]
@@ -87,14 +87,14 @@ class Table:
 
   @functools.cached_property
   def specs(self) -> Mapping[str, jax.P]:
-    """The partition spec of each array in memory, the axis of blocks included."""
+    """The partition spec of each array in memory, including the blocks axis."""
     return {
       layer.name: P(None, *layer.spec) if layer.stacked and layer.spec else layer.spec
       for layer in self
     }
 
   def init(self, key: jax.Array) -> Params:
-    """Fresh parameters, float32, in their form in memory."""
+    """Initial parameters, float32, padded."""
     key_ends, key_blocks = jax.random.split(key)
     block_keys = jax.random.split(key_blocks, self.blocks)
     ends = _fresh((*self.first, *self.last), key_ends)
@@ -102,11 +102,11 @@ class Table:
     return self.pad(nested(ends | blocks))
 
   def shapes(self) -> Params:
-    """The parameters as checkpoints hold them, as shapes."""
+    """The parameters' shapes in checkpoints."""
     return jax.eval_shape(lambda: self.unpad(self.init(jax.random.key(0))))
 
   def pad(self, tree: Tree) -> Tree:
-    """The form in memory of parameters, or of a tree that holds trees like them."""
+    """The in-memory form of parameters, or of a tree that contains trees like them."""
 
     def leaf(layer: Layer, x: jax.Array) -> jax.Array:
       if layer.states is not None:
@@ -117,7 +117,7 @@ class Table:
     return self._map(leaf, tree)
 
   def unpad(self, tree: Tree) -> Tree:
-    """The inverse of `pad`: the shapes that checkpoints and exports hold."""
+    """The inverse of `pad`: the form in checkpoints and exports."""
 
     def leaf(layer: Layer, x: jax.Array) -> jax.Array:
       if layer.states is not None:
@@ -135,13 +135,13 @@ class Table:
     return jax.tree.map_with_path(leaf, tree)
 
   def of_path(self, path: tuple[Any, ...]) -> Layer | None:
-    """The layer of a leaf. Its path may be longer: optimizer states hold trees like parameters."""
+    """The layer of a leaf, or None. The path may have a prefix, as in optimizer states."""
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     ends = ("/".join(names[start:]) for start in range(len(names)))
     return next((self.by_name[end] for end in ends if end in self.by_name), None)
 
   def cast(self, name: str, tree: Params) -> Params:
-    """The parameters below a path, `ends/output` or `blocks`, in the dtypes that products take."""
+    """The parameters below a path, `ends/output` or `blocks`, in their dtypes for products."""
 
     def leaf(path, x):
       layer = self.by_name["/".join([name, *(entry.key for entry in path)])]
@@ -150,7 +150,7 @@ class Table:
     return jax.tree.map_with_path(leaf, tree)
 
   def products(self, per: Per) -> int:
-    """Multiplications for each token, each token that needs its states, or each row."""
+    """Multiplications per token, per token that needs scores, or per row."""
     counted = [layer for layer in self if layer.per == per]
     return sum(_size(layer.shape) * (self.blocks if layer.stacked else 1) for layer in counted)
 
@@ -162,8 +162,7 @@ class Table:
     yield from ((layer.original, layer, 0) for layer in self.last)
 
   def params_of(self, tensors: Mapping[str, np.ndarray]) -> Params:
-    """Parameters as checkpoints hold them, from tensors under the original's names; those that are
-    not there are left out."""
+    """Unpadded parameters from tensors under the original's names; missing tensors are left out."""
     arrays: dict[str, list[np.ndarray]] = {}
     for name, layer, _ in self.originals():
       if name in tensors:
@@ -183,14 +182,14 @@ def nested(flat: Mapping[str, Any]) -> Params:
 
 def flat(tree: Params, prefix: str = "") -> dict[str, Any]:
   """{"a": {"b": x}} as {"a/b": x}."""
-  found: dict[str, Any] = {}
+  leaves: dict[str, Any] = {}
   for name, x in tree.items():
-    found |= flat(x, f"{prefix}{name}/") if isinstance(x, dict) else {prefix + name: x}
-  return found
+    leaves |= flat(x, f"{prefix}{name}/") if isinstance(x, dict) else {prefix + name: x}
+  return leaves
 
 
 def linear(layer: Params, x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """x float[..., D] times the kernel, plus the bias where there is one, all in one dtype."""
+  """x float[..., D] times the kernel, plus the bias if there is one, all in dtype."""
   y = jax.lax.dot_general(
     x.astype(dtype), layer["kernel"].astype(dtype), (((x.ndim - 1,), (0,)), ((), ()))
   )
@@ -200,30 +199,30 @@ def linear(layer: Params, x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Arra
 
 
 def uniform(fan_in: int) -> Init:
-  """U(-1, 1) / sqrt(fan_in), torch's default for linear maps and SEDD's for the embedding."""
+  """Initializer U(-1, 1) / sqrt(fan_in): torch's for linear maps and SEDD's for the embedding."""
   bound = fan_in**-0.5
   return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def normal(scale: float) -> Init:
-  """Normal, of this standard deviation."""
+  """Initializer: normal with this standard deviation."""
   return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """0 everywhere."""
+  """Initializer: 0 everywhere."""
   del key
   return jnp.zeros(shape, jnp.float32)
 
 
 def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """1 everywhere."""
+  """Initializer: 1 everywhere."""
   del key
   return jnp.ones(shape, jnp.float32)
 
 
 def _fresh(layers: Iterable[Layer], key: jax.Array) -> dict[str, jax.Array]:
-  """Fresh values by name; layer i of these draws from (key, i)."""
+  """Initial values by name; layer i draws from (key, i)."""
   return {
     layer.name: layer.init(jax.random.fold_in(key, i), layer.shape)
     for i, layer in enumerate(layers)

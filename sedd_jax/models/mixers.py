@@ -1,6 +1,6 @@
-"""Mixers: the part of a block in which positions learn of each other, and its cache.
+"""Mixers: the part of a block that mixes positions, and its cache.
 
-A block (`score_transformer.py`) knows a `Mixer` alone. B: sequences, L: positions, D: width, H:
+A block (`score_transformer.py`) depends only on `Mixer`. B: sequences, L: positions, D: width, H:
 heads, K: head width.
 """
 
@@ -19,30 +19,30 @@ from sedd_jax.models.visibility import ALL, Rule, Visibility
 
 
 class Mixer(Protocol):
-  """What mixes the positions of a block."""
+  """The part of a block that mixes positions."""
 
   def layers(self) -> tuple[Layer, ...]:
-    """Its part of the table; names begin with `blocks/`."""
+    """Its layers of the table; names begin with `blocks/`."""
     ...
 
   def products(self, length: int) -> float:
-    """Multiplications for each token, beside those of its layers."""
+    """Multiplications per token, in addition to those of its layers."""
     ...
 
   def __call__(
     self, params: Params, a_BLD: jax.Array, segments: jax.Array | None, per_shard: PerShard
   ) -> jax.Array:
-    """float[B, L, D] to the same; segments as in `Batch`."""
+    """Mixed activations float[B, L, D] from a_BLD; segments as in `Batch`."""
     ...
 
   def empty_cache(self, batch: int, length: int) -> Any:
-    """Room for what `step` keeps of so many positions."""
+    """A cache for `step`, with space for this many positions."""
     ...
 
   def step(
     self, params: Params, a_B1D: jax.Array, cache: Any, position: jax.Array
   ) -> tuple[jax.Array, Any]:
-    """The same at one position of a causal mixer, whose earlier ones are in the cache."""
+    """The output of a causal mixer at one position, and the cache, which holds earlier ones."""
     ...
 
 
@@ -74,8 +74,8 @@ class Attention:
   def layers(self) -> tuple[Layer, ...]:
     width = self.width
     return (
-      # In memory queries, keys and values stand on an axis of their own, so that a mesh can cut
-      # each at its heads.
+      # In memory queries, keys and values have an axis of their own, so that a mesh can shard each
+      # by heads.
       Layer(
         name="blocks/qkv/kernel", shape=(width, 3 * width), init=uniform(width), split=3,
         spec=P("fsdp", None, "tensor"), dtype=self.dtype, per="token",
@@ -121,8 +121,8 @@ class Attention:
     return self._out(params, out), cache
 
   def _qkv(self, params: Params, a_BLD: jax.Array) -> list[jax.Array]:
-    """Queries, keys and values, float[B, L, H, K]: three products, since cutting one result in
-    three and joining three gradients takes four passes over all of them."""
+    """Queries, keys and values, float[B, L, H, K]. Three products: splitting one result and joining
+    three gradients would take four passes over them."""
     a_TD = a_BLD.reshape(-1, a_BLD.shape[-1]).astype(self.dtype)
     kernel_DXD = params["qkv"]["kernel"].astype(self.dtype)
     heads = (*a_BLD.shape[:2], self.heads, -1)
@@ -134,16 +134,16 @@ class Attention:
 
 
 def kept(z: jax.Array, name: str) -> jax.Array:
-  """A name by which rematerialisation may keep what a block computes (`score_transformer.KEPT`)."""
+  """z under a name by which rematerialisation may keep it (`score_transformer.KEPT`)."""
   return checkpoint_name(z, name)
 
 
 def rows(function: Callable[[jax.Array], jax.Array], z_BLD: jax.Array) -> jax.Array:
-  """Applies a map of rows with all positions on one axis.
+  """function(z), a map of rows, computed with all positions on one axis.
 
-  The same products. On XLA's CPU backend an MLP with GELU, forward and backward, took 19 ms so and
-  45 ms with two leading axes (4096 rows, width 128); why was not isolated, and a whole step gained
-  little.
+  The products are the same. On XLA's CPU backend an MLP with GELU, forward and backward, took 19 ms
+  this way and 45 ms with two leading axes (4096 rows, width 128). The cause was not isolated, and a
+  whole step gained little.
   """
   out_TE = function(z_BLD.reshape(-1, z_BLD.shape[-1]))
   return out_TE.reshape(*z_BLD.shape[:-1], -1)

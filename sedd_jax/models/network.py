@@ -1,7 +1,7 @@
 """Networks as pure functions of nested dicts of parameters.
 
-`Transformer` is the trunk, whatever its outputs mean; `Network` is a score network, and
-`causal.CausalNetwork` an autoregressive one.
+`Transformer` is the trunk; `Network` is a score network, and `causal.CausalNetwork` an
+autoregressive one.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
-  """The transformer as pure functions: all that networks share, whatever their outputs mean.
+  """The trunk that score networks and autoregressive networks share.
 
   Attributes:
     config: shape and numerics.
@@ -54,11 +54,11 @@ class Transformer:
 
   @property
   def table(self) -> Table:
-    """What is known of each array of parameters."""
+    """The layers' table."""
     return self.config.table
 
   def init(self, key: jax.Array) -> Params:
-    """Fresh parameters, float32, as the original initialises them; padded."""
+    """Initial parameters, float32, padded, with the original's initialization."""
     return self.table.init(key)
 
   def read(
@@ -69,7 +69,7 @@ class Transformer:
     dropout_keys: jax.Array | None = None,
     segments: jax.Array | None = None,
   ) -> jax.Array:
-    """Hidden states: what the output layer reads.
+    """Hidden states, the input of the output layer.
 
     Args:
       tokens: int[B, L].
@@ -99,8 +99,8 @@ class Transformer:
 
     if self.config.remat != "none":
       kept = jax.checkpoint_policies.save_only_these_names(*KEPT[self.config.remat])
-      # Forward and backward pass are loops of their own, so XLA has nothing to merge what is made
-      # again with; barriers against that would only keep it from fusing. One iteration is no loop.
+      # Forward and backward pass are separate loops, so XLA cannot merge the recomputation with the
+      # forward pass; CSE barriers would only prevent fusion. A single iteration is not a loop.
       one_iteration = self.config.unroll >= self.config.blocks
       body = jax.checkpoint(body, policy=kept, prevent_cse=one_iteration)
     h_BLD = place.activations(self.embed(params, tokens))
@@ -109,32 +109,26 @@ class Transformer:
     return finish(self.config, ends, place.activations(h_BLD), cond)
 
   def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
-    """float[B, L, D] of int[B, L]: where the residual stream starts."""
+    """Embeddings float[B, L, D] of tokens int[B, L]."""
     table_SD = params["ends"]["embedding"]["embedding"].astype(self.config.stream_dtype)
     return self.placement.lookup(table_SD, tokens)
 
-  def raw(
-    self,
-    params: Params,
-    tokens: jax.Array,
-    total: Level,
-    dropout_keys: jax.Array | None = None,
-  ) -> jax.Array:
-    """Outputs before the parameterization, float[B, L, S] of at least float32."""
-    hidden_BLD = self.read(params, tokens, total, dropout_keys)
+  def raw(self, params: Params, tokens: jax.Array, total: Level) -> jax.Array:
+    """Raw outputs, before the parameterization; float[B, L, S] of at least float32."""
+    hidden_BLD = self.read(params, tokens, total)
     head = self.used("ends/output", params["ends"]["output"])
     raw_BLS = self.apply_head(hidden_BLD, head["kernel"], head["bias"])
     return raw_BLS[:, :, : self.config.num_states]
 
   def stored_head(self, params: Params) -> tuple[jax.Array, jax.Array]:
-    """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, where they
-    are stored."""
+    """Kernel float[D, S'] in the compute dtype and bias float[S'] of the output layer, sharded as
+    stored."""
     output = params["ends"]["output"]
     return output["kernel"].astype(self.config.dtype), output["bias"]
 
   def apply_head(self, hidden: jax.Array, kernel_DS: jax.Array, bias_S: jax.Array) -> jax.Array:
-    """The output layer on float[..., D]: a product in the compute dtype, summed in float32 at
-    least."""
+    """Raw outputs of hidden states float[..., D]: a product in the compute dtype, accumulated in at
+    least float32."""
     raw = jax.lax.dot_general(
       hidden.astype(self.config.dtype),
       kernel_DS.astype(self.config.dtype),
@@ -144,11 +138,11 @@ class Transformer:
     return raw + bias_S.astype(raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
 
   def used(self, name: str, layer: Params) -> Params:
-    """Parameters below a path where products need them: half the bytes to move in bfloat16."""
+    """Parameters below a path, cast and then gathered: bfloat16 halves the bytes to move."""
     return self.placement.weights(name, self.table.cast(name, layer), self.table.specs)
 
   def used_ends(self, params: Params) -> Params:
-    """The layers before and behind the blocks, without the tables of states."""
+    """The layers before and after the blocks, without embedding and output layer."""
     return {
       name: self.used(f"ends/{name}", layer)
       for name, layer in params["ends"].items()
@@ -156,15 +150,15 @@ class Transformer:
     }
 
   def pad(self, params: Tree) -> Tree:
-    """The form in memory of parameters or of a whole train state (`layers.Table.pad`)."""
+    """The in-memory form of parameters or of a whole train state (`layers.Table.pad`)."""
     return self.table.pad(params)
 
   def unpad(self, params: Tree) -> Tree:
-    """The inverse of `pad`: the shapes that checkpoints and exports hold."""
+    """The inverse of `pad`: the form in checkpoints and exports."""
     return self.table.unpad(params)
 
   def num_parameters(self) -> int:
-    """Number of parameters, padding left out."""
+    """Number of parameters without padding."""
     return sum(x.size for x in jax.tree.leaves(self.table.shapes()))
 
 
@@ -208,7 +202,7 @@ class Network(Transformer):
   def stats_fn(
     self, params: Params, batch: Batch, dropout_keys: jax.Array | None = None
   ) -> StatsFn:
-    """The network on rows like those of a batch, as losses and bounds ask for it.
+    """The network for losses and bounds, for rows with a batch's segments.
 
     Args:
       dropout_keys: PRNG keys [B] in training, else None.
@@ -222,13 +216,13 @@ class Network(Transformer):
     return stats
 
   def score_stats(self, params: Params, x: jax.Array, x0: jax.Array, total: Level) -> ScoreStats:
-    """The three numbers per position that the loss needs."""
+    """ScoreStats: the three numbers per position that the loss needs."""
     return self.stats_of_hidden(params, self.read(params, x, total), x, x0, total)
 
   def stats_of_hidden(
     self, params: Params, hidden_BLD: jax.Array, x: jax.Array, x0: jax.Array, total: Level
   ) -> ScoreStats:
-    """The output layer alone, without [B, L, S]."""
+    """ScoreStats from hidden states, without [B, L, S]."""
 
     def stats(columns, hidden_BLD, x, x0, total, *, axis):
       rows = Rows(x, x0, self.process.needs_score(x))
@@ -238,8 +232,8 @@ class Network(Transformer):
     return self.placement.on_columns(stats)(*self.stored_head(params), hidden_BLD, x, x0, total)
 
   def scores(self, params: Params) -> Scores:
-    """What samplers ask (`diffusion/sampling.py`): the output layer runs on rows that they need."""
-    # Kernels are cast here, once: where calls can be skipped, nothing moves out of them.
+    """The `Scores` for samplers (`diffusion/sampling.py`); the output layer runs on needed rows."""
+    # Kernels are cast once, here: XLA does not hoist the cast out of a conditional call.
     return NetworkScores(self, {name: self.table.cast(name, part) for name, part in params.items()})
 
 
@@ -263,7 +257,7 @@ class NetworkScores:
       return Row(network.outputs.log_score(raw_TS, x, total), x, total)
 
     def on_rows(columns, needed, otherwise, outputs, args):
-      def of_tile(tile):
+      def tile_function(tile):
         outputs, args = tile
         return function(args, *(log_scores(columns, output) for output in outputs))
 
@@ -271,8 +265,8 @@ class NetworkScores:
         return x.reshape(-1, *x.shape[2:])
 
       rows, instead = jax.tree.map(flat, ((outputs, args), otherwise))
-      found = map_rows(of_tile, rows, flat(needed), instead)
-      return jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
+      results = map_rows(tile_function, rows, flat(needed), instead)
+      return jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), results)
 
     run = network.placement.on_rows(on_rows)
     return run(*network.stored_head(self.params), needed, otherwise, outputs, args)

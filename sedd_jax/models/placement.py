@@ -1,7 +1,7 @@
-"""Where a network's arrays live: what a mesh changes about it.
+"""Where a network's arrays live.
 
-The network calls these methods; on one device they do nothing. `parallel.OnMesh` has the same
-methods for a mesh, so that no network knows of meshes.
+The network calls these methods; on one device they do nothing. `parallel.OnMesh` overrides them for
+a mesh, so networks do not depend on meshes.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ from jax import P
 from sedd_jax.diffusion import Columns
 from sedd_jax.models.attention import PerShard
 
-# How a mesh cuts the tables of states of every network: the embedding [S', D], and the kernel
-# [D, S'] and bias [S'] of the output layer.
+# Partition specs of every network: the embedding [S', D], and the kernel [D, S'] and bias [S'] of
+# the output layer.
 EMBEDDING = P("tensor", "fsdp")
 OUTPUT_KERNEL = P("fsdp", "tensor")
 OUTPUT_BIAS = P("tensor")
@@ -24,7 +24,7 @@ class Placement:
   """One device."""
 
   def activations(self, h_BLD: jax.Array) -> jax.Array:
-    """The constraint on activations float[B, L, D], at the embedding and once per block."""
+    """Activations float[B, L, D] with their sharding constraint, at the embedding and per block."""
     return h_BLD
 
   def lookup(self, table_SD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
@@ -32,48 +32,41 @@ class Placement:
     return table_SD[tokens_BL]
 
   def weights(self, name: str, tree: Any, specs: Mapping[str, jax.P]) -> Any:
-    """Parameters as a product needs them.
+    """Parameters gathered for use in products.
 
     Args:
-      name: path of the tree, `ends/output` or `blocks`; the leading axis of leaves under `blocks`
-        is gone by then.
+      name: path of the tree, `ends/output` or `blocks`; leaves under `blocks` have no blocks axis.
       tree: one layer's parameters.
-      specs: of a network's parameters, by name (`layers.Table.specs`).
+      specs: partition specs by name (`layers.Table.specs`).
     """
     del name, specs
     return tree
 
   def gathered(self, x: Any, spec: jax.P) -> Any:
-    """An array that is stored so, as products need it: whole along fsdp."""
+    """An array stored with this spec, gathered along fsdp for use in products."""
     del spec
     return x
 
   @property
   def per_shard(self) -> PerShard:
-    """How an attention kernel runs on each device's own part."""
+    """How an attention kernel runs on each device's shard."""
     return PerShard()
 
   def on_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a function of the output layer where its columns are.
+    """A function of kernel float[D, S'], bias float[S'] and more, run where the columns are stored.
 
     Args:
-      function: of (Columns, ...) and the keyword `axis`, the mesh axis that columns are sharded
-        over (None: all are here). The other arguments and the result are trees of arrays [B, ...];
-        its sums over columns are over those of all devices.
-
-    Returns:
-      A function of kernel float[D, S'], bias float[S'] and the others.
+      function: of (Columns, ...) and the keyword `axis`, the mesh axis over which columns are
+        sharded, or None. The other arguments and the result are trees of arrays [B, ...]; it sums
+        over the columns of all devices.
     """
     return lambda kernel, bias, *rest: function(Columns(kernel, bias, 0), *rest, axis=None)
 
   def on_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a function of whole rows of the output layer, each device having some rows.
+    """A function of kernel float[D, S'], bias float[S'] and more, run with rows split over devices.
 
     Args:
-      function: of (Columns, ...), where the columns are all. The other arguments and the result are
-        trees of arrays [B, L, ...], of which it treats each row by itself.
-
-    Returns:
-      A function of kernel float[D, S'], bias float[S'] and the others.
+      function: of (Columns, ...) with all columns. The other arguments and the result are trees of
+        arrays [B, L, ...]; it treats each row independently.
     """
     return lambda kernel, bias, *rest: function(Columns(kernel, bias, 0), *rest)

@@ -1,7 +1,7 @@
 """The score transformer: SEDD's bidirectional transformer, conditioned on total noise by adaLN.
 
-Its table of layers, and its parts as pure functions of nested dicts of parameters: what stands
-before the blocks, a block, and what stands behind them. `network.py` scans over the stacked blocks.
+Its table of layers, and its parts before, in and after the blocks as pure functions of nested dicts
+of parameters. `network.py` scans over the stacked blocks.
 
 Source: appendix C.2 of arXiv:2310.16834 and its code (after DiT, arXiv:2212.09748). Residual
 stream, layer norms and conditioning stay float32; linear maps and attention use `dtype`.
@@ -26,7 +26,7 @@ from sedd_jax.models.mixers import Attention, Mixer, kept, rows
 from sedd_jax.models.placement import EMBEDDING, OUTPUT_BIAS, OUTPUT_KERNEL
 from sedd_jax.models.visibility import ALL, Rule
 
-# Names of what a block computes and each policy of rematerialisation keeps.
+# Names of the values that each rematerialisation policy keeps.
 KEPT = {
   "dots": ("qkv", ATTENTION, "attn_out", "mlp_in", "mlp_out", "dropout"),
   "narrow": ("qkv", ATTENTION, "attn_out", "mlp_out"),
@@ -47,23 +47,23 @@ class ScoreTransformerConfig:
     blocks: number of transformer blocks.
     heads: H; must divide width into heads of even width (rotary pairs features).
     cond_dim: C.
-    time_input: whether the network sees the noise. Without, it is conditioned on total = 0 always,
-      and noise enters through the parameterization alone: with `conditional`, the networks of MDLM
-      and RADD, which know no time. The parameters are the same.
-    dropout: rate on the outputs of attention and MLP, in training only; to a multiple of 2^-16.
+    time_input: whether the network sees the noise. If not, its conditioning is that of total = 0,
+      and noise enters only through the parameterization: with `conditional`, these are the networks
+      of MDLM and RADD. The parameters are the same.
+    dropout: rate on the outputs of attention and MLP in training, rounded to a multiple of 2^-16.
     dtype: compute dtype of linear maps and attention.
-    remat: what a block keeps for its backward pass: `none` (everything), `dots` (its matrix
-      products, what attention returns, and which entries dropout keeps), `narrow` (products but the
-      widest, the MLP's inner one, and attention), `full` (nothing but its input).
+    remat: what a block keeps for its backward pass: `none` (no rematerialisation: everything),
+      `dots` (matrix products, attention outputs and dropout masks), `narrow` (attention outputs and
+      all matrix products but the widest, inside the MLP), `full` (only its input).
     attention: kernel: `xla`, `splash`, `cudnn` or `auto` (`models/attention.py`).
-    visibility: which positions see which: all, or, as an autoregressive model needs
-      (`models/causal.py`), a position itself and those before it.
-    unroll: blocks that one iteration of the loop over blocks runs: more compile longer, and save
-      copies of what the backward pass needs.
+    visibility: which positions a position sees: all, or itself and earlier ones, as an
+      autoregressive model needs (`models/causal.py`).
+    unroll: blocks per iteration of the loop over blocks: more take longer to compile, and save
+      copies of residuals.
     pad_multiple: embedding and output tables are padded in memory to a multiple of this.
 
   Raises:
-    ValueError: fields are out of range; the message names them, a line for each.
+    ValueError: fields are out of range; the message has one line per field.
   """
 
   num_states: int
@@ -108,7 +108,7 @@ class ScoreTransformerConfig:
 
   @functools.cached_property
   def mixer(self) -> Mixer:
-    """What mixes the positions of a block."""
+    """The mixer of each block."""
     return Attention(
       width=self.width,
       heads=self.heads,
@@ -129,8 +129,7 @@ class ScoreTransformerConfig:
 
 
 class _Modulations(NamedTuple):
-  """What the conditioning says to a block; each float[B, 1, D], or [B, L, D] of tokens whose noise
-  differs."""
+  """adaLN modulations of a block; each float[B, 1, D], or [B, L, D] with noise per token."""
 
   shift1: jax.Array
   scale1: jax.Array
@@ -141,7 +140,7 @@ class _Modulations(NamedTuple):
 
 
 def _table(config: ScoreTransformerConfig) -> Table:
-  """The layers in the original's parameter order, in which fresh values are drawn too."""
+  """The layers in the original's parameter order, which is also the order of initialization."""
   width, cond, dtype = config.width, config.cond_dim, config.dtype
   hidden, stream = _MLP_RATIO * width, config.stream_dtype
   first = (
@@ -198,8 +197,8 @@ def _linear(
   states: int | None = None,
   **kernel: Any,
 ) -> tuple[Layer, Layer]:
-  """Kernel and bias of a linear map; what is not named is the kernel's alone (a layer has many
-  fields, and most maps set few)."""
+  """Kernel and bias of a linear map. The kernel gets all other fields as keywords, since a layer
+  has many and most maps set few."""
   init = init or uniform(fan_in)
   return (
     Layer(
@@ -214,17 +213,19 @@ def _linear(
 
 
 def condition(config: ScoreTransformerConfig, ends: Params, total: Level) -> Level:
-  """float[..., C] from total noise float[...], or from 0 without `time_input`: sinusoids of the raw
-  value, two linear maps, SiLU. Once for each entry of a table."""
+  """Conditioning float[..., C] of total noise float[...]: sinusoids, two linear maps, SiLU.
+
+  Without `time_input` the total noise is taken as 0. Computed once per entry of a table.
+  """
   dtype = config.stream_dtype
 
-  def of_values(total: jax.Array) -> jax.Array:
+  def condition_values(total: jax.Array) -> jax.Array:
     total = total if config.time_input else jnp.zeros_like(total)
     features = noise_features(total.astype(dtype))
     hidden = jax.nn.silu(linear(ends["noise_in"], features, dtype))
     return jax.nn.silu(linear(ends["noise_out"], hidden, dtype))
 
-  return map_level(of_values, total)
+  return map_level(condition_values, total)
 
 
 def apply_block(
@@ -235,37 +236,36 @@ def apply_block(
   mix: Callable[[jax.Array], tuple[jax.Array, Any]],
   dropout_keys: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-  """A block: mixing and MLP, each shifted, scaled and gated by the conditioning.
+  """The residual stream float[B, L, D] after a block, and `mix`'s second result.
+
+  A block is mixing and an MLP, each shifted, scaled and gated by the conditioning.
 
   Args:
-    params: of this block.
+    params: this block's parameters.
     h_BLD: the residual stream, float[B, L, D].
     cond: from `condition`.
-    mix: float[B, L, D] to the same and whatever else it returns: the mixer, bound to its arguments.
+    mix: the mixer bound to its arguments: maps float[B, L, D] to the same and a second result.
     dropout_keys: PRNG keys [B] in training, else None.
-
-  Returns:
-    float[B, L, D], and what else `mix` returned.
   """
   keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
-  by = _Modulations(*_modulations(params["modulation"], cond, config.dtype, 6, h_BLD.dtype))
+  mod = _Modulations(*_modulations(params["modulation"], cond, config.dtype, 6, h_BLD.dtype))
 
-  out_BLD, rest = mix(_modulated(params["norm1"], h_BLD, by.scale1, by.shift1))
-  h_BLD = h_BLD + by.gate1 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys1)
+  out_BLD, rest = mix(_modulated(params["norm1"], h_BLD, mod.scale1, mod.shift1))
+  h_BLD = h_BLD + mod.gate1 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys1)
 
   def mlp(m_TD: jax.Array) -> jax.Array:
     inner_TF = kept(linear(params["mlp_in"], m_TD, config.dtype), "mlp_in")
     return linear(params["mlp_out"], jax.nn.gelu(inner_TF, approximate=True), config.dtype)
 
-  m_BLD = _modulated(params["norm2"], h_BLD, by.scale2, by.shift2)
+  m_BLD = _modulated(params["norm2"], h_BLD, mod.scale2, mod.shift2)
   out_BLD = kept(rows(mlp, m_BLD), "mlp_out")
-  return h_BLD + by.gate2 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys2), rest
+  return h_BLD + mod.gate2 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys2), rest
 
 
 def finish(
   config: ScoreTransformerConfig, ends: Params, h_BLD: jax.Array, cond: Level
 ) -> jax.Array:
-  """The hidden states that the output layer reads."""
+  """Hidden states float[B, L, D], the input of the output layer."""
   shift, scale = _modulations(ends["modulation"], cond, config.dtype, 2, h_BLD.dtype)
   return _modulated(ends["norm"], h_BLD, scale, shift)
 
@@ -279,11 +279,11 @@ def noise_features(total: jax.Array) -> jax.Array:
 
 
 def dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Array:
-  """z with entries set to 0 at this rate, to a multiple of 2^-16, and the others scaled."""
+  """z with entries zeroed at this rate, rounded to a multiple of 2^-16, and the others scaled."""
   if keys_B is None or rate == 0.0:
     return z_BLD
   dropped = min(round(rate * 2**16), 2**16 - 1)
-  # Two draws from each random word; `jax.random.bernoulli` would spend a word on each.
+  # Two draws per random word; `jax.random.bernoulli` uses a word for each.
   _, length, width = z_BLD.shape
   words = jax.vmap(lambda key: jax.random.bits(key, (length, -(-width // 2)), jnp.uint32))(keys_B)
   keep = jnp.concatenate([words & 0xFFFF >= dropped, words >> 16 >= dropped], axis=-1)
@@ -294,8 +294,8 @@ def dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Arra
 def _modulations(
   layer: Params, cond: Level, dtype: Any, parts: int, stream_dtype: Any
 ) -> list[jax.Array]:
-  """Vectors of the conditioning, each float[B, 1, D] or [B, L, D]; from a table each is looked up
-  by itself, so that [B, L, parts D] is never held."""
+  """Modulation vectors, each float[B, 1, D] or [B, L, D]. Each is looked up separately in a table,
+  so that [B, L, parts D] is never materialized."""
   modulation = map_level(lambda c: linear(layer, c, dtype).astype(stream_dtype), cond)
   split = [
     map_level(lambda m, i=i: jnp.split(m, parts, axis=-1)[i], modulation) for i in range(parts)
@@ -306,8 +306,8 @@ def _modulations(
 def _modulated(
   norm: Params, h_BLD: jax.Array, scale_BLD: jax.Array, shift_BLD: jax.Array
 ) -> jax.Array:
-  """norm(h) (1 + scale) + shift. The norm's own scale is multiplied into the other, so that both
-  get their gradient from one sum over positions."""
+  """norm(h) (1 + scale) + shift. The norm's own scale is multiplied into 1 + scale, so that both
+  gradients come from one sum over positions."""
   centered_BLD = h_BLD - jnp.mean(h_BLD, axis=-1, keepdims=True)
   variance_BL1 = jnp.mean(jnp.square(centered_BLD), axis=-1, keepdims=True)
   gain_BLD = norm["scale"][None, None, :] * (1.0 + scale_BLD)

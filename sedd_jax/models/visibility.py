@@ -1,4 +1,4 @@
-"""Which positions a query of attention may look at. Kernels turn it into their masks.
+"""Which positions an attention query sees. Kernels turn it into their masks.
 
 B: sequences, L: queries, M: keys.
 """
@@ -11,27 +11,27 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What positions see of each other, whatever the tokens are.
+  """Which positions see which, independently of the tokens.
 
   Attributes:
-    name: for messages.
+    name: its name in messages.
   """
 
   name: str
 
   def sees(self, query: Any, key: Any) -> Any:
-    """bool, from positions of queries and keys that broadcast; None where all is seen."""
+    """bool, true where a query sees a key; positions broadcast. None if all keys are seen."""
     del query, key
     return None
 
   @property
   def share(self) -> float:
-    """Share of the pairs of a long sequence that are seen."""
+    """Share of visible (query, key) pairs in a long sequence."""
     return 1.0
 
 
 class _Causal(Rule):
-  """A position sees itself and those before it."""
+  """A position sees itself and earlier positions."""
 
   def sees(self, query: Any, key: Any) -> Any:
     return key <= query
@@ -48,11 +48,11 @@ CAUSAL = _Causal("causal")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-  """What the positions of some sequences see.
+  """Which positions see which in a batch.
 
   Attributes:
-    rule: of positions.
-    segments: int32[B, L], and then a position sees its own segment alone; or None.
+    rule: the rule on positions.
+    segments: int32[B, L]; a position sees only its own segment. None: no such limit.
   """
 
   rule: Rule = dataclasses.field(default=ALL, metadata={"static": True})

@@ -1,4 +1,4 @@
-"""The device mesh, the table of sharding rules, and what they do to a network."""
+"""The device mesh, sharding rules, and a network's placement on the mesh."""
 
 from sedd_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from sedd_jax.parallel.placement import OnMesh

@@ -1,9 +1,10 @@
-"""What the vendors say of their chips: one small table.
+"""Vendors' figures for their chips.
 
 Sources, read on 2026-11-21: the Cloud TPU documentation's pages of each generation
 (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x). Bandwidths there are per chip; ICI is
-given both ways, and half of it is what a chip can send. DCN of v5e and v6e is the pod's divided by
-its 256 chips. GPUs (for MFU alone): the data sheets of A100 and H100 / H200 (SXM, dense bfloat16).
+given for both directions, and a chip can send half of it. DCN of v5e and v6e is the pod's divided
+by its 256 chips. GPUs (only for MFU): the data sheets of A100 and H100 / H200 (SXM, dense
+bfloat16).
 """
 
 import dataclasses
@@ -14,11 +15,11 @@ class Chip:
   """Peak figures of one chip.
 
   Attributes:
-    flops: bfloat16 operations a second.
-    hbm_bytes: capacity.
-    hbm_bandwidth: bytes a second.
-    ici_bandwidth: bytes a second that a chip can send inside a slice, over all its links.
-    dcn_bandwidth: bytes a second that a chip can send to other slices; None where not published.
+    flops: bfloat16 operations per second.
+    hbm_bytes: HBM capacity.
+    hbm_bandwidth: bytes per second.
+    ici_bandwidth: bytes per second that a chip can send inside a slice, over all its links.
+    dcn_bandwidth: bytes per second that a chip can send to other slices; None if not published.
   """
 
   flops: float
@@ -52,8 +53,8 @@ TPUS = {
   ),
 }  # fmt: skip
 
-# Peak bfloat16 operations a second of one jax device, by the start of `device.device_kind`.
-# A device of v4 and v5p is a chip; one of TPU7x is half a chip.
+# Peak bfloat16 operations per second of a jax device, by the start of `device.device_kind`.
+# A device is a whole chip on v4 and v5p, and half a chip on TPU7x.
 _DEVICE_FLOPS = (
   ("TPU v4", 275e12),
   ("TPU v5 lite", 197e12),
@@ -68,5 +69,5 @@ _DEVICE_FLOPS = (
 
 
 def device_flops(kind: str) -> float | None:
-  """Peak bfloat16 operations a second of a device kind; None for others, CPUs among them."""
+  """Peak bfloat16 operations per second of a device kind; None if unknown, as for CPUs."""
   return next((flops for start, flops in _DEVICE_FLOPS if kind.startswith(start)), None)

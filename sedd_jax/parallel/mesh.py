@@ -1,4 +1,4 @@
-"""The mesh: devices in three named axes. One device is a mesh of size one."""
+"""The mesh: devices along three named axes. One device is a mesh of size one."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ BATCH_AXES = ("replica", "fsdp")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Sizes of the axes; one of them may be -1, for what is left.
+  """Sizes of the axes; one of them may be -1, for the remaining devices.
 
   Attributes:
     replica: copies of all parameters, each with its share of the batch.
@@ -23,7 +23,7 @@ class MeshConfig:
     tensor: width, heads and vocabulary are sharded over this axis.
 
   Raises:
-    ValueError: sizes are out of range, or several are -1; a line for each fault.
+    ValueError: sizes are out of range, or several are -1; the message has one line per error.
   """
 
   replica: int = 1
@@ -33,7 +33,7 @@ class MeshConfig:
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
     faults = [
-      f"mesh.{name}={size} must be at least 1, or -1 for what is left"
+      f"mesh.{name}={size} must be at least 1, or -1 for all remaining devices"
       for name, size in sizes.items()
       if size != -1 and size < 1
     ]
@@ -47,16 +47,16 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """The mesh over all devices.
 
-  Several slices (TPU slices joined by a data center network) lie along replica: parameters are
-  gathered inside a slice, and only gradients cross the slow network.
+  Several slices (TPU slices joined by a data center network) are placed along replica: parameters
+  are gathered inside a slice, and only gradients cross the slow network.
 
   Args:
     config: sizes of the axes.
-    devices: all of them by default; those of an absent slice in planning.
+    devices: all devices by default; planning passes those of an absent slice.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or replica does not divide into
-      slices.
+    ValueError: the product of the sizes is not the number of devices, or replica is not a multiple
+      of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   shape = _shape(config, len(devices))
@@ -80,8 +80,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
 
 
 def _slices(devices: Sequence[Any]) -> int:
-  """Number of TPU slices. Hosts of GPUs and CPUs carry a slice index too, one each; their network
-  is for JAX's own order of devices to respect, which keeps a host's devices together."""
+  """Number of TPU slices; 1 on GPUs and CPUs. These have a slice index per host too, but JAX's
+  device order already keeps a host's devices together."""
   if devices[0].platform != "tpu":
     return 1
   return len({getattr(device, "slice_index", 0) for device in devices})
@@ -92,11 +92,11 @@ def _shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
   named = ", ".join(f"mesh.{name}={size}" for name, size in zip(AXES, sizes, strict=True))
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 not in sizes and fixed != devices:
-    raise ValueError(f"{named} make {fixed}, not {devices} devices: -1 takes what is left")
+    raise ValueError(f"{named} make {fixed}, not {devices} devices: -1 takes all that remain")
   if devices % fixed:
     divisors = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
     raise ValueError(
-      f"{named} do not make {devices} devices: the product of the fixed ones is {fixed} and must "
+      f"{named} do not make {devices} devices: the product of the fixed sizes is {fixed} and must "
       f"be one of {divisors}"
     )
   replica, fsdp, tensor = (devices // fixed if size == -1 else size for size in sizes)
@@ -109,20 +109,20 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
 
 def batch_multiple(mesh: jax.sharding.Mesh) -> int:
-  """Numbers of sequences on a mesh must be a multiple of this."""
+  """Number of shards of the batch; batch sizes must be a multiple of it."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def distribute(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-  """A global array from rows that every process has; each hands over those of its own devices."""
+  """A global array from rows that every process holds; each process provides its devices' rows."""
   return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
 
 
 def check_fits(mesh: jax.sharding.Mesh, *, batch_size: int, accumulation: int, heads: int) -> None:
-  """Refuses a batch that the mesh does not divide, and a mesh that would cut a head.
+  """Checks that the mesh divides the batch and the heads.
 
   Raises:
-    ValueError: a line for each, with the sizes that would do.
+    ValueError: it does not; the message has one line per error, with sizes that fit.
   """
   faults, tensor = [], mesh.shape["tensor"]
   multiple = accumulation * batch_multiple(mesh)

@@ -1,4 +1,4 @@
-"""A network on a mesh: the constraints and the sharded sums that keep it one program."""
+"""A network on a mesh: sharding constraints and sharded sums."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from sedd_jax.parallel.sharding import path_name
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh(Placement):
-  """Batches over replica and fsdp, layers over tensor.
+  """Shards batches over replica and fsdp, and layers over tensor.
 
-  What XLA would choose by itself is never left to it: without these constraints it replicates
-  activations, or moves them instead of weights.
+  All shardings are explicit. Without these constraints XLA replicates activations, or moves them
+  instead of weights.
 
   Attributes:
-    mesh: with the axes of `mesh.AXES`.
+    mesh: a mesh with the axes `mesh.AXES`.
   """
 
   mesh: jax.sharding.Mesh
@@ -32,26 +32,26 @@ class OnMesh(Placement):
     return jax.lax.with_sharding_constraint(h_BLD, self._named(P(BATCH_AXES, None, None)))
 
   def lookup(self, table_SD: jax.Array, tokens_BL: jax.Array) -> jax.Array:
-    """Written out: left to XLA, the gradient of the table moves activations over fsdp."""
-    if self.mesh.size == 1:  # Exchanges with oneself are copies on some backends.
+    """An explicit lookup: with XLA's own, the table's gradient moves activations over fsdp."""
+    if self.mesh.size == 1:  # A collective on one device is a copy on some backends.
       return super().lookup(table_SD, tokens_BL)
 
-    def of_shard(table, tokens):
+    def shard_lookup(table, tokens):
       rows = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
       index = tokens - jax.lax.axis_index("tensor") * len(rows)
-      here = (index >= 0) & (index < len(rows))
-      h_BLD = jnp.where(here[..., None], rows[jnp.where(here, index, 0)], 0.0)
+      local = (index >= 0) & (index < len(rows))
+      h_BLD = jnp.where(local[..., None], rows[jnp.where(local, index, 0)], 0.0)
       return jax.lax.psum(h_BLD, "tensor")
 
     return jax.shard_map(
-      of_shard,
+      shard_lookup,
       mesh=self.mesh,
       in_specs=(EMBEDDING, P(BATCH_AXES, None)),
       out_specs=P(BATCH_AXES, None, None),
     )(table_SD, tokens_BL)
 
   def weights(self, name: str, tree: Any, specs: Mapping[str, jax.P]) -> Any:
-    """Gathers what is sharded over fsdp; its gradient is scattered back as it is summed."""
+    """Parameters gathered over fsdp; their gradients are reduce-scattered."""
 
     def leaf(path, x):
       spec = specs[f"{name}/{path_name(path)}"]
@@ -70,50 +70,50 @@ class OnMesh(Placement):
     return PerShard(self.mesh)
 
   def on_columns(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every device has its own sequences and columns. The loops over tiles end at different times
-    on different devices, so nothing is exchanged inside them."""
+    """The function on each device's own sequences and columns. Loops over tiles end at different
+    times on different devices, so they contain no collectives."""
     if self.mesh.size == 1:
       return super().on_columns(function)
 
-    def of_shard(kernel, bias, *rest):
+    def on_shard(kernel, bias, *rest):
       kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
       first = jax.lax.axis_index("tensor") * bias.shape[0]
       return function(Columns(kernel, bias, first), *rest, axis="tensor")
 
-    return self._sharded_head(of_shard, P(BATCH_AXES))
+    return self._sharded_head(on_shard, P(BATCH_AXES))
 
   def on_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Devices along tensor gather the columns that each of them has, and share the positions; where
-    tensor does not divide the length, each does all of them."""
+    """The function with all columns gathered and positions split over tensor. If tensor does not
+    divide the length, each device computes all positions."""
     if self.mesh.size == 1:
       return super().on_rows(function)
 
-    def of_shard(kernel, bias, *rest):
+    def on_shard(kernel, bias, *rest):
       kernel = jax.lax.all_gather(kernel, "fsdp", axis=0, tiled=True)
       kernel = jax.lax.all_gather(kernel, "tensor", axis=1, tiled=True)
       bias = jax.lax.all_gather(bias, "tensor", tiled=True)
       return function(Columns(kernel, bias, 0), *rest)
 
-    def of_all(kernel, bias, *rest):
+    def sharded(kernel, bias, *rest):
       even = jax.tree.leaves(rest)[0].shape[1] % self.mesh.shape["tensor"] == 0
       rows = P(BATCH_AXES, "tensor") if even else P(BATCH_AXES)
-      return self._sharded_head(of_shard, rows)(kernel, bias, *rest)
+      return self._sharded_head(on_shard, rows)(kernel, bias, *rest)
 
-    return of_all
+    return sharded
 
-  def _sharded_head(self, of_shard: Callable[..., Any], rows: jax.P) -> Callable[..., Any]:
-    def of_all(kernel, bias, *rest):
-      # Loops start from zeros that do not vary over the mesh, and end with sums that do; checking
-      # that would ask for casts in the mathematics.
+  def _sharded_head(self, on_shard: Callable[..., Any], rows: jax.P) -> Callable[..., Any]:
+    def sharded(kernel, bias, *rest):
+      # Loops start from zeros that do not vary over the mesh, and end with sums that do; the check
+      # (check_vma) would require casts in the formulas.
       return jax.shard_map(
-        of_shard,
+        on_shard,
         mesh=self.mesh,
         in_specs=(OUTPUT_KERNEL, OUTPUT_BIAS, *(rows for _ in rest)),
         out_specs=rows,
         check_vma=False,
       )(kernel, bias, *rest)
 
-    return of_all
+    return sharded
 
   def _named(self, spec: jax.P) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(self.mesh, spec)
@@ -122,8 +122,8 @@ class OnMesh(Placement):
 def _gathered(
   x: jax.Array, stored: jax.sharding.NamedSharding, used: jax.sharding.NamedSharding
 ) -> jax.Array:
-  # The transpose of a constraint is the same constraint, which would sum whole gradients on every
-  # device; ours asks for each device's own part.
+  # The transpose of a constraint is the same constraint, which would sum full gradients on every
+  # device; this one requests each device's shard.
   @jax.custom_vjp
   def gather(x):
     return jax.lax.with_sharding_constraint(x, used)

@@ -1,7 +1,6 @@
-"""Several processes as one program: how they find each other, and what they agree on.
+"""Several processes as one program, on JAX's multi-controller runtime.
 
-Everything here is JAX's own multi-controller runtime; one process needs none of it, and all
-functions then do the obvious.
+With one process, no function communicates.
 """
 
 import glob
@@ -18,20 +17,20 @@ from jax.experimental import multihost_utils
 Mode = Literal["auto", "on", "off"]
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# What jax needs to see inside a SLURM step.
+# The variables that jax needs inside a SLURM step.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 
 def environment(variables: Mapping[str, str], *, on_tpu: bool) -> str | None:
-  """Who started this process among others: `explicit`, `slurm`, `openmpi`, `tpu`, or None.
+  """The launcher of several processes: `explicit`, `slurm`, `openmpi`, `tpu`, or None.
 
   Args:
-    variables: the environment.
-    on_tpu: whether this machine has TPU chips; a TPU host is always asked, since a slice of one
-      host starts like one of many.
+    variables: the environment variables.
+    on_tpu: whether this machine has TPU chips; then the result is never None, since slices of one
+      and of many hosts start alike.
 
   Raises:
-    ValueError: only some of the variables that go together are set.
+    ValueError: only some of the variables that belong together are set.
   """
   explicit = [name for name in (_ADDRESS, _COUNT, _INDEX) if name in variables]
   if len(explicit) == 3:
@@ -39,8 +38,8 @@ def environment(variables: Mapping[str, str], *, on_tpu: bool) -> str | None:
   if explicit and explicit != [_ADDRESS]:
     missing = {_ADDRESS, _COUNT, _INDEX} - set(explicit)
     raise ValueError(
-      f"{', '.join(explicit)} without {', '.join(sorted(missing))}: all three say where process 0 "
-      "listens, how many processes there are, and which one this is"
+      f"{', '.join(explicit)} without {', '.join(sorted(missing))}: set all three: where process 0 "
+      "listens, the number of processes, and this process's index"
     )
   if all(name in variables for name in _SLURM) and int(variables["SLURM_NTASKS"]) > 1:
     return "slurm"
@@ -57,20 +56,19 @@ def initialize(
   process_id: int | None = None,
   heartbeat_timeout: int = 60,
 ) -> None:
-  """Joins the other processes. Call it before anything else touches a device.
+  """Joins the other processes. Call it before anything uses a device.
 
   Args:
-    mode: `auto` joins if the environment or the arguments say that there are others; `on` also
-      asks whatever else jax knows (Kubernetes jobs), and fails where nothing says it; `off` never
-      joins.
-    coordinator_address: host:port at which process 0 listens; else the environment says it.
-    num_processes: how many there are; else the environment says it.
-    process_id: which one this is; else the environment says it.
+    mode: `auto` joins if the environment or the arguments describe other processes; `on` also tries
+      jax's other launchers (Kubernetes jobs), and fails if there is none; `off` never joins.
+    coordinator_address: host:port at which process 0 listens; default: from the environment.
+    num_processes: number of processes; default: from the environment.
+    process_id: index of this process; default: from the environment.
     heartbeat_timeout: seconds after which a silent process counts as lost, and the others stop.
 
   Raises:
     ValueError: the arguments or the environment are incomplete.
-    RuntimeError: the others cannot be reached.
+    RuntimeError: the other processes cannot be reached.
   """
   if mode == "off":
     return
@@ -80,21 +78,21 @@ def initialize(
   ):  # fmt: skip
     if value is not None:
       variables[name] = str(value)
-  found = environment(variables, on_tpu=_on_tpu())
-  if found is None and mode == "auto":
+  launcher = environment(variables, on_tpu=_on_tpu())
+  if launcher is None and mode == "auto":
     if coordinator_address is not None:
       raise ValueError(
         f"--coordinator_address={coordinator_address} needs --num_processes and --process_id: "
-        "nothing else says them here"
+        "the environment does not set them"
       )
     return
   arguments: dict[str, Any] = {}
   if _ADDRESS in variables:
     arguments["coordinator_address"] = variables[_ADDRESS]
-  if found == "explicit":
+  if launcher == "explicit":
     arguments |= _numbers(variables, _COUNT, _INDEX)
-  elif found == "openmpi" and "OMPI_MCA_orte_hnp_uri" not in variables:
-    # Open MPI up to 4 names the launcher's host, and jax reads all from there; 5 does not.
+  elif launcher == "openmpi" and "OMPI_MCA_orte_hnp_uri" not in variables:
+    # Open MPI up to 4 sets the launcher's host, which jax reads; Open MPI 5 does not.
     if _ADDRESS not in variables:
       raise ValueError(
         f"Open MPI 5 does not say where process 0 runs: set {_ADDRESS}=HOST:PORT or give "
@@ -104,11 +102,11 @@ def initialize(
   try:
     _join(arguments, heartbeat_timeout)
   except ValueError as error:
-    if found is not None:
+    if launcher is not None:
       raise
     raise ValueError(
       "--distributed=on, but nothing says who the other processes are: give "
-      "--coordinator_address, --num_processes and --process_id, or start it with srun, mpirun, on "
+      "--coordinator_address, --num_processes and --process_id, or start with srun, mpirun, on "
       f"a TPU slice or as a Kubernetes job ({error})"
     ) from error
 
@@ -124,7 +122,7 @@ def _join(arguments: Mapping[str, Any], heartbeat_timeout: int) -> None:
   jax.distributed.initialize(
     **arguments,
     heartbeat_timeout_seconds=heartbeat_timeout,
-    # Longer, and a process that failed alone would hold the others up as it leaves.
+    # If longer, a process that failed alone would delay the exit of the others.
     shutdown_timeout_seconds=heartbeat_timeout,
   )
 
@@ -138,7 +136,7 @@ def _on_tpu() -> bool:
 
 
 def is_lead() -> bool:
-  """Whether this process writes files and speaks to the user."""
+  """Whether this process writes files and prints."""
   return jax.process_index() == 0
 
 
@@ -149,7 +147,7 @@ def barrier(name: str) -> None:
 
 
 def agreed_stop(step: int) -> signal.Signals | None:
-  """SIGTERM if some process got one, at the same step on all of them.
+  """SIGTERM if any process received it, at the same step on all processes; else None.
 
   JAX's preemption service catches the signal; call this once per step on every process.
   """
@@ -157,21 +155,21 @@ def agreed_stop(step: int) -> signal.Signals | None:
 
 
 def of_lead(value: int) -> int:
-  """The number that process 0 holds, on all processes."""
+  """The value of process 0, on all processes."""
   if jax.process_count() == 1:
     return value
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def pass_on_interrupt() -> None:
-  """From here on Ctrl-C to this process is SIGTERM, which stops all of them together; a second one
-  interrupts this process."""
+  """Turns Ctrl-C into SIGTERM, which stops all processes together; a second Ctrl-C interrupts this
+  process."""
 
   def handler(number: int, frame) -> None:
     del number, frame
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Not print: a handler may run in the middle of another print.
-    os.write(2, b"\nSIGINT: all processes save after this step; again to leave at once\n")
+    os.write(2, b"\nSIGINT: all processes save after this step; press again to exit at once\n")
     os.kill(os.getpid(), signal.SIGTERM)
 
   signal.signal(signal.SIGINT, handler)

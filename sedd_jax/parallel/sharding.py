@@ -1,8 +1,7 @@
-"""Where each array of a tree of parameters lives.
+"""The sharding of each array in a tree of parameters.
 
-Optimizer moments and the moving average hold trees like the parameters', so the same table of
-layers covers the whole train state. Init, restore, training, sampling, export and planning all
-read it.
+Optimizer moments and the moving average contain trees like the parameters', so the same table of
+layers covers the whole train state. Init, restore, training, sampling, export and planning read it.
 """
 
 import math
@@ -14,12 +13,12 @@ from sedd_jax.models.layers import Table
 
 
 def tree_shardings(mesh: jax.sharding.Mesh, tree: Any, table: Table) -> Any:
-  """A NamedSharding for every leaf of a tree of arrays or shapes; whole on every device where the
-  table does not know it.
+  """A NamedSharding for every leaf of a tree of arrays or shapes; leaves that are not in the table
+  are replicated.
 
   Raises:
-    ValueError: an axis of the mesh does not divide what it shards; the message names the sizes
-      that would.
+    ValueError: a mesh axis does not divide the sizes that it shards; the message lists sizes that
+      fit.
   """
   sharded = {axis: 0 for axis in mesh.axis_names}
 
@@ -35,11 +34,11 @@ def tree_shardings(mesh: jax.sharding.Mesh, tree: Any, table: Table) -> Any:
   for axis, common in sharded.items():
     if common % mesh.shape[axis]:
       fitting = [n for n in range(1, common + 1) if common % n == 0]
-      here = [n for n in fitting if mesh.size % n == 0]
+      possible = [n for n in fitting if mesh.size % n == 0]
       raise ValueError(
-        f"mesh.{axis}={mesh.shape[axis]} does not divide the parameters: what it shards has sizes "
-        f"that are multiples of {common}, so it must divide {common}; on {mesh.size} devices: "
-        f"{', '.join(map(str, here))}"
+        f"mesh.{axis}={mesh.shape[axis]} does not divide the parameters: it shards axes whose "
+        f"sizes are multiples of {common}, so it must divide {common}; on {mesh.size} devices: "
+        f"{', '.join(map(str, possible))}"
       )
   return shardings
 

@@ -1,7 +1,7 @@
-"""Charts as SVG that takes its colours from the page: one drawing for day and night.
+"""Charts as SVG that takes its colours from the page, for light and dark mode.
 
-No colour and no text of it is set here but by class, so that the page's policy can forbid inline
-styles. Series differ in colour, in the form of their marks and in dashes.
+Colours and fonts are set by class, since the page's policy forbids inline styles. Series differ in
+colour, in the form of their marks and in dashes.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class Chart:
     levels: (name, y) of lines across.
     log_x: whether the axis is logarithmic.
     log_y: whether the axis is logarithmic.
-    y_range: what is in sight; all by default.
+    y_range: the visible range; all by default.
   """
 
   title: str
@@ -127,7 +127,7 @@ class Dots:
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-  """A map from values to the drawing."""
+  """A map from values to positions in the drawing."""
 
   low: float
   high: float
@@ -194,7 +194,7 @@ def draw_dots(dots: Dots) -> str:
 
 
 def _columns(dots: Dots, axis: _Axis, bottom: float) -> list[str]:
-  """Lines down, with their names at the foot; names that would meet share a line of text."""
+  """Vertical lines, with their names at the bottom; names that would overlap are joined."""
   parts, names = [], []
   for name, level in sorted(dots.levels, key=lambda level: level[1]):
     x = axis(level)
@@ -238,7 +238,7 @@ def _svg(name: str, height: float, inner: str) -> str:
 
 
 def _axis(values: Sequence[float], log: bool, start: float, end: float) -> _Axis:
-  """An axis with some room beyond the values."""
+  """An axis with a margin beyond the values."""
   low, high = min(values), max(values)
   if log:
     room = (high / low) ** 0.06 if high > low else 1.5
@@ -296,7 +296,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis, chart: Chart) -> str:
 
 
 def _levels(chart: Chart, y_axis: _Axis) -> tuple[list[str], list[str]]:
-  """Lines across, and their names, which stand before all that is drawn between."""
+  """Horizontal lines, and their names, which are drawn over the curves."""
   lines: list[str] = []
   names: list[str] = []
   before = -math.inf
@@ -317,7 +317,7 @@ def _levels(chart: Chart, y_axis: _Axis) -> tuple[list[str], list[str]]:
 
 
 def _line(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
-  """The line of a series, that may leave the sight."""
+  """The line of a series; it may leave the visible range."""
   if len(series.points) < 2:
     return ""
   dash = f" d{series.kind // COLOURS % _DASHES}" if series.kind >= COLOURS else ""
@@ -327,7 +327,7 @@ def _line(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _marks(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
-  """The marks of a series that are in sight, with their bars."""
+  """The visible marks of a series, with their error bars."""
   parts = []
   for p in series.points if series.marks else ():
     if not y_axis.holds(p.y):
@@ -343,7 +343,7 @@ def _marks(series: Series, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _labels(chart: Chart, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-  """Names of single points, where they meet no other name and no mark."""
+  """Names of single points, if they overlap no other name and no mark."""
   marks = [
     (x_axis(p.x), y_axis(p.y)) for series in chart.series if series.marks for p in series.points
   ]
@@ -385,7 +385,7 @@ def _mark(kind: int, x: float, y: float) -> str:
 
 
 def _short(name: str) -> str:
-  """A name that fits into its line: its ends, where it is too long."""
+  """A name shortened to its line: of a long one, its two ends."""
   if len(name) <= _LABEL_CHARACTERS:
     return name
   half = _LABEL_CHARACTERS // 2 - 1

@@ -159,12 +159,12 @@ def _sight(
 def _bounds(run: Run, kind: int) -> list[Dot]:
   assert run.bound is not None
   strict, stderr = run.bound["bits_per_char_strict"], run.bound["bits_per_char_strict_stderr"]
-  said = f"{run.name}, strict: {with_error(strict, stderr)}"
-  dots = [Dot(kind=kind, x=strict, stderr=stderr, title=said)]
+  title = f"{run.name}, strict: {with_error(strict, stderr)}"
+  dots = [Dot(kind=kind, x=strict, stderr=stderr, title=title)]
   if not run.exact and _is(run.bound["bits_per_char_paper"]):
     paper, stderr = run.bound["bits_per_char_paper"], run.bound["bits_per_char_paper_stderr"]
-    said = f"{run.name}, paper: {with_error(paper, stderr)}"
-    dots.append(Dot(kind=kind, x=paper, stderr=stderr, title=said, hollow=True))
+    title = f"{run.name}, paper: {with_error(paper, stderr)}"
+    dots.append(Dot(kind=kind, x=paper, stderr=stderr, title=title, hollow=True))
   return dots
 
 

@@ -1,4 +1,4 @@
-"""All that a report shows, found below the paths that are given."""
+"""The content of a report: runs and evaluations below the given paths."""
 
 import dataclasses
 import os

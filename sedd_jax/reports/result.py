@@ -1,4 +1,4 @@
-"""What an evaluation has found: a JSON file with rows of numbers (docs/quality.md)."""
+"""The results of an evaluation: a JSON file with rows of numbers (docs/quality.md)."""
 
 import dataclasses
 import json
@@ -147,7 +147,7 @@ def _objects(file: Path, found: Mapping[str, Any], field: str) -> list[Mapping[s
 
 
 def _headline(file: Path, found: Mapping[str, Any]) -> list[str]:
-  said = found.get("headline") or []
-  if not isinstance(said, list) or not all(isinstance(line, str) for line in said):
+  headline = found.get("headline") or []
+  if not isinstance(headline, list) or not all(isinstance(line, str) for line in headline):
     raise ValueError(f"{file}: headline must be a list of sentences")
-  return said
+  return headline

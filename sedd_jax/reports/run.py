@@ -98,7 +98,7 @@ class Run:
 
 
 def read_run(path: Path, name: str) -> Run:
-  """Reads a run directory; what is damaged or missing becomes a fault, not an error."""
+  """A run, read from its directory; a damaged or missing file is a fault of it, not an error."""
   faults: list[str] = []
   found: Mapping[str, Any] = {}
   metrics: Sequence[Mapping[str, Any]] = []
@@ -144,7 +144,7 @@ def _samples(path: Path) -> tuple[list[str], str | None]:
 
 
 def _said(error: Exception) -> str:
-  """An error in words, with its type where those alone would say nothing."""
+  """The message of an error, with its type if the message alone says nothing."""
   if isinstance(error, ValueError | OSError) and str(error):
     return str(error)
   return f"{type(error).__name__}: {error}"

@@ -95,7 +95,7 @@ def seeds_table(report: Report) -> Table | None:
 
 
 def settings_table(report: Report) -> Table | None:
-  """Settings that differ between the runs, or None where none does."""
+  """The table of settings that differ between runs, or None if none does."""
   runs = [run for run in report.runs if run.config]
   fields = {name: values for name, values in differing(runs).items() if name != "label"}
   if not fields:
@@ -135,7 +135,7 @@ def result_table(result: Result) -> Table:
     return cell(value)
 
   same = {name: text(result.rows[0], name) for name in fixed if name not in columns}
-  said = {f"{k}": cell(v) for k, v in result.settings.items() if _is_plain(v)} | same
+  settings = {f"{k}": cell(v) for k, v in result.settings.items() if _is_plain(v)} | same
   return Table(
     title=result.title,
     columns=tuple(heading(name) for name in columns),
@@ -144,7 +144,7 @@ def result_table(result: Result) -> Table:
       for name in columns
     ),
     rows=tuple(tuple(text(row, name) for name in columns) for row in result.rows),
-    note="; ".join(f"{heading(name)} {value}" for name, value in said.items()),
+    note="; ".join(f"{heading(name)} {value}" for name, value in settings.items()),
   )
 
 

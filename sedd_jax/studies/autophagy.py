@@ -77,7 +77,7 @@ def run_loop(loop: Loop, workdir: Path, operations: Operations, say: Callable[[s
       "another name"
     )
   with FolderLock(workdir, say):
-    open_folder(workdir, _identity(loop))
+    open_folder(workdir, _identity(loop), lambda stored: _identity(Loop.from_config(stored)))
     real = load_dataset(loop.data)
     _check_text(generations, real)
     rows = []

@@ -35,7 +35,6 @@ from sedd_jax.training.state import TrainState, merged, split
 FOLDER = "checkpoints"
 
 _HELD = "held"
-_NAMES = "names.json"
 # For Orbax's own files beside the arrays.
 _MARGIN_BYTES = 2**20
 
@@ -63,6 +62,7 @@ class Checkpoints:
     self._keep_last, self._keep_every = keep_last, keep_every
     self._network = network
     self._unpad: Any = None  # Compiled at the first save.
+    self._held: dict[str, Any] | None = None  # Names and hash of the held weights, once on disk.
     self._pending: concurrent.futures.Future[None] | None = None
     self._failure: str | None = None
     self._whole: set[int] = set()  # Steps whose checkpoints are known to be whole.
@@ -92,23 +92,27 @@ class Checkpoints:
     values, finite = self._unpad(state)
     _check_finite(finite, step)
     items = {name: {name: value} for name, value in values.items()}
-    size = sum(_num_bytes(x) for x in jax.tree.leaves(items))
+    new = {} if self._held else state.held
+    size = sum(_num_bytes(x) for x in jax.tree.leaves((items, new)))
     trouble = self._trouble(size) if processes.is_lead() else None
     if processes.of_lead(int(trouble is not None)):
       self._failure = unsaved_message(step, trouble or "process 0 cannot write")
       return
     self._failure = None
+    marks: dict[str, Any] = {"run": json.dumps(meta), "manifest": manifest.FILE}
     options = ocp.Context()
     # Otherwise Orbax's threads would wait 20 minutes for a folder that cannot be made.
     options.asynchronous.create_directories_asynchronously = False
     try:
       with options:
-        if state.held and not (self._folder / _HELD).exists():
-          self._save_held(state)
+        if new:
+          self._held = self._save_held(new)
+        if self._held:
+          marks["held"] = json.dumps(self._held)
         response = ocp.save_checkpointables_async(
           str(self._partial(step)),
           items,
-          custom_metadata={"run": json.dumps(meta), "manifest": manifest.FILE},
+          custom_metadata=marks,
         )
     except (OSError, ValueError) as error:
       self._fail(step, error)
@@ -166,6 +170,7 @@ class Checkpoints:
     """
     items = {name: {name: tree} for name, tree in self._stored(like).items()}
     loaded = ocp.load_checkpointables(str(self._folder / str(step)), items)
+    self._held = self._held_of(step)
     held = self._load_held(jax.eval_shape(self._network.unpad, like.held), like.held)
     state = TrainState(**{name: loaded[name][name] for name in items}, held=held)
     shardings = jax.tree.map(lambda x: x.sharding, like)
@@ -175,40 +180,57 @@ class Checkpoints:
     """The moving average of the parameters, padded, on the first local device. Held weights are
     included as they are."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trained, held = split(self._network.table.shapes(), self._held_names())
+    self._held = self._held_of(step)
+    names = self._held["names"] if self._held else ()
+    trained, held = split(self._network.table.shapes(), names)
     trained, held = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), (trained, held)
     )
     loaded = ocp.load_checkpointables(str(self._folder / str(step)), {"ema": {"ema": trained}})
     return self._network.pad(merged(loaded["ema"]["ema"], self._load_held(held, held)))
 
-  def _held_names(self) -> list[str]:
-    """Names of the weights that the run holds."""
-    file = self._folder / _HELD / _NAMES
-    return json.loads(file.read_text()) if file.is_file() else []
+  def _held_of(self, step: int) -> dict[str, Any] | None:
+    """Names and hash of the weights that a checkpoint's run holds; None if it holds none."""
+    return json.loads(_custom(self._folder / str(step)).get("held", "null"))
 
-  def _save_held(self, state: TrainState) -> None:
-    partial = self._folder / f"{_HELD}{PARTIAL}"
-    ocp.save_checkpointables(
-      str(partial), {_HELD: {_HELD: jax.jit(self._network.unpad)(state.held)}}
-    )
-    if processes.is_lead():
-      (partial / _NAMES).write_text(json.dumps(list(flat(state.held))))
-      manifest.write_manifest(partial)
-      partial.rename(self._folder / _HELD)
-      sync(self._folder)
-    processes.barrier("held weights are saved")
+  def _save_held(self, held: Params) -> dict[str, Any]:
+    """Writes the held weights, in place of any that an earlier start left. Returns their names and
+    the hash of their manifest, which every checkpoint names.
+
+    Raises:
+      OSError: they cannot be written; on all processes if process 0 cannot.
+    """
+    partial, folder = self._folder / f"{_HELD}{PARTIAL}", self._folder / _HELD
+    trouble: Exception | None = None
+    digest = ""
+    try:
+      stored = jax.jit(self._network.unpad)(held)
+      ocp.save_checkpointables(str(partial), {_HELD: {_HELD: stored}})
+      if processes.is_lead():
+        manifest.write_manifest(partial)
+        digest = manifest.digest(partial)
+        remove(folder)
+        partial.rename(folder)
+        sync(self._folder)
+    except (OSError, ValueError) as error:
+      trouble = error
+    if processes.of_lead(int(trouble is not None)):
+      raise OSError(f"the held weights: {trouble or 'process 0 cannot write them'}")
+    return {"names": list(flat(held)), "sha256": digest}
 
   def _load_held(self, stored: Params, like: Params) -> Params:
     """The weights that the run holds, unpadded; `like` says where they live.
 
     Raises:
-      ValueError: their folder is damaged.
+      ValueError: their folder is damaged or missing, or was saved for other checkpoints.
     """
-    if not stored:
+    if not self._held:
       return {}
     folder = self._folder / _HELD
-    if faults := manifest.faults(folder):
+    faults = manifest.faults(folder)
+    if not faults and manifest.digest(folder) != self._held["sha256"]:
+      faults = ["they are not those of this checkpoint"]
+    if faults:
       raise ValueError(f"the held weights in {folder} are damaged: {'; '.join(faults[:3])}")
     items = {_HELD: {_HELD: jax.tree.map(_placed, stored, like)}}
     return ocp.load_checkpointables(str(folder), items)[_HELD][_HELD]

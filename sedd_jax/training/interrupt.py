@@ -39,7 +39,9 @@ class Interrupt:
     self._signal = signal.Signals(number)
     self._restore()
     # Not print: a handler may run in the middle of another print.
-    os.write(2, f"\n{self._signal.name}: saving after this step; again to leave at once\n".encode())
+    os.write(
+      2, f"\n{self._signal.name}: saving after this step; press again to exit at once\n".encode()
+    )
 
   def _restore(self) -> None:
     for number, handler in self._previous.items():

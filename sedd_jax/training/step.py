@@ -28,8 +28,9 @@ def loss_and_grad(
   accumulation: int,
   held: Params | None = None,
 ) -> tuple[jax.Array, Params]:
-  """The objective on one batch and its gradient (eight arguments: all that a loss depends on).
+  """The objective on one batch and its gradient.
 
+  Seven arguments: everything that a loss depends on, and nothing is remembered between calls.
   Noise and times depend on (key, step, position in the batch): the result is the same, rounding
   apart, for any accumulation.
 

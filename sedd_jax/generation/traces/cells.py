@@ -11,21 +11,20 @@ from sedd_jax.generation.traces.trace import Trace
 
 MASK = 0  # The entry of masks in every table of cells.
 
-# Marks that turn the direction of the text around them, or break lines behind our back.
-_UNRULY = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
+# Characters that change the text direction or break lines.
+_LAYOUT = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Cells:
-  """What stands in each position.
+  """The token and text shown in each position.
 
-  One token can look different in two frames: half of a character is U+FFFD for as long as its
-  other half is a mask.
+  A token can look different in two frames: part of a character is U+FFFD while the rest is masked.
 
   Attributes:
     index: int32[K, B, L], into ids and texts; MASK for masks.
     ids: token ids.
-    texts: what they show; "" where the character goes to a later token.
+    texts: the displayed text; "" if the character is shown at a later token.
   """
 
   index: np.ndarray
@@ -34,14 +33,14 @@ class Cells:
 
 
 def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
-  """Looks up the text of every token.
+  """The text of every token.
 
   Args:
-    trace: the record.
+    trace: the trace.
     tokenizer: None shows token ids.
 
   Raises:
-    ValueError: a token is neither the mask nor one of the tokenizer's.
+    ValueError: a token is neither the mask nor known to the tokenizer.
   """
   known = np.unique(trace.tokens)
   known = known[~trace.masks(known)]
@@ -65,23 +64,23 @@ def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
       index_of[token] = entry(token, text)
   index = index_of[trace.tokens]
 
-  # Parts of characters are read in the company of the parts beside them; whole tokens need none.
-  seen: dict[tuple[int, ...], list[int]] = {}
+  # Adjacent parts of characters are decoded together; other tokens separately, above.
+  decoded: dict[tuple[int, ...], list[int]] = {}
   for k, b in np.argwhere(is_part[trace.tokens].any(axis=-1)):
     row = trace.tokens[k, b]
     edges = np.flatnonzero(np.diff(is_part[row], prepend=False, append=False))
     for start, stop in edges.reshape(-1, 2):
       run = tuple(row[start:stop].tolist())
-      if run not in seen:
-        seen[run] = [entry(*pair) for pair in zip(run, pieces(run), strict=True)]
-      index[k, b, start:stop] = seen[run]
+      if run not in decoded:
+        decoded[run] = [entry(*pair) for pair in zip(run, pieces(run), strict=True)]
+      index[k, b, start:stop] = decoded[run]
   return Cells(index=index, ids=[i for i, _ in entries], texts=[text for _, text in entries])
 
 
 def visible(text: str) -> str:
-  """The text with characters that cannot be seen, or disturb the page, replaced by such that can.
+  """The text with invisible and layout-changing characters replaced by visible ones.
 
-  Newlines and tabs stay, other control characters become their pictures (U+2400 and on).
+  Newlines and tabs stay; other control characters become their pictures (from U+2400).
   """
   return "".join(map(_visible, text))
 
@@ -92,7 +91,7 @@ def _numbers(ids: Iterable[int]) -> list[str]:
 
 def _visible(character: str) -> str:
   code = ord(character)
-  if character in "\n\t" or (code not in _UNRULY and unicodedata.category(character) != "Cc"):
+  if character in "\n\t" or (code not in _LAYOUT and unicodedata.category(character) != "Cc"):
     return character
   if code < 0x20:
     return chr(0x2400 + code)

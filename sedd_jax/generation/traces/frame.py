@@ -1,4 +1,4 @@
-"""The frames of one sample that a film shows. Dimensions: L tokens, N frames shown."""
+"""The frames of one sample to show. L: tokens."""
 
 import dataclasses
 
@@ -12,11 +12,11 @@ class Frame:
   """One state of one sample.
 
   Attributes:
-    number: 0 is the state before the first step.
-    caption: step, time, calls, and what is left to do.
+    number: the step; 0 is the state before the first step.
+    caption: step, time, calls, and remaining masks or changes.
     mask: bool[L].
-    new: bool[L], decided since the frame shown before.
-    draft: bool[L], no mask and not yet what the sample has there.
+    new: bool[L], drawn since the previous frame.
+    draft: bool[L], neither a mask nor the final token.
   """
 
   number: int
@@ -27,18 +27,18 @@ class Frame:
 
 
 def frames_of(trace: Trace, sample: int, most: int) -> list[Frame]:
-  """The first frame, those in which the sample changed, and the last one.
+  """The first frame, the frames in which the sample changed, and the last frame.
 
   Args:
-    trace: the record.
-    sample: its number.
-    most: frames to return; where there are more, evenly chosen ones, first and last among them.
+    trace: the trace.
+    sample: the sample's number.
+    most: maximum number of frames; more are thinned evenly, keeping the first and the last.
   """
   tokens = trace.tokens[:, sample]
   last = len(tokens) - 1
   changed = np.any(tokens[1:] != tokens[:-1], axis=-1)
   numbers = np.flatnonzero(np.r_[True, changed])
-  # What comes after the last change is the finished sample, at its own time and calls.
+  # The last frame has the final time and number of calls, even without a change.
   numbers = np.unique(np.r_[numbers, last])
   if len(numbers) > most:
     numbers = numbers[np.linspace(0, len(numbers) - 1, most).round().astype(int)]

@@ -1,4 +1,4 @@
-"""A trace as an animated picture, for slides and messages."""
+"""A trace as an animated GIF, for slides and messages."""
 
 import dataclasses
 import io
@@ -14,13 +14,13 @@ from sedd_jax.generation.traces.trace import Trace
 
 MOST_FRAMES = 96
 MOST_ROWS = 72
-_SECONDS = 9.0  # Of the whole film, within what can be followed and what does not flicker.
+_SECONDS = 9.0  # Total duration, within the limits per frame below.
 _SHORTEST, _LONGEST, _START, _END = 0.06, 0.4, 0.8, 4.0
 
 # The colours of the page's light side.
 _PAPER, _INK, _QUIET = (252, 251, 248), (31, 35, 40), (102, 95, 84)
 _GIVEN, _NEW, _MASK = (11, 87, 164), (255, 222, 130), (141, 133, 119)
-_SHADES = 6  # Between an ink and what it is written on, for smooth edges.
+_SHADES = 6  # Between an ink and its background, for smooth edges.
 
 _SIZE, _LINE, _MARGIN = 15, 22, 22
 
@@ -28,8 +28,8 @@ _SIZE, _LINE, _MARGIN = 15, 22, 22
 def gif_of(trace: Trace, cells: Cells) -> bytes:
   """The first sample as a GIF.
 
-  Of more than MOST_FRAMES frames in which it changes the evenly chosen ones are shown, and of more
-  than MOST_ROWS rows the first; the lines under the picture say so.
+  It shows at most MOST_FRAMES frames, evenly chosen, and the first MOST_ROWS rows. A note under the
+  picture says so.
   """
   from PIL import Image
 
@@ -39,7 +39,7 @@ def gif_of(trace: Trace, cells: Cells) -> bytes:
   # Wide enough for the caption, and about 3 to 2 for long texts.
   grid = grid_of(texts[-1], int(np.clip((3.6 * total) ** 0.5, 64, 112)))
   sheet = _Sheet(trace, grid, thinned=len(frames) == MOST_FRAMES)
-  # At the end the text alone.
+  # The last frame shows the text without marks.
   frames.append(dataclasses.replace(frames[-1], new=np.zeros_like(frames[-1].new)))
   texts.append(texts[-1])
   pictures = [sheet.draw(frame, text) for frame, text in zip(frames, texts, strict=True)]
@@ -60,7 +60,7 @@ def gif_of(trace: Trace, cells: Cells) -> bytes:
 
 
 class _Sheet:
-  """The paper that all frames are drawn on."""
+  """The layout that all frames share."""
 
   def __init__(self, trace: Trace, grid: Grid, *, thinned: bool):
     from PIL import ImageFont
@@ -94,9 +94,9 @@ class _Sheet:
   def _spans(self, slots: list[tuple[int, int]]):
     """(x, y, right edge) of a token in each row that shows it."""
     for row in sorted({row for row, _ in slots if row < self._rows}):
-      found = [column for r, column in slots if r == row]
-      x, y = self._at(row, min(found))
-      yield x, y, x + len(found) * self._step
+      columns = [column for r, column in slots if r == row]
+      x, y = self._at(row, min(columns))
+      yield x, y, x + len(columns) * self._step
 
   def _bar(self, draw, slots: list[tuple[int, int]]) -> None:
     for x, y, right in self._spans(slots):
@@ -142,9 +142,9 @@ class _Sheet:
 
 
 def _words(slots: list[tuple[int, int]], characters: list[str]):
-  """(place, text) of what can be drawn at once: simple letters that follow each other in a row.
+  """(place, text) pairs to draw in one call: runs of ASCII characters in a row.
 
-  Anything else has its own place, since fonts do not keep to columns there.
+  Other characters are drawn one by one, since fonts do not align them to columns.
   """
   place, word = (0, 0), ""
   for (row, column), character in zip(slots, characters, strict=True):
@@ -160,14 +160,14 @@ def _words(slots: list[tuple[int, int]], characters: list[str]):
 
 
 def _font_file(name: str) -> str:
-  """A font that matplotlib brings along."""
+  """Path of a font that matplotlib includes."""
   import matplotlib
 
   return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
 
 
 def _palette() -> list[int]:
-  """Every colour that a picture needs, so that all frames share one table."""
+  """All colours of the frames, so that they share one palette."""
   pairs = [(_INK, _PAPER), (_QUIET, _PAPER), (_GIVEN, _PAPER), (_INK, _NEW), (_GIVEN, _NEW)]
   shares = np.linspace(0, 1, _SHADES)[:, None]
   shades = [np.array(ink) * (1 - shares) + np.array(paper) * shares for ink, paper in pairs]

@@ -1,4 +1,4 @@
-"""Text set in columns of equal width, for files that have no typesetter."""
+"""Text laid out in columns of equal width."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from rich.cells import cell_len
 
 NEWLINE = "\u23ce"
-EMPTY = "\u00b7"  # A token whose bytes go to a later one.
+EMPTY = "\u00b7"  # A token whose character is shown at a later token.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-  """Where each token stands: every frame is set like the finished sample, so that nothing moves.
+  """The place of each token. All frames use the final sample's layout, so that nothing moves.
 
   Attributes:
-    slots: for each token the (row, column) of each of its columns.
-    bars: for each token the slots that show its mask: not the space before or after a word.
+    slots: for each token the (row, column) pairs that it fills.
+    bars: for each token the slots that show its mask, without leading or trailing space.
     rows: number of rows.
     width: number of columns; one more may hold the space that ends a row.
   """
@@ -27,10 +27,10 @@ class Grid:
 
 
 def grid_of(texts: list[str], width: int) -> Grid:
-  """Sets the finished sample, wrapped between words; a token's row ends after its newlines.
+  """The layout of the final sample, wrapped between words and after newlines.
 
   Args:
-    texts: of each token.
+    texts: the text of each token.
     width: columns of a row.
   """
   slots: list[list[tuple[int, int]]] = [[] for _ in texts]
@@ -48,19 +48,19 @@ def grid_of(texts: list[str], width: int) -> Grid:
       column += size
       if character == NEWLINE:
         row, column = row + 1, 0
-  bars = [trimmed(one, text) for one, text in zip(slots, texts, strict=True)]
+  bars = [trimmed(places, text) for places, text in zip(slots, texts, strict=True)]
   return Grid(slots=slots, bars=bars, rows=row + (column > 0), width=width)
 
 
 def trimmed(slots: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-  """The slots of a token without the space before or after it; all where there is nothing else."""
+  """The slots of a token without leading or trailing space; all slots if it is only spaces."""
   if not text.strip(" "):
     return slots
   return slots[text[0] == " " : len(slots) - (text[-1] == " ")]
 
 
 def fit(text: str, size: int) -> list[str]:
-  """A token's text in so many columns, cut or filled with spaces; one string for each column.
+  """A token's text in this many columns, cut or padded with spaces; one string per column.
 
   A wide character is followed by an empty string; a combining one joins the column before it.
   """
@@ -79,7 +79,7 @@ def fit(text: str, size: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-  """Text in which newlines, tabs, lone accents and nothing at all take up room."""
+  """The text with newlines, tabs, lone accents and empty text replaced by visible characters."""
   text = text.replace("\n", NEWLINE).replace("\t", "    ") or EMPTY
   return text if cell_len(text[0]) else f"\u25cc{text}"
 

@@ -1,4 +1,4 @@
-"""A trace as one page that needs no network: all samples, to be played and stepped through."""
+"""A trace as one offline HTML page: all samples, to play and step through."""
 
 import base64
 import hashlib
@@ -26,15 +26,15 @@ def page_of(trace: Trace, cells: Cells) -> str:
     "style_hash": _hash(_between(template, "<style>", "</style>")),
     "script_hash": _hash(_between(template, "<script>", "</script>")),
   }
-  # In one pass, so that nothing in the data is taken for a place to fill.
+  # In one pass, so that nothing in the data is taken for a placeholder.
   return re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], template)
 
 
 def page_data(trace: Trace, cells: Cells) -> dict[str, Any]:
-  """What the page replays, as JSON: the first frame of each sample and what each step changes.
+  """The page's data as JSON: the first frame of each sample and the changes of each step.
 
-  A change is a position, counted from the change before it, and an entry of `texts`; one list of
-  both in turn for each step.
+  A step is a flat list of (position, entry of `texts`) pairs; a position is relative to the one
+  before it.
   """
   num_frames, num_samples, _ = trace.tokens.shape
   return {
@@ -71,5 +71,5 @@ def _between(text: str, start: str, end: str) -> str:
 
 
 def _hash(code: str) -> str:
-  """What the page's policy allows to run: this very text and nothing that was put in."""
+  """The hash by which the page's content security policy allows exactly this code."""
   return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""A trace as plain text: one block for each frame, to page through with `less`."""
+"""A trace as plain text: one block per frame, for a pager such as `less`."""
 
 from textwrap import wrap
 
@@ -16,10 +16,9 @@ MASK, NEW, GIVEN = "\u2591", "^", "="
 
 
 def text_of(trace: Trace, cells: Cells) -> str:
-  """All samples, one after the other.
+  """All samples as text, one after the other.
 
-  Frames in which a sample does not change are left out, and of more than MOST_FRAMES the evenly
-  chosen ones are shown.
+  Frames without a change are left out; more than MOST_FRAMES are thinned evenly.
   """
   num_frames, num_samples, length = trace.tokens.shape
   facts = {
@@ -55,7 +54,7 @@ def text_of(trace: Trace, cells: Cells) -> str:
 
 
 def _rows(grid: Grid, texts: list[str], frame: Frame, given: np.ndarray) -> list[str]:
-  """The text, and under each row that has them the marks of new and given tokens."""
+  """The text, with marks of new and given tokens under rows that have them."""
   text = [[" "] * (grid.width + 1) for _ in range(grid.rows)]
   marks = [[" "] * (grid.width + 1) for _ in range(grid.rows)]
   for i, slots in enumerate(grid.slots):
@@ -64,7 +63,7 @@ def _rows(grid: Grid, texts: list[str], frame: Frame, given: np.ndarray) -> list
         text[row][column] = MASK
       continue
     shown = fit(texts[i], len(slots))
-    # Given tokens stay given: the first block says which.
+    # Given tokens never change, so only the first block marks them.
     mark = NEW if frame.new[i] else GIVEN if given[i] and frame.number == 0 else " "
     for (row, column), character in zip(slots, shown, strict=True):
       text[row][column] = character

@@ -12,20 +12,20 @@ from sedd_jax.generation.samples import SampleRequest
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
-  """How samples came about.
+  """The states of samples after each step.
 
   Attributes:
-    tokens: int32[K, B, L], the state before the first step and after each; the last one is the
+    tokens: int32[K, B, L], the state before the first step and after each; the last frame is the
       sample, without masks.
-    given: bool[B, L]: tokens that were given, which never change.
-    times: float64[K, B], the time of each frame: 1 is pure noise, 0 the finished sample.
-    calls: int64[K], calls of the network made by then.
-    seconds: wall time of the whole run.
-    mask_id: the mask's id, or None for the uniform process, where tokens start random and change.
-    settings: what to show beside it: sampler, steps, seed, checkpoint.
+    given: bool[B, L], given tokens, which never change.
+    times: float64[K, B], the time of each frame: 1 is pure noise, 0 the final sample.
+    calls: int64[K], network calls up to each frame.
+    seconds: wall time of the run.
+    mask_id: the mask's id, or None for the uniform process, whose tokens start random.
+    settings: settings to show: sampler, steps, seed, checkpoint.
 
   Raises:
-    ValueError: a field has another shape or type, or contradicts another one.
+    ValueError: a field has another shape or type, or contradicts another field.
   """
 
   tokens: np.ndarray
@@ -37,20 +37,20 @@ class Trace:
   settings: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def of(cls, made: Generation, model: LanguageModel, request: SampleRequest) -> "Trace":
-    """The record of a batch whose frames were kept."""
+  def of(cls, generation: Generation, model: LanguageModel, request: SampleRequest) -> "Trace":
+    """The trace of a batch whose frames were recorded."""
     return cls(
-      tokens=made.frames,
-      given=made.given,
-      times=made.times,
-      calls=made.calls_by_frame,
-      seconds=made.seconds,
+      tokens=generation.frames,
+      given=generation.given,
+      times=generation.times,
+      calls=generation.calls_by_frame,
+      seconds=generation.seconds,
       mask_id=model.mask_id,
       settings={
         "checkpoint": str(model.info["source"]),
         "sampler": request.settings.sampler,
         "schedule": request.settings.schedule,
-        "steps": made.steps,
+        "steps": generation.steps,
         "seed": request.seed,
       },
     )
@@ -81,11 +81,11 @@ class Trace:
     return self.mask_id is not None
 
   def masks(self, tokens: np.ndarray) -> np.ndarray:
-    """bool, shape of tokens: where a mask stands."""
+    """bool, shape of tokens, true at masks."""
     return np.equal(tokens, -1 if self.mask_id is None else self.mask_id)
 
   def _array(self, name: str, kind: type, dtype: type, dims: str) -> np.ndarray:
-    """Puts a field in its dtype, and checks it against the shape of tokens."""
+    """The field in its dtype, which replaces it, checked against the shape of tokens."""
     array = np.asarray(getattr(self, name))
     sizes = dict(zip("KBL", np.shape(self.tokens), strict=False))
     expected = tuple(sizes.get(d) for d in dims)

@@ -1,4 +1,4 @@
-"""A trace into a file."""
+"""Writes a trace to a file."""
 
 import os
 from pathlib import Path
@@ -15,28 +15,28 @@ SUFFIXES = (".html", ".gif", ".txt")
 
 
 def write_trace(trace: Trace, path: Path, tokenizer: Tokenizer | None) -> None:
-  """Writes a trace; the path's suffix says how. The file appears whole or not at all.
+  """Writes a trace atomically, in the format of the path's suffix.
 
   Args:
-    trace: the record.
-    path: a new file: `.html` is a page to replay all samples, `.gif` a film of the first, `.txt`
-      all frames one below the other.
-    tokenizer: its `pieces` are shown; token ids where it is None.
+    trace: the trace.
+    path: a new file: `.html` is a page that replays all samples, `.gif` an animation of the first,
+      `.txt` all frames one below the other.
+    tokenizer: its `pieces` are shown; None shows token ids.
 
   Raises:
-    ValueError: the suffix is another one, or a token is not the tokenizer's.
-    FileExistsError: there is a file already.
+    ValueError: the suffix is unknown, or the tokenizer does not know a token.
+    FileExistsError: the file exists.
     FileNotFoundError: the folder does not exist.
   """
   check_trace_path(path)
   content = _render(path.suffix, trace, cells_of(trace, tokenizer))
   with whole(path) as partial:
     partial.write_bytes(content)
-    check_trace_path(path)  # Another file may have appeared meanwhile.
+    check_trace_path(path)  # A file that appeared meanwhile is not overwritten.
 
 
 def check_trace_path(path: Path) -> None:
-  """Raises what `write_trace` would raise about the path: to be called before a long run."""
+  """Raises the errors of `write_trace` about the path; call it before a long run."""
   if path.suffix not in SUFFIXES:
     raise ValueError(f"{path}: a trace is one of {', '.join(SUFFIXES)}, by the file's suffix")
   if not path.parent.is_dir():
