@@ -138,6 +138,16 @@ def test_missing_held_weights_are_named(run, tmp_path):
       use()
 
 
+def test_held_weights_of_another_run_are_refused(run, tmp_path):
+  assert train(holding(steps=1, seed=1), tmp_path / "other") == 0
+  copy = tmp_path / "run"
+  shutil.copytree(run, copy)
+  shutil.rmtree(copy / "checkpoints" / "held")
+  shutil.copytree(tmp_path / "other" / "checkpoints" / "held", copy / "checkpoints" / "held")
+  with pytest.raises(ValueError, match="not those of this checkpoint"):
+    sedd_jax.load(copy)
+
+
 @pytest.mark.slow
 def test_held_weights_of_an_earlier_start_are_replaced(tmp_path):
   """A kill may leave them without a checkpoint; the next start may hold others."""
