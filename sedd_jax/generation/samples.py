@@ -12,9 +12,10 @@ import numpy as np
 from sedd_jax.files.lines import GrowingFile
 from sedd_jax.files.lock import take
 from sedd_jax.generation.generator import Generation, OnProgress
-from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.model import NUMBERS, LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
+from sedd_jax.ranges import check, check_seed
 
 # Sample numbers, and the samples.
 Batches = Iterator[tuple[Sequence[int], Generation]]
@@ -43,9 +44,13 @@ class SampleRequest:
   best_of: int = 1
 
   def __post_init__(self):
+    check_seed(self.seed)
     for name, least in (("num", 1), ("first", 0), ("best_of", 1)):
-      if getattr(self, name) < least:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+      check(name, getattr(self, name), least)
+    if self.numbers.stop > NUMBERS:
+      raise ValueError(
+        f"samples {self.first} to {self.numbers.stop - 1}: numbers of samples end at {NUMBERS - 1}"
+      )
 
   @property
   def numbers(self) -> range:
@@ -80,8 +85,7 @@ def generate(
   Raises:
     ValueError: batch < 1, or the settings don't fit the model.
   """
-  if batch < 1:
-    raise ValueError(f"batch={batch} must be at least 1")
+  check("batch", batch, 1)
   batch = min(batch, len(request.numbers))
   left = request.numbers[skip:]
   while left:

@@ -7,6 +7,7 @@ from sedd_jax.data import load_dataset
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.interop.load import load
+from sedd_jax.ranges import check_seed
 
 
 def evaluate_heldout(
@@ -23,6 +24,7 @@ def evaluate_heldout(
   Raises:
     ValueError: the model is no run of ours.
   """
+  check_seed(seed, "--seed")
   model = load(checkpoint)
   if model.tokenizer is None or "experiment" not in model.info:
     raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")

@@ -12,6 +12,7 @@ from sedd_jax.files.lock import FolderLock
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.interop.load import load
+from sedd_jax.ranges import outside, seed_outside
 from sedd_jax.studies.setup import EvaluationSetup
 from sedd_jax.training.rundir import versions
 
@@ -58,9 +59,9 @@ class StudyConfig:
   def faults(self) -> list[str]:
     """A line for each setting that is missing or out of range."""
     faults = [
-      f"--{name}={value} must be at least 1"
-      for name in ("batch_size", "num")
-      if (value := getattr(self, name, 1)) < 1
+      *outside("--batch_size", self.batch_size, 1),
+      *outside("--num", getattr(self, "num", 1), 1),
+      *seed_outside(self.seed, "--seed"),
     ]
     if self.judge is None:
       faults.append(

@@ -27,6 +27,7 @@ from sedd_jax.files.lock import FolderLock
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel, Model
 from sedd_jax.interop.load import load
+from sedd_jax.ranges import outside, seed_outside
 from sedd_jax.studies.study import Say
 from sedd_jax.training.rundir import versions
 
@@ -63,7 +64,7 @@ class SuiteConfig:
   out: str | None = None
 
   def __post_init__(self):
-    faults = [] if self.passes >= 1 else [f"--passes={self.passes} must be at least 1"]
+    faults = [*outside("--passes", self.passes, 1), *seed_outside(self.seed, "--seed")]
     try:
       self.sources()
     except ValueError as error:

@@ -16,6 +16,7 @@ from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.models.visibility import CAUSAL
 from sedd_jax.parallel import MeshConfig
+from sedd_jax.ranges import seed_outside
 from sedd_jax.training.objectives import DiscreteTime, NextToken, Objective, ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
@@ -288,9 +289,7 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
-    faults = []
-    if not 0 <= self.seed < 2**31:
-      faults.append(f"seed={self.seed} must lie in [0, 2^31)")
+    faults = seed_outside(self.seed)
     if self.objective not in OBJECTIVES:
       known = " or ".join(map(repr, OBJECTIVES))
       faults.append(f"objective={self.objective!r} must be {known}")
