@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -180,7 +181,7 @@ def _memory_advice(error: Exception) -> str:
 
 def _no_platform() -> str | None:
   """A line about JAX_PLATFORMS if it names what this machine does not have, else None."""
-  named = jax.config.jax_platforms
+  named = os.environ.get("JAX_PLATFORMS")
   if not named:
     return None
   try:

@@ -39,6 +39,10 @@ class CausalModel(LanguageModel):
     return self.network.vocab_size
 
   @property
+  def width(self) -> int:
+    return self.network.width
+
+  @property
   def dtype(self) -> str:
     return self.network.dtype
 

@@ -87,6 +87,11 @@ class LanguageModel(abc.ABC):
 
   @property
   @abc.abstractmethod
+  def width(self) -> int:
+    """D, of the network's hidden states."""
+
+  @property
+  @abc.abstractmethod
   def dtype(self) -> str:
     """Compute dtype of the network."""
 
@@ -290,6 +295,10 @@ class Model(LanguageModel):
   @property
   def vocab_size(self) -> int:
     return self.network.process.vocab_size
+
+  @property
+  def width(self) -> int:
+    return self.network.width
 
   @property
   def dtype(self) -> str:
