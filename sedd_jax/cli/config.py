@@ -108,7 +108,7 @@ def _load(file: str) -> ConfigDict:
   try:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
-      raise ValueError("it must define get_config(), which returns a ConfigDict")
+      raise AttributeError("it must define get_config(), which returns a ConfigDict")
     config = module.get_config(*argument)
   except FileNotFoundError as error:
     raise ValueError(f"there is no file {error.filename}") from error

@@ -96,6 +96,8 @@ def prepare(
     _check_folder(folder, settings)  # Again: nobody can change it any more.
     for left in folder.glob(f"*{PARTIAL}*"):
       remove(left)
+    if not _has_shards(folder):  # A failed attempt that made nothing decides nothing.
+      remove(folder / TOKENIZER)
     write_json(folder / PREPARATION, settings)
     tokenizer = _tokenizer(corpus, config, folder, faults)
     spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
@@ -139,7 +141,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
       f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
       "something else choose a new folder"
     )
-  if file.is_file():
+  if file.is_file() and _has_shards(folder):
     stored = json.loads(file.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
     if differing := [key for key in now if stored.get(key) != now[key]]:
@@ -148,8 +150,13 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         "\n".join([f"{folder} was begun with other settings:", *lines])
         + "\nGo on with those, or choose a new folder."
       )
-  elif folder.is_dir() and any(not _may_stay(path) for path in folder.iterdir()):
+  elif not file.is_file() and folder.is_dir() and not all(map(_may_stay, folder.iterdir())):
     raise FileExistsError(f"{folder} is not empty and holds nothing of ours: choose a new folder")
+
+
+def _has_shards(folder: Path) -> bool:
+  """Whether an attempt has made a whole shard."""
+  return any(next(folder.glob(f"{side}-*.json"), None) for side in SIDES)
 
 
 def _may_stay(path: Path) -> bool:

@@ -13,7 +13,7 @@ from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tok
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
-from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
+from sedd_jax.interop.weights import PICKLE, SAFETENSORS, WEIGHT_PATTERNS, has_weights
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
 from sedd_jax.training.experiment import Experiment
@@ -21,7 +21,7 @@ from sedd_jax.training.objectives import NextToken
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
-_HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER, *gpt2.TOKENIZER_FILES]
+_HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
 def load(
@@ -86,11 +86,11 @@ def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | Ca
     return load_exported(path, config, dtype)
   dtype = dtype or "float32"
   match model_type := config.get("model_type"):
-    case None:
+    case None if not gpt2.is_gpt2(config):
       pass
     case mdlm.MODEL_TYPE:
       return mdlm.load_mdlm(path, config, dtype)
-    case gpt2.MODEL_TYPE:
+    case None | gpt2.MODEL_TYPE:
       loaded = gpt2.load_gpt2(path, config, dtype)
       return CausalModel(length=loaded.network.longest, **loaded._asdict())
     case _:
