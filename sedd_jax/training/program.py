@@ -190,7 +190,8 @@ class Program:
 
   @functools.cached_property
   def _optimizer(self):
-    return make_optimizer(self.experiment.optimizer, self.experiment.train.steps)
+    experiment = self.experiment
+    return make_optimizer(experiment.optimizer, experiment.train.steps, self.network.table)
 
   def _create(self, seed) -> TrainState:
     held = self.experiment.train.held(layer.name for layer in self.network.table)
