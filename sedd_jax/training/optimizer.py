@@ -137,7 +137,7 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
 
 
 def _is_matrix(layer: Layer | None) -> bool:
-  """Whether a block multiplies every token by it; conditioning, which it applies once a row, not."""
+  """Whether a block multiplies every token by it; not so conditioning, once a row."""
   return layer is not None and layer.stacked and layer.per == "token"
 
 
