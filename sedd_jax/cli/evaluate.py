@@ -4,7 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from sedd_jax.cli import app, study_flags
+from sedd_jax.cli import app, path_flags, study_flags
 from sedd_jax.diffusion import TIME_SAMPLINGS
 from sedd_jax.evaluation.bounds import ESTIMATORS
 from sedd_jax.reports.evaluations import grades_text, heldout_text, suite_text
@@ -29,7 +29,9 @@ With --suite, perplexities on the test sets that papers compare on, by one of th
 Samples are graded by other verbs: sedd grade, sedd frontier and sedd infilling.
 """
 _HELDOUT_TIMES = 32
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory; with --suite any model.")
+_CHECKPOINT = path_flags.define_model(
+  "checkpoint", None, "Run directory; with --suite any model."
+)
 _NUM_TIMES = flags.DEFINE_integer(
   "num_times",
   None,
@@ -61,7 +63,7 @@ _OF_SUITES = {
   ),
   "passes": flags.DEFINE_integer("passes", 1, "Independent passes over every block."),
   "tokenizer": flags.DEFINE_string("tokenizer", None, "Of weights that have none, e.g. gpt2."),
-  "out": flags.DEFINE_string("out", None, "Folder of the result: new, or one to resume."),
+  "out": path_flags.define_path("out", None, "Folder of the result: new, or one to resume."),
 }
 # Flags of older versions, whose work other verbs do: see `_older`.
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Now sedd frontier.")

@@ -13,7 +13,8 @@ from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
+from sedd_jax.data.patterns import is_prepared
+from sedd_jax.data.prepared import SIDES, Prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
 from sedd_jax.data.streams import Encoded, Stream, encode, heads, separated, token_dtype

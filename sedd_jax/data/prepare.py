@@ -23,10 +23,9 @@ from typing import Any
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
+from sedd_jax.data.patterns import MANIFEST, PREPARATION
 from sedd_jax.data.prepared import (
   FORMAT,
-  MANIFEST,
-  PREPARATION,
   SIDES,
   TOKENIZER,
   digest,

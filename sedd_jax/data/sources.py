@@ -7,11 +7,9 @@ they end.)
 """
 
 import dataclasses
-import glob
 import itertools
 import json
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,8 @@ from typing import Any, Protocol
 
 from sedd_jax.data.compression import OPENERS, ZstdError, open_any
 from sedd_jax.data.faults import Faults, InputFault
+from sedd_jax.data.patterns import HUB, TFDS, files_of
+from sedd_jax.files.paths import local_name
 
 # Stands between documents where the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
@@ -101,7 +101,7 @@ class Files:
 
   def paths(self) -> list[Path]:
     """The files, sorted within each glob."""
-    found = _globbed(self.name)
+    found = files_of(self.name)
     for path in found:
       if _kind(path) not in (".txt", ".jsonl", ""):
         raise ValueError(
@@ -182,7 +182,7 @@ class Lines:
   name: str
 
   def pieces(self, faults: Faults) -> Iterator[Piece]:
-    for path in _globbed(self.name):
+    for path in files_of(self.name):
       try:
         with open_any(path, text=True) as file:
           for line in file:
@@ -221,7 +221,7 @@ class Tfds:
   def _records(self) -> Sequence[Any]:
     import tensorflow_datasets as tfds
 
-    dataset, _, split = self.name.removeprefix("tfds:").partition("@")
+    dataset, _, split = self.name.removeprefix(TFDS).partition("@")
     try:
       records: Any = tfds.data_source(dataset, split=split or "train")
     except ImportError as error:
@@ -274,8 +274,8 @@ class Hub:
       raise ImportError(
         f"{self.name} needs the package `datasets`: pip install 'sedd-jax[hf]'"
       ) from error
-    where, _, split = self.name.removeprefix("hf:").partition("@")
-    dataset, _, config = where.partition(":")
+    where, _, split = self.name.removeprefix(HUB).partition("@")
+    dataset, _, config = local_name(where, "data.files").partition(":")
     try:
       yield from datasets.load_dataset(
         dataset, config or None, split=split or "train", streaming=True
@@ -328,24 +328,6 @@ class Reading:
         self._held = [piece]
         return
       self._position = stop
-
-
-def _globbed(name: str) -> list[Path]:
-  """The files of comma-separated globs, sorted within each."""
-  found = []
-  for pattern in name.split(","):
-    expanded = os.path.expanduser(pattern.strip())
-    if os.path.isdir(expanded):
-      raise ValueError(
-        f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
-        f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
-      )
-    found_here = glob.glob(expanded, recursive=True)
-    paths = sorted(path for path in found_here if not os.path.isdir(path))
-    if not paths:
-      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
-    found += [Path(path) for path in paths]
-  return found
 
 
 def cut_document(text: str) -> Iterator[Piece]:

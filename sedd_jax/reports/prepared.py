@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.faults import describe
-from sedd_jax.data.prepared import MANIFEST, SIDES
+from sedd_jax.data.patterns import MANIFEST
+from sedd_jax.data.prepared import SIDES
 
 
 def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> str:
