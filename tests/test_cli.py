@@ -69,7 +69,7 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     (["train", QUICKSTART, "--workdir=gs://x"], ["must be a path of a file system"]),
     (["train", "--config=configs/none.py"], ["--config=configs/none.py: there is no file"]),
     (["train", "--config=configs/text8.py:mask"], ["'mask' must be 'absorb' or 'uniform'"]),
-    (["train", QUICKSTART, "--config.seed=-1"], ["seed=-1 must lie in [0, 2^31)"]),
+    (["train", QUICKSTART, "--config.seed=-1"], ["seed=-1 must lie in [0, 2^32)"]),
     (
       [
         *("train", QUICKSTART, "--config.model.widht=3", "--config.train.step=5", "--worfdir=x"),

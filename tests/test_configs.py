@@ -102,7 +102,7 @@ FAULTS = [
   ),
   ({"mesh": {"tensor": 0}}, "mesh.tensor=0 must be at least 1"),
   ({"mesh": {"tensor": -1}}, "at most one may be -1"),
-  ({"seed": -1}, "seed=-1 must lie in [0, 2^31)"),
+  ({"seed": -1}, "seed=-1 must lie in [0, 2^32)"),
   ({"init_tokenizer": "new"}, "init_tokenizer='new' needs init_from, which is empty"),
   ({"init_tokenizer": "old"}, "init_tokenizer='old' must be"),
 ]

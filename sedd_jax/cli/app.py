@@ -7,9 +7,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 
+from sedd_jax.cli import streams
 from sedd_jax.cli.text import help_text, wrap
+from sedd_jax.ranges import number_outside
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
 
@@ -41,6 +44,7 @@ def run(
       such arguments.
     hidden: flags that --help leaves out.
   """
+  streams.protect()
   logging.set_verbosity(logging.ERROR)  # Hides warnings of libraries.
   sys.modules["__main__"].__doc__ = usage
   flags.FLAGS.set_gnu_getopt(True)  # Flags may follow other arguments.
@@ -60,6 +64,7 @@ def run(
       faults.append(str(error.args[0] if isinstance(error, KeyError) else error))
       unknown = []
     faults += [_unknown(argument) for argument in unknown]
+    faults += _integers_outside()
     if faults:
       _leave(2, faults[0] if len(faults) == 1 else "\n".join([f"{len(faults)} faults:", *faults]))
     return argv[:1]
@@ -80,6 +85,8 @@ def run(
     except Exception as error:
       if _NO_MEMORY in str(error) and not _DEBUG.value:
         _leave(1, _memory_advice(error), on_error)
+      if (fault := _no_platform()) and not _DEBUG.value:
+        _leave(2, fault, on_error)
       traceback.print_exc()
       name = type(error).__name__
       _leave(1, f"{name}: a bug of sedd_jax. Please report it with the lines above", on_error)
@@ -152,6 +159,16 @@ def _unknown(argument: str) -> str:
   return f"unknown flag --{name}: {hint}"
 
 
+def _integers_outside() -> list[str]:
+  """A line for each integer flag, fields of configs aside, that is out of every verb's range."""
+  return [
+    line
+    for name in flags.FLAGS
+    if "." not in name and isinstance(value := flags.FLAGS[name].value, int)
+    for line in number_outside(f"--{name}", value)
+  ]
+
+
 def _memory_advice(error: Exception) -> str:
   first = str(error).strip().split("\n", 1)[0]
   return (
@@ -159,6 +176,21 @@ def _memory_advice(error: Exception) -> str:
     "--config.train.accumulation=2 (or more) or --config.model.remat=full, other verbs with a "
     "smaller --batch or --batch_size"
   )
+
+
+def _no_platform() -> str | None:
+  """A line about JAX_PLATFORMS if it names what this machine does not have, else None."""
+  named = jax.config.jax_platforms
+  if not named:
+    return None
+  try:
+    jax.devices()
+  except Exception:
+    return (
+      f"JAX_PLATFORMS={named}: JAX finds no such device here, or has no plugin for it. Unset the "
+      "variable, or set JAX_PLATFORMS=cpu"
+    )
+  return None
 
 
 def _leave(code: int, message: str, on_error: Callable[[int], None] | None = None) -> NoReturn:

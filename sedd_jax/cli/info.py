@@ -19,9 +19,7 @@ USAGE = """Describes a run directory, one of its checkpoints, an export or a fol
 
 It reads only small files and writes nothing, so it is safe while a run trains.
 """
-_CHECKPOINT = path_flags.define_path(
-  "checkpoint", None, "The folder; its name alone does too."
-)
+_CHECKPOINT = path_flags.define_path("checkpoint", None, "The folder; its name alone does too.")
 _ALL = flags.DEFINE_bool("all", False, "Every field of the config as well.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object, config and versions included.")
 

@@ -6,6 +6,8 @@ import shutil
 import sys
 import textwrap
 
+from sedd_jax.cli import streams
+
 VERBS = {
   "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or resume a run",
@@ -30,6 +32,7 @@ _EXAMPLES = """
 
 def main() -> None:
   """The console command."""
+  streams.protect()
   verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
   if verb in ("--help", "-h", "help"):
     print(f"{_usage()}\n{_EXAMPLES}")

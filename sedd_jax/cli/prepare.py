@@ -28,9 +28,7 @@ Then train on them: --config.data.files=prepared/texts. The same command resumes
 the shards are the same for any number of workers. --check reads every byte and compares hashes; it
 exits with 2 if a file differs from what was written.
 """
-_FILES = path_flags.define_source(
-  "files", None, "Text: globs, tfds:NAME@SPLIT or hf:NAME@SPLIT."
-)
+_FILES = path_flags.define_source("files", None, "Text: globs, tfds:NAME@SPLIT or hf:NAME@SPLIT.")
 _HELDOUT = path_flags.define_source(
   "heldout_files", "", "Held-out text; else --split cuts --files."
 )

@@ -4,7 +4,6 @@ import sys
 import time
 
 import jax
-from absl import flags
 
 from sedd_jax.cli import app, path_flags
 from sedd_jax.cli.text import wrap
@@ -25,9 +24,7 @@ It reads run directories, folders of them, and every evaluation.json below them 
 file; .md holds its tables and samples, .json all numbers. An older report of that name is replaced,
 any other file is not. Nothing else is written, so it is safe while a run trains.
 """
-_RUN = path_flags.define_each_path(
-  "run", None, "Run or folder; its name alone does too. Repeated."
-)
+_RUN = path_flags.define_each_path("run", None, "Run or folder; its name alone does too. Repeated.")
 _OUT = path_flags.define_path("out", None, "File to write: .html, .md or .json.")
 
 

@@ -1,6 +1,8 @@
 """sedd sample: text from a trained model."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import jax
 from absl import flags
 
 import sedd_jax
-from sedd_jax.cli import app, path_flags
+from sedd_jax.cli import app, path_flags, streams
 from sedd_jax.diffusion import SAMPLERS
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.progress import generate_with_bar
@@ -122,9 +124,17 @@ def _print(model: LanguageModel, request: SampleRequest) -> None:
   for numbers, made in generate_with_bar(model, request, batch=_BATCH.value):
     calls += made.calls
     for record in records(model, request, numbers, made):
-      print(to_line(record) if _JSON.value else to_text(record), flush=True)
+      print(_shown(record), flush=True)
+    if streams.reader_gone():
+      return
   if not _JSON.value:
     app.note(f"{calls} calls of the network")
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+  if not _JSON.value:
+    return to_text(record)
+  return to_line(record) if streams.is_unicode() else json.dumps(record)
 
 
 def _write(model: LanguageModel, request: SampleRequest, path: Path) -> None:

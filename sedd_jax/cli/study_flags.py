@@ -42,6 +42,8 @@ _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {
   "judge": (define_model, None, "Autoregressive run, or GPT-2 by folder or hub id."),
   "judge_tokenizer": (flags.DEFINE_string, None, _TOKENIZER),
   "reference": (define_source, "", "Real text: a run or files. Default: the judge's."),
+  "files": (define_source, "", "Where the text of the runs is now, if data.files has moved."),
+  "heldout_files": (define_source, "", "The same for data.heldout_files."),
   "length": (flags.DEFINE_integer, None, "Judge's tokens per sample. Default: the shortest's."),
   "samplers": (flags.DEFINE_list, ["tweedie"], "Separated by commas. Default: tweedie."),
   "steps": (_define_numbers(int), _STEPS, f"Numbers of sampling steps. Default: {_STEPS}."),

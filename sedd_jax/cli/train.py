@@ -33,9 +33,7 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). SIGTERM or Ctrl-C t
 on all, and all exit with 143. When one is lost the others stop within twice --heartbeat_timeout.
 """
 _CONFIG = define_config()
-_WORKDIR = path_flags.define_path(
-  "workdir", None, "Run directory: a new one, or one to resume."
-)
+_WORKDIR = path_flags.define_path("workdir", None, "Run directory: a new one, or one to resume.")
 _CACHE = path_flags.define_path(
   "compilation_cache", None, "Folder that keeps compiled programs. It must be yours alone to write."
 )

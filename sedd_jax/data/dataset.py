@@ -27,6 +27,7 @@ from sedd_jax.data.tokenizers import (
   from_name,
   same_tokenizer,
 )
+from sedd_jax.files.paths import command
 
 # Tokens used to estimate entropies: enough for the bigrams of a corpus of any size.
 _COUNTED = 20_000_000
@@ -291,7 +292,7 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
       if made != config.tokenizer and not made[:4] == config.tokenizer[:4] in ("gpt2", "bert"):
         raise ValueError(
           f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
-          f"{made!r}: set --config.data.tokenizer={made}"
+          f"{made!r}: set {command(f'--config.data.tokenizer={made}')}"
         )
       undone = part.prepared.manifest["settings"]["detokenizer"]
       if undone != config.detokenizer:

@@ -38,6 +38,8 @@ def source_faults(files: str, name: str) -> list[str]:
 
 def is_prepared(path: str) -> bool:
   """Whether a part of `data.files` names a folder of shards, complete or not."""
+  if path.startswith((TFDS, HUB)):
+    return False
   folder = local_path(path, "data.files")
   return any(os.path.isfile(folder / name) for name in (MANIFEST, PREPARATION))
 
@@ -63,25 +65,30 @@ def files_of(patterns: str) -> list[Path]:
       raise FileNotFoundError(f"config.data: no file matches {pattern!r} in {Path.cwd()}")
     found += [Path(path) for path in paths]
   for path in found:
-    check_file(path, "config.data")
+    if fault := file_fault(path, "config.data"):
+      raise ValueError(fault)
   return found
 
 
-def check_file(path: Path, name: str) -> None:
-  """Raises ValueError where a path is a folder, a pipe, a socket or a device: text is read twice
-  and compared by its hash. A file that is missing is left to what opens it."""
+def file_fault(path: Path, name: str) -> str | None:
+  """Why text cannot be read from a path, or None: it is a folder, a pipe, a socket or a device,
+  and text is read twice and compared by its hash. What opens a missing file says so itself.
+
+  Args:
+    path: of the file.
+    name: of the flag or field, for messages.
+  """
   try:
     mode = os.stat(path).st_mode
   except OSError:
-    return
+    return None
   if stat.S_ISDIR(mode):
-    raise ValueError(f"{name}: {path} is a folder, and a file is wanted")
-  for is_kind, kind in _KINDS:
-    if is_kind(mode):
-      raise ValueError(
-        f"{name}: {path} is {kind}, and it is read more than once: write its text into a file, and "
-        "name that"
-      )
+    return f"{name}: {path} is a folder, and a file is wanted"
+  kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), None)
+  return kind and (
+    f"{name}: {path} is {kind}, and it is read more than once: write its text into a file, and "
+    "name that"
+  )
 
 
 def _folder_fault(pattern: str, patterns: str) -> str:

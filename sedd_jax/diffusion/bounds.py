@@ -38,9 +38,11 @@ from sedd_jax.diffusion.losses import (
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import log_expm1
 from sedd_jax.diffusion.score import ScoreStats
+from sedd_jax.ranges import check
 
 # `low` and `high` get one draw for this many in `main`: they hold about 0.1 % of the integral.
 END_SHARE = 8
+MOST_DRAWS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,14 @@ class Estimator(abc.ABC):
   Attributes:
     network: the score network.
     noise: its schedule.
-    num_draws: draws in the main piece; a multiple of num_groups.
+    num_draws: draws in the main piece; a multiple of num_groups, at most `MOST_DRAWS`.
     num_groups: G; a standard error needs at least 2.
     sampling: `low_discrepancy` (evenly spaced numbers with a random shift in each group) or `iid`
       (independent numbers). The mean is the same.
 
   Raises:
-    ValueError: num_draws is not a positive multiple of num_groups, or sampling is unknown.
+    ValueError: num_draws is no positive multiple of num_groups or too large, or sampling is
+      unknown.
   """
 
   network: ScoreNetwork
@@ -97,6 +100,7 @@ class Estimator(abc.ABC):
     groups, draws = self.num_groups, self.num_draws
     if groups < 1 or draws < 1 or draws % groups:
       raise ValueError(f"num_draws={draws} must be a positive multiple of num_groups={groups}")
+    check("num_draws", draws, 1, MOST_DRAWS)
 
   @abc.abstractmethod
   def terms(self, params: Any, batch: Batch, keys: jax.Array) -> Terms:

@@ -9,6 +9,9 @@ from sedd_jax.diffusion.numerics import as_float
 
 # How draws are made, for reports: sample metrics depend on it.
 PRECISION = "float32 Gumbel races in two levels, mode='high': unbiased to 31.9 nats"
+# Beyond these a float32 law does not change any more: it is the argmax, or even.
+_COLDEST, _HOTTEST = 1e-30, 1e30
+_LEAST_TOP_P = 1e-30
 # About the square root of GPT-2's vocabulary size.
 _GROUP = 256
 
@@ -55,7 +58,8 @@ class Truncation:
   Samples then no longer follow the model's law.
 
   Attributes:
-    temperature: divides log weights; values below 1 sharpen.
+    temperature: divides log weights; values below 1 sharpen. The law tends to the argmax as it
+      falls to 0, and to an even one over the possible states as it grows.
     top_k: number of most likely states to keep; 0 keeps all.
     top_p: keeps the smallest set of most likely states with at least this total probability.
 
@@ -72,7 +76,7 @@ class Truncation:
       raise ValueError(
         f"temperature={self.temperature} must be positive; top_k=1 takes the most likely token"
       )
-    if self.top_k < 0:
+    if not self.top_k >= 0:
       raise ValueError(f"top_k={self.top_k} must be at least 1, or 0 for all tokens")
     if not 0.0 < self.top_p <= 1.0:
       raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
@@ -80,14 +84,15 @@ class Truncation:
   def __call__(self, log_weights: jax.Array) -> jax.Array:
     """Truncated log weights float[..., S], unnormalised, -inf at removed states. Ties with the last
     kept state are kept."""
-    z = as_float(log_weights) / self.temperature
+    # A divisor outside float32 would turn the rows into NaN.
+    z = as_float(log_weights) / min(max(self.temperature, _COLDEST), _HOTTEST)
     if 0 < self.top_k < z.shape[-1]:
       z = _at_least(z, jax.lax.top_k(z, self.top_k)[0][..., -1:])
     if self.top_p < 1.0:
       falling = -jnp.sort(-z, axis=-1)
       p = jax.nn.softmax(falling, axis=-1)
       # A state is kept if the states before it have not reached top_p. The first always is.
-      kept = jnp.cumsum(p, axis=-1) - p < self.top_p
+      kept = jnp.cumsum(p, axis=-1) - p < max(self.top_p, _LEAST_TOP_P)
       z = _at_least(z, jnp.min(falling, axis=-1, keepdims=True, where=kept, initial=jnp.inf))
     return z
 

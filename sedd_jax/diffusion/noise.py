@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion.numerics import as_float
 
+# Float32 has no total noise below the first; beyond the second no token survives.
+_LEAST, _MOST = 1e-30, 1e4
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise(abc.ABC):
@@ -42,10 +45,10 @@ class LogLinear(Noise):
   Source: appendix C.1 of arXiv:2310.16834.
 
   Attributes:
-    eps: probability that a token is unchanged at t = 1; in (0, 1).
+    eps: probability that a token is unchanged at t = 1; in (0, 1), not below 1e-30.
 
   Raises:
-    ValueError: eps is not in (0, 1).
+    ValueError: eps is out of range.
   """
 
   name = "loglinear"
@@ -53,8 +56,10 @@ class LogLinear(Noise):
   eps: float = 1e-3
 
   def __post_init__(self):
-    if not 0.0 < self.eps < 1.0:
-      raise ValueError(f"LogLinear: eps={self.eps} must lie in (0, 1), for example 1e-3")
+    if not _LEAST <= self.eps < 1.0:
+      raise ValueError(
+        f"LogLinear: eps={self.eps} must lie in (0, 1) and not below {_LEAST}, for example 1e-3"
+      )
 
   def total(self, t: jax.typing.ArrayLike) -> jax.Array:
     """Total noise -log(1 - (1 - eps) t); float, shape of t."""
@@ -85,7 +90,7 @@ class Geometric(Noise):
     sigma_max: total noise at t = 1.
 
   Raises:
-    ValueError: 0 < sigma_min < sigma_max < infinity does not hold.
+    ValueError: 1e-30 <= sigma_min < sigma_max <= 1e4 does not hold.
   """
 
   name = "geometric"
@@ -94,10 +99,11 @@ class Geometric(Noise):
   sigma_max: float = 20.0
 
   def __post_init__(self):
-    if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+    if not _LEAST <= self.sigma_min < self.sigma_max <= _MOST:
       raise ValueError(
         f"Geometric: sigma_min={self.sigma_min}, sigma_max={self.sigma_max} must satisfy "
-        "0 < sigma_min < sigma_max, for example 1e-4 and 20"
+        f"0 < sigma_min < sigma_max, with sigma_min >= {_LEAST} and sigma_max <= {_MOST:g}, for "
+        "example 1e-4 and 20"
       )
 
   def total(self, t: jax.typing.ArrayLike) -> jax.Array:

@@ -18,9 +18,12 @@ from sedd_jax.diffusion.numerics import bernoulli, clock, is_state, jump_or_stay
 from sedd_jax.diffusion.process import mask_of
 from sedd_jax.diffusion.sampling import Denoiser, Move, Sampler, StepResult, draw_each
 from sedd_jax.diffusion.schedules import END_TIME
+from sedd_jax.ranges import check
 
 # A sampler that sets its own times stays just above the last time while masks are left.
 _NOT_YET = 1.01 * END_TIME
+# Nats that no row of entropies reaches, and that float32 can hold.
+_UNLIMITED = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +93,7 @@ class ReMDM(Sampler):
 
   def __post_init__(self):
     for name in ("cap", "rescale"):
-      if not 0.0 <= getattr(self, name) <= 1.0:
-        raise ValueError(f"sampler remdm: {name}={getattr(self, name)} must lie in [0, 1]")
+      check(f"sampler remdm: {name}", getattr(self, name), 0.0, 1.0)
 
   def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
     total, total_next = denoiser.noise.total(move.t), denoiser.noise.total(move.t_next)
@@ -186,8 +188,7 @@ class EntropyBounded(Sampler):
   gamma: float = 0.1
 
   def __post_init__(self):
-    if not self.gamma >= 0.0:
-      raise ValueError(f"sampler entropy_bounded: gamma={self.gamma} must be at least 0")
+    check("sampler entropy_bounded: gamma", self.gamma, 0)
 
   def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
     masked = denoiser.process.needs_score(x) & move.free
@@ -199,7 +200,7 @@ class EntropyBounded(Sampler):
     token, entropy = _each_masked(rule, denoiser, x, move, masked)
     place = ranks(-entropy, masked)
     rising = jnp.sort(jnp.where(masked, entropy, jnp.inf), axis=-1)
-    within = jnp.cumsum(rising, axis=-1) - rising <= self.gamma
+    within = jnp.cumsum(rising, axis=-1) - rising <= min(self.gamma, _UNLIMITED)
     chosen = masked & jnp.take_along_axis(within, place, axis=-1)
     left = jnp.sum(masked & ~chosen, axis=-1)
     # The time at which the expected number of masks is the number left.
@@ -222,8 +223,9 @@ class Trapezoidal(Sampler):
   tau-leaping; eq. 20 in docs/math.md.
 
   Attributes:
-    theta: in (0, 1). A falling score is clipped if it falls below the share (ahead - 1) / ahead of
-      its old value, with ahead = 1 / (2 theta (1 - theta)); the share is least, a half, at 1/2.
+    theta: in [0.001, 0.999]; nearer to the ends float32 scores cancel. A falling score is clipped
+      if it falls below the share (ahead - 1) / ahead of its old value, with
+      ahead = 1 / (2 theta (1 - theta)); the share is least, a half, at 1/2.
 
   Raises:
     ValueError: theta is out of range.
@@ -234,8 +236,7 @@ class Trapezoidal(Sampler):
   theta: float = 0.5
 
   def __post_init__(self):
-    if not 0.0 < self.theta < 1.0:
-      raise ValueError(f"sampler trapezoidal: theta={self.theta} must lie in (0, 1)")
+    check("sampler trapezoidal: theta", self.theta, 0.001, 0.999)
 
   def advance(self, denoiser: Denoiser, x: jax.Array, move: Move) -> StepResult:
     process, noise = denoiser.process, denoiser.noise
@@ -280,7 +281,7 @@ class PredictorCorrector(Sampler):
 
   Attributes:
     predictor: `tweedie` or `euler`.
-    corrections: corrector steps after each step.
+    corrections: corrector steps after each step, at most 100.
     size: the share of clean tokens that a corrector step noises, over the share that is noised at
       that time; in (0, 1].
 
@@ -296,8 +297,7 @@ class PredictorCorrector(Sampler):
     name = "sampler predictor_corrector:"
     if self.predictor not in ("tweedie", "euler"):
       raise ValueError(f"{name} predictor={self.predictor!r} must be 'tweedie' or 'euler'")
-    if self.corrections < 1:
-      raise ValueError(f"{name} corrections={self.corrections} must be at least 1")
+    check(f"{name} corrections", self.corrections, 1, 100)
     if not 0.0 < self.size <= 1.0:
       raise ValueError(f"{name} size={self.size} must lie in (0, 1]")
 

@@ -1,7 +1,6 @@
 """Step schedules: the times of sampling steps from t = 1 to almost 0."""
 
 import dataclasses
-import math
 from typing import Any, Protocol
 
 import jax
@@ -10,9 +9,12 @@ import numpy as np
 
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.numerics import clock
+from sedd_jax.ranges import check
 
 # The last time before the denoising step, which removes the rest; the original's choice.
 END_TIME = 1e-5
+# More steps would be too close for float32 times, and their list would take much memory.
+MOST_STEPS = 1_000_000
 
 
 class Schedule(Protocol):
@@ -99,7 +101,7 @@ class Adaptive:
     first: length of the first step.
 
   Raises:
-    ValueError: a field is not positive and finite.
+    ValueError: a field lies outside [1e-12, 1e12].
   """
 
   needs_error = True
@@ -109,8 +111,7 @@ class Adaptive:
 
   def __post_init__(self):
     for name in ("tolerance", "first"):
-      if not 0.0 < getattr(self, name) < math.inf:
-        raise ValueError(f"schedule adaptive: {name}={getattr(self, name)} must be positive")
+      check(f"schedule adaptive: {name}", getattr(self, name), 1e-12, 1e12)
 
   @property
   def end(self) -> float:
@@ -137,17 +138,16 @@ def even_times(num_steps: int, noise: Noise, *, by: str = "time") -> Times:
   """Times of num_steps steps, evenly spaced in one of three measures.
 
   Args:
-    num_steps: N >= 1.
+    num_steps: N, from 1 to `MOST_STEPS`.
     noise: the noise schedule.
     by: `time` (t itself, the original's choice), `noise` (total noise), or `tokens` (the expected
       share of tokens that are masked or redrawn, 1 - exp(-total)). Under log-linear noise `tokens`
       equals `time`.
 
   Raises:
-    ValueError: num_steps < 1, or `by` is unknown.
+    ValueError: num_steps is out of range, or `by` is unknown.
   """
-  if num_steps < 1:
-    raise ValueError(f"num_steps={num_steps} must be at least 1")
+  check("num_steps", num_steps, 1, MOST_STEPS)
   if by not in ("time", "noise", "tokens"):
     raise ValueError(f"schedule {by!r} must be 'time', 'noise' or 'tokens'")
   u = np.linspace(0.0, 1.0, num_steps + 1)

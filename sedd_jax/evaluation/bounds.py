@@ -27,9 +27,11 @@ from sedd_jax.diffusion import (
   mean_and_stderr,
   supports_orders,
 )
+from sedd_jax.diffusion.bounds import MOST_DRAWS
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import batch_sharding
 from sedd_jax.parallel.mesh import batch_multiple, distribute
+from sedd_jax.ranges import check, check_seed
 
 
 class Estimator(Protocol):
@@ -75,6 +77,7 @@ class Draws:
       raise ValueError(f"estimator={self.estimator!r} must be one of {', '.join(ESTIMATORS)}")
     if self.num_times < 2 or self.num_times % 2:
       raise ValueError(f"num_times={self.num_times} must be even and at least 2")
+    check("num_times", self.num_times, 2, MOST_DRAWS)
 
   def published(self, terms: Terms) -> jax.Array:
     """What the literature reports of these terms, float[G, B]: of `times` the mean over [1e-3, 1],
@@ -208,7 +211,7 @@ class BoundEstimator:
       passes: independent passes, each with all draws of the estimate.
       numbers: of the blocks; 0 to N - 1 if None.
     """
-    key = jax.random.key(seed)
+    key = jax.random.key(check_seed(seed))
     index = np.asarray(range(len(blocks.tokens)) if numbers is None else numbers, np.uint32)
     of_pass = [self._pass(params, blocks, index, jax.random.fold_in(key, i)) for i in range(passes)]
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)

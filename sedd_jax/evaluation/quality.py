@@ -118,11 +118,16 @@ class Verdict:
   @property
   def reasons(self) -> tuple[str, ...]:
     """A sentence for each statistic outside its range."""
-    return tuple(
-      f"{r.name} {r.side}: {r.mean:.3g} where text has {r.low:.3g} to {r.high:.3g}"
-      for r in self.ranges
-      if r.side
-    )
+    return tuple(_reason(r) for r in self.ranges if r.side)
+
+
+def _reason(r: Range) -> str:
+  """The share of samples beyond the end, which is what counts: their mean may lie in the range."""
+  share, beyond, end = (r.below, "below", r.low) if r.side == "low" else (r.above, "above", r.high)
+  return (
+    f"{r.name} {r.side}: {share:.0%} of the samples are {beyond} {end:.4g}, the end of the range "
+    f"of text ({r.low:.4g} to {r.high:.4g}; their mean is {r.mean:.4g})"
+  )
 
 
 def quality(samples: Sequences) -> Quality:

@@ -19,7 +19,9 @@ def local_path(path: str | os.PathLike[str], name: str) -> Path:
     ValueError: the path is empty, is an address such as gs://..., names an unknown ~user or has a
       NUL character.
   """
-  return Path(local_name(path, name))
+  found = Path(local_name(path, name))
+  # A Path of "./~" is "~": absolute, so that it is not expanded when it comes here again.
+  return found.absolute() if str(found).startswith("~") else found
 
 
 def local_name(path: str | os.PathLike[str], name: str) -> str:
@@ -45,8 +47,9 @@ def path_fault(text: str, name: str) -> str | None:
     return f"{name}={text!r} is empty: it must name a file or folder"
   if _SCHEME.match(text):
     return (
-      f"{name}={text!r} is an address; only local paths can be read and written. Copy the files "
-      "with your bucket's own tool, or mount it, and name the local folder"
+      f"{name}={text!r} is an address; only local paths can be read and written. It must be a path "
+      "of a file system: mount the bucket (gcsfuse, or the CSI driver on GKE) and name the mounted "
+      "folder, or copy the files"
     )
   if "\0" in text:
     return f"{name}={text!r} has a NUL character, which no path can have"
@@ -68,14 +71,9 @@ def split_paths(text: str, separator: str) -> list[str]:
   return parts
 
 
-def command(*words: str | os.PathLike[str]) -> str:
-  """A command as a user can paste it into a shell: words with spaces and the like are quoted."""
-  return shlex.join(map(os.fspath, words))
-
-
-def option(name: str, value: object) -> str:
-  """--NAME=VALUE as a user can paste it into a shell."""
-  return shlex.quote(f"--{name}={value}")
+def command(*words: str) -> str:
+  """A command, or a part of one, as a user can paste it into a shell."""
+  return shlex.join(words)
 
 
 def _exists(text: str) -> bool:

@@ -17,9 +17,10 @@ from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.generation.generator import Generation, Generator, OnProgress
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
+from sedd_jax.ranges import check_seed
 
 # Sample numbers lie below this; numbers above it make the keys of candidates.
-_NUMBERS = 2**31 - 2**16
+NUMBERS = 2**31 - 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,10 +250,9 @@ class LanguageModel(abc.ABC):
       raise ValueError(
         f"given tokens must lie in [0, {self.vocab_size}), not in [{tokens.min()}, {tokens.max()}]"
       )
-    if not 0 <= seed < 2**32:
-      raise ValueError(f"seed={seed} must lie in [0, 2^32)")
+    check_seed(seed)
     numbers = range(len(tokens)) if numbers is None else numbers
-    if len(numbers) != len(tokens) or min(numbers) < 0 or max(numbers) >= _NUMBERS:
+    if len(numbers) != len(tokens) or min(numbers) < 0 or max(numbers) >= NUMBERS:
       raise ValueError(
         f"numbers must be {len(tokens)}, one for each sample, in [0, 2^31 - 2^16), not {numbers!r}"
       )
@@ -318,7 +318,7 @@ class Model(LanguageModel):
 
   def _generate(self, request: BatchRequest) -> Generation:
     best_of = request.best_of
-    if not 1 <= best_of <= NO_LIMIT - _NUMBERS or (request.record and best_of > 1):
+    if not 1 <= best_of <= NO_LIMIT - NUMBERS or (request.record and best_of > 1):
       raise ValueError(f"best_of={best_of} must be at least 1, and 1 if frames are recorded")
     sampling = request.settings.sampling(self.network.process, self.noise)
     given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))

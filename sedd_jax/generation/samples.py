@@ -11,10 +11,12 @@ import numpy as np
 
 from sedd_jax.files.lines import GrowingFile
 from sedd_jax.files.lock import take
+from sedd_jax.files.paths import local_path
 from sedd_jax.generation.generator import Generation, OnProgress
-from sedd_jax.generation.model import LanguageModel
+from sedd_jax.generation.model import NUMBERS, LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
+from sedd_jax.ranges import check, check_seed
 
 # Sample numbers, and the samples.
 Batches = Iterator[tuple[Sequence[int], Generation]]
@@ -43,9 +45,13 @@ class SampleRequest:
   best_of: int = 1
 
   def __post_init__(self):
+    check_seed(self.seed)
     for name, least in (("num", 1), ("first", 0), ("best_of", 1)):
-      if getattr(self, name) < least:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+      check(name, getattr(self, name), least)
+    if self.numbers.stop > NUMBERS:
+      raise ValueError(
+        f"samples {self.first} to {self.numbers.stop - 1}: numbers of samples end at {NUMBERS - 1}"
+      )
 
   @property
   def numbers(self) -> range:
@@ -80,8 +86,7 @@ def generate(
   Raises:
     ValueError: batch < 1, or the settings don't fit the model.
   """
-  if batch < 1:
-    raise ValueError(f"batch={batch} must be at least 1")
+  check("batch", batch, 1)
   batch = min(batch, len(request.numbers))
   left = request.numbers[skip:]
   while left:
@@ -164,20 +169,22 @@ def to_line(record: Mapping[str, Any]) -> str:
   return text
 
 
-def check_path(path: Path) -> None:
-  """Checks that a `SampleFile` can be created.
+def check_path(path: Path) -> Path:
+  """The path, at which a `SampleFile` can be created.
 
   Raises:
     ValueError: the name does not end in .jsonl.
     FileExistsError: the file exists.
     FileNotFoundError: its folder is missing.
   """
+  path = local_path(path, "--out")
   if path.suffix != ".jsonl":
     raise ValueError(f"--out={path} must end in .jsonl")
   if path.exists():
     raise FileExistsError(f"{path} exists already: samples are never overwritten")
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+  return path
 
 
 class SampleFile:
@@ -200,7 +207,7 @@ class SampleFile:
   """
 
   def __init__(self, path: Path, model: LanguageModel, request: SampleRequest):
-    check_path(path)
+    path = check_path(path)
     self._model, self._request = model, request
     self._lines = GrowingFile(path)
     try:

@@ -18,6 +18,8 @@ from sedd_jax.diffusion import (
   Truncation,
   even_times,
 )
+from sedd_jax.diffusion.schedules import MOST_STEPS
+from sedd_jax.ranges import check
 
 _EVEN = ("time", "noise", "tokens")
 _DEFAULT_STEPS = 64
@@ -49,8 +51,8 @@ class SamplerSettings:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if self.steps is not None and self.steps < 1:
-      raise ValueError(f"steps={self.steps} must be at least 1")
+    if self.steps is not None:
+      check("steps", self.steps, 1, MOST_STEPS)
     self.make_truncation()
     self.make_sampler()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.files.paths import local_name, local_path
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
 from sedd_jax.interop import gpt2, mdlm
@@ -45,7 +46,8 @@ def load(
     ConnectionError: a hub id was given and cannot be fetched.
     ImportError: the weights are a torch pickle and torch is not installed.
   """
-  path, source = Path(path_or_hub_id), str(path_or_hub_id)
+  source = local_name(path_or_hub_id, "path_or_hub_id")
+  path = local_path(source, "path_or_hub_id")
   if not path.exists() and _is_hub_id(source):
     path, origin = _download(source), source
   else:

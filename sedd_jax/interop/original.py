@@ -159,6 +159,8 @@ def params_from_tensors(network: Network, tensors: Tensors) -> Params:
     {name: _transposed(layer, tensors[name]) for name, layer, _ in originals}
   )
   _check_shapes(network, params)
+  if ROTARY in tensors:
+    _check_heads(network.config, tensors[ROTARY])
   return params
 
 
@@ -177,6 +179,22 @@ def tensors_from_params(network: Network, params: Params) -> dict[str, np.ndarra
 def _transposed(layer: Layer, x: np.ndarray) -> np.ndarray:
   """PyTorch's linear maps hold their kernels the other way round."""
   return x.T if layer.name.endswith("/kernel") else x
+
+
+def _check_heads(config: ScoreTransformerConfig, found: np.ndarray) -> None:
+  """Checks the number of heads, which no other tensor tells, by the rotary frequencies."""
+  expected = rotary_frequencies(config)
+  if found.shape != expected.shape:
+    width = 2 * found.size
+    raise ValueError(
+      f"n_heads={config.heads} means heads {config.width // config.heads} wide, and the file's "
+      f"{ROTARY} is of heads {width} wide: n_heads should be {config.width / max(width, 1):g}"
+    )
+  if not np.allclose(np.asarray(found, np.float32), expected, rtol=1e-2):
+    raise ValueError(
+      f"the file's {ROTARY} holds other frequencies than 10000^(-2i / {2 * expected.size}), which "
+      "this network uses"
+    )
 
 
 def _check_shapes(network: Network, params: Params) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from sedd_jax.data.faults import describe
 from sedd_jax.data.patterns import MANIFEST
 from sedd_jax.data.prepared import SIDES
+from sedd_jax.files.paths import command
 
 
 def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> str:
@@ -20,7 +21,8 @@ def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> 
     )
   if left_out := describe(**manifest["left_out"]):
     lines.append(left_out)
-  lines.append(f"Next: sedd train --config=... --config.data.files={folder}")
+  files = f"--config.data.files={folder}"
+  lines.append(f"Next: {command('sedd', 'train', '--config=...', files)}")
   return "\n".join(lines)
 
 

@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.data.patterns import file_fault
 from sedd_jax.diffusion.categorical import PRECISION
+from sedd_jax.files.paths import local_path
 from sedd_jax.studies.setup import EvaluationSetup, common_length, cut
 from sedd_jax.studies.study import Say, StudyConfig, in_folder
 
@@ -29,14 +32,13 @@ class GradeConfig(StudyConfig):
 
   @property
   def files(self) -> list[Path]:
-    return [Path(name).expanduser() for name in self.samples]
+    return [local_path(name, "--samples") for name in self.samples]
 
   def faults(self) -> list[str]:
-    missing = [str(file) for file in self.files if not file.is_file()]
-    return [
-      *super().faults(),
-      *([f"--samples: there is no file {', '.join(missing)}"] if missing else []),
-    ]
+    faults = super().faults()
+    if missing := [str(file) for file in self.files if not os.path.lexists(file)]:
+      faults.append(f"--samples: there is no file {', '.join(missing)}")
+    return faults + [fault for file in self.files if (fault := file_fault(file, "--samples"))]
 
 
 def grade(config: GradeConfig, say: Say) -> dict[str, Any]:

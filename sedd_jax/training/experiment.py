@@ -12,10 +12,12 @@ from typing import Any, Self
 from sedd_jax.data import DataConfig
 from sedd_jax.diffusion import NOISES, PROCESSES, TIME_SAMPLINGS, Noise, Process, TimeSampling
 from sedd_jax.diffusion.process import check_parameterization
+from sedd_jax.files.paths import path_fault
 from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.models.visibility import CAUSAL
 from sedd_jax.parallel import MeshConfig
+from sedd_jax.ranges import seed_outside
 from sedd_jax.training.objectives import DiscreteTime, NextToken, Objective, ScoreEntropy
 from sedd_jax.training.optimizer import OptimizerConfig
 from sedd_jax.training.sections import below, read_section
@@ -288,9 +290,7 @@ class Experiment:
   mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self):
-    faults = []
-    if not 0 <= self.seed < 2**31:
-      faults.append(f"seed={self.seed} must lie in [0, 2^31)")
+    faults = seed_outside(self.seed)
     if self.objective not in OBJECTIVES:
       known = " or ".join(map(repr, OBJECTIVES))
       faults.append(f"objective={self.objective!r} must be {known}")
@@ -300,6 +300,8 @@ class Experiment:
         for name, wanted in (("process", "absorbing"), ("parameterization", "conditional"))
         if (own := getattr(self.diffusion, name)) != wanted
       ]
+    if self.init_from and (fault := path_fault(self.init_from, "init_from")):
+      faults.append(fault)
     if self.init_tokenizer not in ("same", "source", "new"):
       faults.append(f"init_tokenizer={self.init_tokenizer!r} must be 'same', 'source' or 'new'")
     elif self.init_tokenizer != "same" and not self.init_from:

@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Sampling, Scores, nothing_given, sample
@@ -76,7 +77,7 @@ class Program:
   def create(self) -> TrainState:
     """The state before the first step, made where it lives."""
     shardings = jax.tree.map(lambda x: x.sharding, self.state)
-    return jax.jit(self._create, out_shardings=shardings)(self.experiment.seed)
+    return jax.jit(self._create, out_shardings=shardings)(np.uint32(self.experiment.seed))
 
   @functools.cached_property
   def step(self):

@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from sedd_jax.ranges import number_outside
+
 Section = TypeVar("Section")
 
 
@@ -72,7 +74,10 @@ def _read(cls: type[Any], config: Any, name: str) -> tuple[Any, list[str]]:
 def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
   """The value converted to the type of its field, and a line for each error."""
   wanted = type(default)
-  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if is_number and wanted in (int, float) and (faults := number_outside(path, value)):
+    return value, faults
+  if wanted is float and is_number:
     return float(value), []
   if wanted is tuple and isinstance(value, list | tuple):
     # Entries have the type of the default's first entry, if there is one.

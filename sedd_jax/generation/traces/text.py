@@ -25,7 +25,6 @@ def text_of(trace: Trace, cells: Cells) -> str:
     **trace.settings,
     "samples": num_samples,
     "tokens": length,
-    "steps": num_frames - 1,
     "calls of the network": trace.calls[-1],
     "seconds": f"{trace.seconds:.3g}",
   }
