@@ -13,7 +13,7 @@ from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.patterns import is_prepared
+from sedd_jax.data.patterns import is_prepared, note_twice
 from sedd_jax.data.prepared import SIDES, Prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
@@ -104,6 +104,7 @@ def load_dataset(
   """
   faults = Faults(config.on_fault)
   opened = _parts(config, faults)
+  note_twice(config.files, config.heldout_files, faults, known=expected is not None)
   tokenizer, parts = _tokenized(opened, tokenizer or _tokenizer(opened, config))
   identity = _joined([part.identity for part in parts])
   if expected is not None:

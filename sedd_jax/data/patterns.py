@@ -1,22 +1,17 @@
 """What `data.files` names: parts with `;` between, each of them patterns with `,` between."""
 
+import contextlib
 import glob
 import os
-import stat
 from pathlib import Path
 
+from sedd_jax.data.compression import file_fault
+from sedd_jax.data.faults import Faults
 from sedd_jax.files.paths import local_name, local_path, path_fault, split_paths
 
 # Of a folder that `sedd prepare` made: the last file that it writes, and the first.
 MANIFEST, PREPARATION = "manifest.json", "preparation.json"
 TFDS, HUB, EMBEDDED = "tfds:", "hf:", "embedded"
-
-_KINDS = (
-  (stat.S_ISFIFO, "a pipe"),
-  (stat.S_ISSOCK, "a socket"),
-  (stat.S_ISCHR, "a device"),
-  (stat.S_ISBLK, "a device"),
-)
 
 
 def parts_of(files: str) -> list[str]:
@@ -34,6 +29,50 @@ def source_faults(files: str, name: str) -> list[str]:
   names = [text.strip() for part in files.split(";") for text in part.split(",")]
   bare = [text.removeprefix(TFDS).removeprefix(HUB) for text in names if text]
   return [fault for text in bare if (fault := path_fault(text, name))]
+
+
+def note_twice(files: str, heldout_files: str, faults: Faults, *, known: bool) -> None:
+  """Notes text that comes twice. A file is the same under all its names; a prepared folder has a
+  text of its own for each side.
+
+  Args:
+    files, heldout_files: as in `data`.
+    faults: receives the notes.
+    known: they are those of a run that was made before; else text that is trained on may not be
+      held out too.
+
+  Raises:
+    ValueError: it is.
+  """
+  train, heldout = (_identities(text) for text in (files, heldout_files))
+  for names in (names for side in (train, heldout) for names in side.values()):
+    if len(names) > 1:
+      faults.note("files named twice, whose text counts twice", names[1])
+  shared = (heldout[key][0] for key in train.keys() & heldout.keys())
+  both = sorted(name for name in shared if not is_prepared(name))
+  if both and not known:
+    raise ValueError(
+      f"data.heldout_files: {', '.join(both[:3])} {'is' if len(both) == 1 else 'are'} among "
+      "data.files too, and a bound on text that was trained on says nothing: take it out of one of "
+      "them"
+    )
+  for name in both:
+    faults.note("files both trained on and held out", name)
+
+
+def _identities(files: str) -> dict[object, list[str]]:
+  """The names of each text that is named, by what tells it from others."""
+  found: dict[object, list[str]] = {}
+  for part in parts_of(files) if files else []:
+    if part == EMBEDDED or part.startswith((TFDS, HUB)):
+      found.setdefault(part, []).append(part)
+      continue
+    # What is missing is named where it is read: a prepared folder may hold it.
+    with contextlib.suppress(FileNotFoundError):
+      for path in [local_path(part, "data.files")] if is_prepared(part) else files_of(part):
+        status = path.stat()
+        found.setdefault((status.st_dev, status.st_ino), []).append(str(path))
+  return found
 
 
 def is_prepared(path: str) -> bool:
@@ -68,27 +107,6 @@ def files_of(patterns: str) -> list[Path]:
     if fault := file_fault(path, "config.data"):
       raise ValueError(fault)
   return found
-
-
-def file_fault(path: Path, name: str) -> str | None:
-  """Why text cannot be read from a path, or None: it is a folder, a pipe, a socket or a device,
-  and text is read twice and compared by its hash. What opens a missing file says so itself.
-
-  Args:
-    path: of the file.
-    name: of the flag or field, for messages.
-  """
-  try:
-    mode = os.stat(path).st_mode
-  except OSError:
-    return None
-  if stat.S_ISDIR(mode):
-    return f"{name}: {path} is a folder, and a file is wanted"
-  kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), None)
-  return kind and (
-    f"{name}: {path} is {kind}, and it is read more than once: write its text into a file, and "
-    "name that"
-  )
 
 
 def _folder_fault(pattern: str, patterns: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
-from sedd_jax.data.patterns import MANIFEST, PREPARATION
+from sedd_jax.data.patterns import MANIFEST, PREPARATION, note_twice
 from sedd_jax.data.prepared import (
   FORMAT,
   SIDES,
@@ -92,6 +92,7 @@ def prepare(
     config.detokenizer,
     faults,
   )
+  note_twice(config.files, config.heldout_files, faults, known=False)
   _check_folder(folder, settings)
   with FolderLock(folder, say, "--out"):
     _check_folder(folder, settings)  # Again: nobody can change it any more.
@@ -114,6 +115,7 @@ def prepare(
       "dtype": token_dtype(tokenizer.vocab_size).name,
       **sides,
       "left_out": {"count": faults.count, "first": faults.first},
+      "notes": faults.notes,
     }
     if not sides["train"]["tokens"]:
       raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sedd_jax.data.compression import OPENERS, ZstdError, open_any
+from sedd_jax.data.compression import OPENERS, ZstdError, not_utf8, open_any, utf8_fault
 from sedd_jax.data.faults import Faults, InputFault
 from sedd_jax.data.patterns import HUB, TFDS, files_of
 from sedd_jax.files.paths import local_name
@@ -129,7 +129,7 @@ class Files:
     except InputFault:
       raise
     except _UNREADABLE as error:
-      faults.report(str(path), error)
+      faults.report(str(path), _said(path, error))
     else:
       if empty and faults.count == before:
         faults.report(str(path), "the file has no text")
@@ -143,7 +143,7 @@ class Files:
       try:
         size = sum(len(piece.text) for piece in _text(path))
       except _UNREADABLE as error:
-        fault = error
+        fault = _said(path, error)
       if not size:
         faults.report(str(path), fault)
       self._sizes[path] = size
@@ -155,9 +155,11 @@ class Files:
         if not line.strip():
           continue
         try:
-          text = _field(json.loads(line), self.text_field)
+          text = _field(json.loads(line.decode("utf-8-sig")), self.text_field)
         except RecursionError:
           faults.report(str(path), f"line {number} is nested too deeply")
+        except UnicodeDecodeError as error:
+          faults.report(str(path), not_utf8(number, error))
         except json.JSONDecodeError as error:
           faults.report(
             str(path), f"line {number} is not JSON: {error.msg} at column {error.colno}"
@@ -165,7 +167,7 @@ class Files:
         except ValueError as error:
           faults.report(str(path), f"line {number} {error}")
         else:
-          yield from cut_document(text)
+          yield from _kept(text, f"{path}, line {number}", faults)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Lines:
           for line in file:
             yield Piece(line)
       except _UNREADABLE as error:
-        faults.report(str(path), error)
+        faults.report(str(path), _said(path, error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ class Tfds:
       except (RuntimeError, ValueError) as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from cut_document(text)
+        yield from _kept(text, f"{self.name}: record {number}", faults)
 
   def _records(self) -> Sequence[Any]:
     import tensorflow_datasets as tfds
@@ -265,7 +267,7 @@ class Hub:
       except ValueError as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from cut_document(text)
+        yield from _kept(text, f"{self.name}: record {number}", faults)
 
   def _records(self) -> Iterator[Any]:
     try:
@@ -374,18 +376,42 @@ def _is_lines(path: Path) -> bool:
   return _kind(path) == ".jsonl"
 
 
+def _kept(text: str, where: str, faults: Faults) -> Iterator[Piece]:
+  """The pieces of a document; an empty one is left out, and counted."""
+  if text:
+    yield from cut_document(text)
+  else:
+    faults.note("empty documents, which are left out", where)
+
+
+def _said(path: Path, error: Exception) -> object:
+  """What is wrong with a file, with the line of bytes that are not UTF-8."""
+  return (isinstance(error, UnicodeDecodeError) and utf8_fault(path)) or error
+
+
 def _field(record: Any, name: str) -> str:
   value = record.get(name) if isinstance(record, dict) else None
   if isinstance(value, bytes):
     return value.decode()
   if not isinstance(value, str):
-    has = f"; it has {', '.join(record)}" if isinstance(record, dict) and record else ""
-    raise ValueError(f"has no text in the field {name!r} (config.data.text_field){has}")
+    what = f"has no text in the field {name!r} (config.data.text_field)"
+    if not isinstance(record, dict):
+      raise ValueError(f"{what}: it is {_name(record)}, not an object")
+    if name in record:
+      raise ValueError(f"{what}: there is {_name(value)}")
+    raise ValueError(what + (f"; it has {', '.join(record)}" if record else ": it is empty"))
   try:
     value.encode()
   except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair.
     raise ValueError(f"has text that is not Unicode: {error.reason}") from error
   return value
+
+
+def _name(value: Any) -> str:
+  """What a value of JSON is called."""
+  names = {type(None): "null", bool: "true or false", int: "a number", float: "a number",
+           str: "a string", list: "a list", dict: "an object"}  # fmt: skip
+  return names.get(type(value), type(value).__name__)
 
 
 def _first_line(error: Exception) -> str:

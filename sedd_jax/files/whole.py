@@ -39,7 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sweep(*folders: Path) -> None:
-  """Removes what killed writes have left in folders. The caller holds the lock that writers hold."""
+  """Removes what killed writes have left in folders, which the caller has locked."""
   for folder in folders:
     for path in folder.glob(f"*{PARTIAL}"):
       if _LEFT.fullmatch(path.name):

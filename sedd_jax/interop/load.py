@@ -16,7 +16,7 @@ from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
 from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
 from sedd_jax.training import rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, load_meta, newest_whole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.objectives import NextToken
 
@@ -112,9 +112,19 @@ def _tokenizer(path: Path, name: str | None) -> Tokenizer | None:
 def _load_run(path: Path, dtype: str | None) -> Model | CausalModel:
   if not (path / FOLDER).is_dir():
     raise FileNotFoundError(f"{path} is a run without checkpoints: it has not saved yet")
-  step, meta = read_meta(path)
+  step = newest_whole(path)
   if step is None:
     raise FileNotFoundError(f"{path / FOLDER} holds no whole checkpoint: the run has not saved yet")
+  try:
+    return _load_step(path, step, dtype)
+  except Exception:
+    if (path / FOLDER / str(step)).is_dir():
+      raise
+  return _load_run(path, dtype)  # A run that goes on has removed the checkpoint; it has newer ones.
+
+
+def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
+  meta = load_meta(path, step)
   if dtype is not None:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])

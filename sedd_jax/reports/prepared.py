@@ -21,6 +21,13 @@ def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> 
     )
   if left_out := describe(**manifest["left_out"]):
     lines.append(left_out)
+  lines += manifest.get("notes", [])
+  if not manifest["heldout"]["tokens"]:
+    lines.append(
+      "0 held-out tokens: a run on this folder alone has nothing to evaluate on. Name held-out "
+      "text by --heldout_files, or by --config.data.heldout_files of the run, or leave more by "
+      "--split"
+    )
   files = f"--config.data.files={folder}"
   lines.append(f"Next: {command('sedd', 'train', '--config=...', files)}")
   return "\n".join(lines)
