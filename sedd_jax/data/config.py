@@ -5,6 +5,7 @@ import math
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES
+from sedd_jax.data.patterns import parts_of, source_faults
 
 PACKINGS = ("stream", "pad", "pack")
 FILLS = ("counted", "given")
@@ -56,7 +57,7 @@ class DataConfig:
   @property
   def parts(self) -> list[str]:
     """The parts of `files`."""
-    return [part.strip() for part in self.files.split(";")]
+    return parts_of(self.files)
 
   def __post_init__(self):
     faults = []
@@ -78,7 +79,9 @@ class DataConfig:
         f"data.weights={self.weights} must be a positive number for each of the "
         f"{len(self.parts)} part(s) of data.files={self.files!r}"
       )
-    if ";" in self.heldout_files:
+    for name in ("files", "heldout_files"):
+      faults += source_faults(getattr(self, name), f"data.{name}")
+    if len(parts_of(self.heldout_files)) > 1:
       faults.append(f"data.heldout_files={self.heldout_files!r} must be one source, without ';'")
     if self.packing != "stream" and self.tokenizer in ("chars", "bytes"):
       faults.append(

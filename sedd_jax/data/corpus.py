@@ -7,12 +7,14 @@ versions carry different texts, so a corpus has an identity (name and hash) that
 import dataclasses
 import hashlib
 import importlib
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
+from sedd_jax.data.patterns import EMBEDDED, HUB, TFDS
 from sedd_jax.data.sources import (
   SEPARATOR,
   Cut,
@@ -157,7 +159,7 @@ def load_corpus(
       missing.
     ValueError: a file or field cannot be used; the message names it.
   """
-  if files == "embedded" and not heldout_files:
+  if files == EMBEDDED and not heldout_files:
     return dataclasses.replace(embedded(), detokenizer=detokenizer)
   if not files:
     raise ValueError(
@@ -186,13 +188,15 @@ def parse_source(spec: str, text_field: str) -> Source:
     FileNotFoundError: there are no such files.
     ValueError: they are of another kind.
   """
-  if spec == "embedded":
+  if spec == EMBEDDED:
     corpus = embedded()
     texts = [source.texts for source in (corpus.train, corpus.heldout)]  # pyright: ignore[reportAttributeAccessIssue]
     return Documents(corpus.name, (*texts[0], *texts[1]))
-  if spec.startswith("tfds:"):
+  if spec.startswith((TFDS, HUB)) and "," in spec and not os.path.lexists(spec.removeprefix(HUB)):
+    raise ValueError(f"config.data: {spec!r}: ',' joins files; write ';' between it and other text")
+  if spec.startswith(TFDS):
     return Tfds(spec, text_field)
-  if spec.startswith("hf:"):
+  if spec.startswith(HUB):
     return Hub(spec, text_field)
   files = Files(spec, text_field)
   files.paths()  # Better now than after an hour.

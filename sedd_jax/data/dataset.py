@@ -13,7 +13,8 @@ from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
+from sedd_jax.data.patterns import is_prepared, note_twice
+from sedd_jax.data.prepared import SIDES, Prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
 from sedd_jax.data.streams import Encoded, Stream, encode, heads, separated, token_dtype
@@ -26,6 +27,7 @@ from sedd_jax.data.tokenizers import (
   from_name,
   same_tokenizer,
 )
+from sedd_jax.files.paths import command
 
 # Tokens used to estimate entropies: enough for the bigrams of a corpus of any size.
 _COUNTED = 20_000_000
@@ -102,6 +104,7 @@ def load_dataset(
   """
   faults = Faults(config.on_fault)
   opened = _parts(config, faults)
+  note_twice(config.files, config.heldout_files, faults, known=expected is not None)
   tokenizer, parts = _tokenized(opened, tokenizer or _tokenizer(opened, config))
   identity = _joined([part.identity for part in parts])
   if expected is not None:
@@ -290,7 +293,7 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
       if made != config.tokenizer and not made[:4] == config.tokenizer[:4] in ("gpt2", "bert"):
         raise ValueError(
           f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
-          f"{made!r}: set --config.data.tokenizer={made}"
+          f"{made!r}: set {command(f'--config.data.tokenizer={made}')}"
         )
       undone = part.prepared.manifest["settings"]["detokenizer"]
       if undone != config.detokenizer:

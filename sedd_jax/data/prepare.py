@@ -23,10 +23,9 @@ from typing import Any
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
+from sedd_jax.data.patterns import MANIFEST, PREPARATION, note_twice
 from sedd_jax.data.prepared import (
   FORMAT,
-  MANIFEST,
-  PREPARATION,
   SIDES,
   TOKENIZER,
   digest,
@@ -38,6 +37,7 @@ from sedd_jax.data.streams import encode, groups, separated, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
 from sedd_jax.files.lock import FILE as LOCK
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import command, local_path
 from sedd_jax.files.whole import PARTIAL, remove, sync, write_json, write_text
 
 # Characters in a shard.
@@ -80,6 +80,7 @@ def prepare(
     raise ValueError(f"workers={workers} and shard={shard} must be at least 1")
   if len(config.parts) > 1:
     raise ValueError(f"files={config.files!r}: prepare each part by itself; a run may mix them")
+  folder = local_path(folder, "folder")
   settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
   faults = Faults(config.on_fault)
@@ -91,6 +92,7 @@ def prepare(
     config.detokenizer,
     faults,
   )
+  note_twice(config.files, config.heldout_files, faults, known=False)
   _check_folder(folder, settings)
   with FolderLock(folder, say, "--out"):
     _check_folder(folder, settings)  # Again: nobody can change it any more.
@@ -115,6 +117,7 @@ def prepare(
       "dtype": token_dtype(tokenizer.vocab_size).name,
       **sides,
       "left_out": {"count": faults.count, "first": faults.first},
+      "notes": faults.notes,
     }
     if not sides["train"]["tokens"]:
       raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
@@ -138,8 +141,8 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
   file = folder / PREPARATION
   if (folder / MANIFEST).is_file():
     raise FileExistsError(
-      f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
-      "something else choose a new folder"
+      f"{folder} is prepared already: {command('sedd', 'prepare', f'--check={folder}')} reads all "
+      "of it. To prepare something else choose a new folder"
     )
   if file.is_file() and _has_shards(folder):
     stored = json.loads(file.read_text(encoding="utf-8"))

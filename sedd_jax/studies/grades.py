@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.data.compression import file_fault
 from sedd_jax.diffusion.categorical import PRECISION
+from sedd_jax.files.paths import local_path
 from sedd_jax.studies.setup import EvaluationSetup, common_length, cut
 from sedd_jax.studies.study import Say, StudyConfig, in_folder
 
@@ -28,15 +31,14 @@ class GradeConfig(StudyConfig):
   samples: Sequence[str]
 
   @property
-  def files(self) -> list[Path]:
-    return [Path(name).expanduser() for name in self.samples]
+  def paths(self) -> list[Path]:
+    return [local_path(name, "--samples") for name in self.samples]
 
   def faults(self) -> list[str]:
-    missing = [str(file) for file in self.files if not file.is_file()]
-    return [
-      *super().faults(),
-      *([f"--samples: there is no file {', '.join(missing)}"] if missing else []),
-    ]
+    faults = super().faults()
+    if missing := [str(file) for file in self.paths if not os.path.lexists(file)]:
+      faults.append(f"--samples: there is no file {', '.join(missing)}")
+    return faults + [fault for file in self.paths if (fault := file_fault(file, "--samples"))]
 
 
 def grade(config: GradeConfig, say: Say) -> dict[str, Any]:
@@ -49,13 +51,13 @@ def grade(config: GradeConfig, say: Say) -> dict[str, Any]:
     ValueError: a file cannot be used; the message names it.
   """
   setup = config.setup()
-  hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in config.files]
+  hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in config.paths]
   settings = {"mode": "samples", "samples": dict(zip(config.samples, hashes, strict=True))}
   return in_folder(config, settings, setup, {}, lambda _: _graded(config, setup), say)
 
 
 def _graded(config: GradeConfig, setup: EvaluationSetup) -> dict[str, Any]:
-  files = config.files
+  files = config.paths
   read = {name: read_samples(file) for name, file in zip(_names(files), files, strict=True)}
   tokens = {name: setup.encode([line["text"] for line in lines]) for name, lines in read.items()}
   used = common_length([row for rows in tokens.values() for row in rows], config.length)
