@@ -83,6 +83,8 @@ def prepare(
   folder = local_path(folder, "folder")
   settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
+  if config.tokenizer_eos:
+    settings["tokenizer_eos"] = config.tokenizer_eos
   faults = Faults(config.on_fault)
   corpus = load_corpus(
     config.files,
@@ -173,7 +175,7 @@ def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults)
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
   if (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
-  return from_name(config.tokenizer, corpus.texts(faults))
+  return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
 
 
 def _make(
@@ -195,6 +197,8 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
   for piece in group:
     text.update(f"{piece.begins:d}{piece.ends:d}{len(piece.text)}|".encode())
     text.update(piece.text.encode("utf-8", "surrogatepass"))
+    if piece.before or piece.after:
+      text.update(f"|{piece.before}|{piece.after}".encode("utf-8", "surrogatepass"))
   file = path.with_name(path.name + ".json")
   if file.is_file():
     known = json.loads(file.read_text(encoding="utf-8"))

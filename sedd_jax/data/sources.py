@@ -39,11 +39,15 @@ class Piece:
     text: its characters.
     begins: whether the document begins with it.
     ends: whether the document ends with it.
+    before: some of the document's text before it, for tokenizers that need it.
+    after: some of its text after it.
   """
 
   text: str
   begins: bool = True
   ends: bool = True
+  before: str = ""
+  after: str = ""
 
 
 class Source(Protocol):

@@ -37,8 +37,8 @@ def load(
       `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
-    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
-      is one, that is taken.
+    tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
+      run may name (`data.tokenizers.from_name`); where there is one, that is taken.
 
   Raises:
     FileNotFoundError: there is no such path, no such hub id, or no model in it.
