@@ -288,8 +288,8 @@ class LanguageModel(abc.ABC):
   def _known_tokenizer(self) -> Tokenizer:
     if self.tokenizer is None:
       raise ValueError(
-        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2' or "
-        "'gpt2:FOLDER' (--tokenizer on the command line)"
+        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2', a "
+        "tokenizer.json or a folder with one (--tokenizer on the command line)"
       )
     return self.tokenizer
 
