@@ -171,7 +171,7 @@ class Files:
         except ValueError as error:
           faults.report(str(path), f"line {number} {error}")
         else:
-          yield from _kept(text, f"{path}, line {number}", faults)
+          yield from cut_document(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Tfds:
       except (RuntimeError, ValueError) as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from _kept(text, f"{self.name}: record {number}", faults)
+        yield from cut_document(text)
 
   def _records(self) -> Sequence[Any]:
     import tensorflow_datasets as tfds
@@ -271,7 +271,7 @@ class Hub:
       except ValueError as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from _kept(text, f"{self.name}: record {number}", faults)
+        yield from cut_document(text)
 
   def _records(self) -> Iterator[Any]:
     try:
@@ -378,14 +378,6 @@ def _kind(path: Path) -> str:
 
 def _is_lines(path: Path) -> bool:
   return _kind(path) == ".jsonl"
-
-
-def _kept(text: str, where: str, faults: Faults) -> Iterator[Piece]:
-  """The pieces of a document; an empty one is left out, and counted."""
-  if text:
-    yield from cut_document(text)
-  else:
-    faults.note("empty documents, which are left out", where)
 
 
 def _said(path: Path, error: Exception) -> object:
