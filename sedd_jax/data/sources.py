@@ -327,7 +327,8 @@ class Reading:
       stop = self._position + len(piece.text)
       text = piece.text[max(0, first - self._position) : max(0, last - self._position)]
       ends = piece.ends or stop >= last
-      if text or (inside and ends):
+      is_empty = piece.begins and not piece.text and first <= self._position < last
+      if text or is_empty or (inside and ends):
         yield Piece(text, not inside, ends)
         inside = not ends
       if stop >= last:
