@@ -171,7 +171,7 @@ def _may_stay(path: Path) -> bool:
 
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
-  if _has_shards(folder):
+  if _has_shards(folder) and (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
   return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
 
