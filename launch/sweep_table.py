@@ -193,12 +193,14 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _metrics(workdir: Path) -> list[dict[str, Any]]:
-  """Lines of metrics in the order they were written, without one truncated by a kill."""
+  """Lines of metrics in the order they were written, without damaged ones."""
   lines = []
   file = workdir / "metrics.jsonl"
-  for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+  for line in file.read_bytes().split(b"\n") if file.is_file() else []:
     try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
+      values = json.loads(line)
+    except ValueError:  # Not JSON, or not UTF-8.
       continue
+    if isinstance(values, dict) and isinstance(values.get("step"), int):
+      lines.append(values)
   return lines

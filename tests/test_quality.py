@@ -87,6 +87,20 @@ def test_real_text_passes(text):
     assert r.low <= r.reference_mean <= r.high
 
 
+def test_reasons_say_what_lies_outside_and_where(text):
+  """The mean of a statistic may lie inside: what counts is the share of samples beyond an end."""
+  held = text[::2].copy()
+  held[: len(held) // 3] = held[0, 0]
+  found = verdict(held, text[1::2])
+  reasons = dict(reason.split(" ", 1) for reason in found.reasons)
+  for r in found.ranges:
+    if r.side:
+      share, end = (r.below, r.low) if r.side == "low" else (r.above, r.high)
+      assert f"{share:.0%} of the samples are" in reasons[r.name]
+      assert f"{end:.4g}, the end of the range" in reasons[r.name]
+  assert len(reasons) >= 1
+
+
 def test_what_is_no_text_is_named(text):
   rng = np.random.default_rng(0)
   reference, held = text[1::2], text[::2]

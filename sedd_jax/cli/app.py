@@ -2,8 +2,10 @@
 
 import difflib
 import json
+import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -12,6 +14,7 @@ from absl import app, flags, logging
 
 from sedd_jax.cli import streams
 from sedd_jax.cli.text import help_text, wrap
+from sedd_jax.data.library_tokenizer import TokenizerWarning
 from sedd_jax.ranges import number_outside
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
@@ -45,6 +48,7 @@ def run(
     hidden: flags that --help leaves out.
   """
   streams.protect()
+  warnings.showwarning = _show_warning
   logging.set_verbosity(logging.ERROR)  # Hides warnings of libraries.
   sys.modules["__main__"].__doc__ = usage
   flags.FLAGS.set_gnu_getopt(True)  # Flags may follow other arguments.
@@ -126,6 +130,17 @@ def note(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
+def _show_warning(message: Any, category: Any, *place: Any) -> None:
+  """Prints ours as notes, and those of libraries with their place."""
+  if issubclass(category, TokenizerWarning):
+    note(str(message))
+  else:
+    _SHOWN(message, category, *place)
+
+
+_SHOWN = warnings.showwarning
+
+
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:
   """The arguments; the first without a name becomes a value of the flag, or all such if the flag
   can be repeated."""
@@ -180,7 +195,7 @@ def _memory_advice(error: Exception) -> str:
 
 def _no_platform() -> str | None:
   """A line about JAX_PLATFORMS if it names what this machine does not have, else None."""
-  named = jax.config.jax_platforms
+  named = os.environ.get("JAX_PLATFORMS")
   if not named:
     return None
   try:

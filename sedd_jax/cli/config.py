@@ -109,7 +109,9 @@ def _load(file: str) -> ConfigDict:
   sys.modules[spec.name] = module  # Dataclasses in the file need it.
   try:
     spec.loader.exec_module(module)
-    return module.get_config(*argument)
+    if not callable(getattr(module, "get_config", None)):
+      raise AttributeError("it must define get_config(), which returns a ConfigDict")
+    config = module.get_config(*argument)
   except FileNotFoundError as error:
     raise ValueError(f"there is no file {error.filename}") from error
   except ValueError:
@@ -119,6 +121,10 @@ def _load(file: str) -> ConfigDict:
              if frame.filename == path]  # fmt: skip
     where = f", line {lines[-1]}" if lines else ""
     raise ValueError(f"{type(error).__name__}{where}: {error}") from error
+  if not isinstance(config, ConfigDict):
+    kind = type(config).__name__
+    raise ValueError(f"get_config must return an ml_collections.ConfigDict, not {kind}")
+  return config
 
 
 def _set(config: dict[str, Any], path: list[str], text: str | None) -> None:

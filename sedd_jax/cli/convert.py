@@ -16,7 +16,7 @@ _LAYOUT = flags.DEFINE_enum(
   "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
 )
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+  "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
 
 

@@ -37,6 +37,9 @@ _SPLIT = flags.DEFINE_list(
 )
 _FIELD = flags.DEFINE_string("text_field", "text", "The field of a record that holds the text.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", TOKENIZERS.replace("'", "") + ".")
+_EOS = flags.DEFINE_string(
+  "tokenizer_eos", "", "End-of-text token of a tokenizer.json; by default found in the file."
+)
 _DETOKENIZER = flags.DEFINE_enum(
   "detokenizer", "none", list(DETOKENIZERS), "Undoes the spaces of a benchmark."
 )
@@ -59,6 +62,7 @@ def main() -> int:
     split=_shares(_SPLIT.value),
     text_field=_FIELD.value,
     tokenizer=_TOKENIZER.value,
+    tokenizer_eos=_EOS.value,
     detokenizer=_DETOKENIZER.value,
     on_fault=_ON_FAULT.value,
   )

@@ -59,7 +59,7 @@ _TEMPLATE = flags.DEFINE_string(
 )
 _TEMPLATES = path_flags.define_path("templates", None, "File of templates, one a line.")
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+  "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
 _BATCH = flags.DEFINE_integer("batch", 16, "Samples at a time, on all devices together.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Devices that share the samples; 0 for all.")

@@ -31,7 +31,7 @@ def _define_numbers(kind: type[int] | type[float]) -> Callable[..., flags.FlagHo
   return lambda name, default, text: flags.DEFINE(_Numbers(kind), name, default, text)
 
 
-_TOKENIZER = "gpt2 or gpt2:FOLDER, for weights that come without one."
+_TOKENIZER = "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 _STEPS, _TEMPERATURES = "4,8,16,32,64", "0.6,0.8,0.9,1,1.1,1.2"
 # How a flag is defined, its default and its help.
 _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {

@@ -23,8 +23,9 @@ class DataConfig:
     heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
     split: shares of the text at which training ends and held-out text ends.
     text_field: of .jsonl lines and of records.
-    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `gpt2:FOLDER`, `bert` or
-      `bert:FOLDER`.
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `bert`, or any fast tokenizer: a
+      tokenizer.json, a folder with one or with a vocabulary, or a hub id (`tokenizers.from_name`).
+    tokenizer_eos: its end-of-text token; "" to find it in the file.
     detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
     length: tokens in a row.
     packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
@@ -46,6 +47,7 @@ class DataConfig:
   split: tuple[float, float] = (0.95, 1.0)
   text_field: str = "text"
   tokenizer: str = "chars"
+  tokenizer_eos: str = ""
   detokenizer: str = "none"
   length: int = 1024
   packing: str = "stream"

@@ -55,7 +55,8 @@ class Corpus:
       faults: told of what cannot be read; by default the first fault is an error.
     """
     source: Source = getattr(self, side)
-    return self._detokenized(source.pieces(faults or Faults()))
+    faults = faults or Faults()
+    return self._prepared(source.pieces(faults), faults)
 
   def sides(self, faults: Faults | None = None) -> Iterator[Iterator[Piece]]:
     """The documents of `train`, then those of `heldout`, each to be read to its end in this order.
@@ -68,15 +69,26 @@ class Corpus:
       sides = (reading.cut(cut.first, cut.last) for cut in (train, heldout))
     else:
       sides = (source.pieces(faults) for source in (train, heldout))
-    return map(self._detokenized, sides)
+    return (self._prepared(side, faults) for side in sides)
 
-  def _detokenized(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+  def _prepared(self, pieces: Iterator[Piece], faults: Faults) -> Iterator[Piece]:
+    """The pieces detokenized, without documents that are empty."""
+    pieces = self._not_empty(pieces, faults)
     if self.detokenizer == "none":
       return pieces
     detokenize = DETOKENIZERS[self.detokenizer]
     # Rules look at lines, one of them at all of a document.
     whole = _regrouped(pieces, by_line=self.detokenizer != "lambada")
     return (dataclasses.replace(piece, text=detokenize(piece.text)) for piece in whole)
+
+  def _not_empty(self, pieces: Iterator[Piece], faults: Faults) -> Iterator[Piece]:
+    number = 0
+    for piece in pieces:
+      number += piece.begins
+      if piece.text or not (piece.begins and piece.ends):
+        yield piece
+      else:
+        faults.note("empty documents, which are left out", f"{self.name}, document {number}")
 
   def texts(self, faults: Faults | None = None) -> Iterator[str]:
     """The text of all pieces of both sides, and what stands between documents if there are some."""

@@ -83,6 +83,8 @@ def prepare(
   folder = local_path(folder, "folder")
   settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
+  if config.tokenizer_eos:
+    settings["tokenizer_eos"] = config.tokenizer_eos
   faults = Faults(config.on_fault)
   corpus = load_corpus(
     config.files,
@@ -98,6 +100,8 @@ def prepare(
     _check_folder(folder, settings)  # Again: nobody can change it any more.
     for left in folder.glob(f"*{PARTIAL}*"):
       remove(left)
+    if not _has_shards(folder):  # A failed attempt that made nothing decides nothing.
+      remove(folder / TOKENIZER)
     write_json(folder / PREPARATION, settings)
     tokenizer = _tokenizer(corpus, config, folder, faults)
     spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
@@ -142,7 +146,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
       f"{folder} is prepared already: {command('sedd', 'prepare', f'--check={folder}')} reads all "
       "of it. To prepare something else choose a new folder"
     )
-  if file.is_file():
+  if file.is_file() and _has_shards(folder):
     stored = json.loads(file.read_text(encoding="utf-8"))
     now = json.loads(json.dumps(settings))
     if differing := [key for key in now if stored.get(key) != now[key]]:
@@ -151,8 +155,13 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         "\n".join([f"{folder} was begun with other settings:", *lines])
         + "\nGo on with those, or choose a new folder."
       )
-  elif folder.is_dir() and any(not _may_stay(path) for path in folder.iterdir()):
+  elif not file.is_file() and folder.is_dir() and not all(map(_may_stay, folder.iterdir())):
     raise FileExistsError(f"{folder} is not empty and holds nothing of ours: choose a new folder")
+
+
+def _has_shards(folder: Path) -> bool:
+  """Whether an attempt has made a whole shard."""
+  return any(next(folder.glob(f"{side}-*.json"), None) for side in SIDES)
 
 
 def _may_stay(path: Path) -> bool:
@@ -166,7 +175,7 @@ def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults)
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
   if (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
-  return from_name(config.tokenizer, corpus.texts(faults))
+  return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
 
 
 def _make(
@@ -188,6 +197,8 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
   for piece in group:
     text.update(f"{piece.begins:d}{piece.ends:d}{len(piece.text)}|".encode())
     text.update(piece.text.encode("utf-8", "surrogatepass"))
+    if piece.before or piece.after:
+      text.update(f"|{piece.before}|{piece.after}".encode("utf-8", "surrogatepass"))
   file = path.with_name(path.name + ".json")
   if file.is_file():
     known = json.loads(file.read_text(encoding="utf-8"))

@@ -39,11 +39,15 @@ class Piece:
     text: its characters.
     begins: whether the document begins with it.
     ends: whether the document ends with it.
+    before: some of the document's text before it, for tokenizers that need it.
+    after: some of its text after it.
   """
 
   text: str
   begins: bool = True
   ends: bool = True
+  before: str = ""
+  after: str = ""
 
 
 class Source(Protocol):
@@ -167,7 +171,7 @@ class Files:
         except ValueError as error:
           faults.report(str(path), f"line {number} {error}")
         else:
-          yield from _kept(text, f"{path}, line {number}", faults)
+          yield from cut_document(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +222,7 @@ class Tfds:
       except (RuntimeError, ValueError) as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from _kept(text, f"{self.name}: record {number}", faults)
+        yield from cut_document(text)
 
   def _records(self) -> Sequence[Any]:
     import tensorflow_datasets as tfds
@@ -267,7 +271,7 @@ class Hub:
       except ValueError as error:
         faults.report(f"{self.name}: record {number}", error)
       else:
-        yield from _kept(text, f"{self.name}: record {number}", faults)
+        yield from cut_document(text)
 
   def _records(self) -> Iterator[Any]:
     try:
@@ -323,7 +327,8 @@ class Reading:
       stop = self._position + len(piece.text)
       text = piece.text[max(0, first - self._position) : max(0, last - self._position)]
       ends = piece.ends or stop >= last
-      if text or (inside and ends):
+      is_empty = piece.begins and not piece.text and first <= self._position < last
+      if text or is_empty or (inside and ends):
         yield Piece(text, not inside, ends)
         inside = not ends
       if stop >= last:
@@ -374,14 +379,6 @@ def _kind(path: Path) -> str:
 
 def _is_lines(path: Path) -> bool:
   return _kind(path) == ".jsonl"
-
-
-def _kept(text: str, where: str, faults: Faults) -> Iterator[Piece]:
-  """The pieces of a document; an empty one is left out, and counted."""
-  if text:
-    yield from cut_document(text)
-  else:
-    faults.note("empty documents, which are left out", where)
 
 
 def _said(path: Path, error: Exception) -> object:

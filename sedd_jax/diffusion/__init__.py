@@ -1,5 +1,6 @@
 """The mathematics of discrete diffusion: pure functions of arrays (docs/math.md)."""
 
+from sedd_jax.diffusion.absorbing import Absorbing
 from sedd_jax.diffusion.bounds import Estimator, Terms, TimeIntegral, mean_and_stderr
 from sedd_jax.diffusion.categorical import Truncation, sample_categorical
 from sedd_jax.diffusion.levels import Level, Levels
@@ -18,7 +19,7 @@ from sedd_jax.diffusion.losses import (
 from sedd_jax.diffusion.noise import NOISES, Geometric, LogLinear, Noise
 from sedd_jax.diffusion.orders import Orders, Shares, Steps, supports_orders
 from sedd_jax.diffusion.parameterizations import Parameterization
-from sedd_jax.diffusion.process import PROCESSES, Absorbing, Process, Uniform
+from sedd_jax.diffusion.process import PROCESSES, Process
 from sedd_jax.diffusion.samplers import (
   SAMPLERS,
   Ancestral,
@@ -50,6 +51,7 @@ from sedd_jax.diffusion.sampling import (
 from sedd_jax.diffusion.schedules import END_TIME, Adaptive, Schedule, Times, even_times
 from sedd_jax.diffusion.score import ScoreStats, dense_stats
 from sedd_jax.diffusion.tiles import Columns, Rows, map_rows
+from sedd_jax.diffusion.uniform import Uniform
 
 __all__ = [
   "END_TIME",

@@ -30,6 +30,7 @@ from sedd_jax.diffusion import (
 from sedd_jax.diffusion.bounds import MOST_DRAWS
 from sedd_jax.models import Autoregressive, Network, Params
 from sedd_jax.parallel import batch_sharding
+from sedd_jax.parallel.memory import check_batch
 from sedd_jax.parallel.mesh import batch_multiple, distribute
 from sedd_jax.ranges import check, check_seed
 
@@ -178,7 +179,8 @@ class BoundEstimator:
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
   ):
-    multiple = 1 if mesh is None else batch_multiple(mesh)
+    self._multiple = multiple = 1 if mesh is None else batch_multiple(mesh)
+    check("batch_size", batch_size, 1)
     self.batch_size = -(-batch_size // multiple) * multiple
     self._sharding = None if mesh is None else batch_sharding(mesh)
     whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
@@ -211,6 +213,10 @@ class BoundEstimator:
       passes: independent passes, each with all draws of the estimate.
       numbers: of the blocks; 0 to N - 1 if None.
     """
+    rows = self.batch_size // self._multiple
+    check_batch(
+      f"batch_size={self.batch_size}", rows, 5 * blocks.tokens.shape[1], jax.local_devices()
+    )
     key = jax.random.key(check_seed(seed))
     index = np.asarray(range(len(blocks.tokens)) if numbers is None else numbers, np.uint32)
     of_pass = [self._pass(params, blocks, index, jax.random.fold_in(key, i)) for i in range(passes)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sedd_jax.files.lines import GrowingFile
@@ -16,6 +17,7 @@ from sedd_jax.generation.generator import Generation, OnProgress
 from sedd_jax.generation.model import NUMBERS, LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Template
+from sedd_jax.parallel.memory import check_batch
 from sedd_jax.ranges import check, check_seed
 
 # Sample numbers, and the samples.
@@ -88,6 +90,10 @@ def generate(
   """
   check("batch", batch, 1)
   batch = min(batch, len(request.numbers))
+  longest = max(len(template.tokens) for template in request.templates)
+  devices = model.devices or jax.local_devices()[:1]
+  # One activation of each sample.
+  check_batch(f"batch={batch}", -(-batch // len(devices)), 4 * longest * model.width, devices)
   left = request.numbers[skip:]
   while left:
     batches = itertools.groupby(left[:batch], lambda n: len(request.template(n).tokens))

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from sedd_jax.files.pointers import check_no_pointer
+
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
@@ -38,6 +40,7 @@ class Fields:
 
   @classmethod
   def _parsed(cls, file: Path, parse: Callable[[str], Any]) -> "Fields":
+    check_no_pointer(file)
     try:
       values = parse(file.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:

@@ -34,6 +34,12 @@ class LoadedGPT2(NamedTuple):
   tokenizer: Tokenizer | None
 
 
+def is_gpt2(config: Fields) -> bool:
+  """Whether a config.json is GPT-2's: by its model type, or by its sizes where it has none."""
+  sizes = all(config.get(name) is not None for name in ("n_embd", "n_layer", "n_head"))
+  return config.get("model_type") in ((None, MODEL_TYPE) if sizes else (MODEL_TYPE,))
+
+
 def load_gpt2(folder: Path, config: Fields, dtype: str) -> LoadedGPT2:
   """Reads a folder in Hugging Face's layout of GPT-2.
 
@@ -69,7 +75,7 @@ def read_config(config: Fields, dtype: str) -> GPT2Config:
   Raises:
     ValueError: a size is missing or wrong, or something is asked for that is not supported.
   """
-  if config.get("model_type") != MODEL_TYPE:
+  if config.get("model_type") not in (None, MODEL_TYPE):
     raise config.wrong(config.get("model_type"), repr(MODEL_TYPE), "model_type")
   if config.get("add_cross_attention"):
     raise config.wrong(True, "false: cross attention is not supported", "add_cross_attention")

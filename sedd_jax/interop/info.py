@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from sedd_jax.data import from_json
 from sedd_jax.files.paths import local_path
+from sedd_jax.files.pointers import check_no_pointer
 from sedd_jax.interop import gpt2, mdlm
 from sedd_jax.interop.exported import FORMAT, read_tokenizer
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.load import CONFIG
 from sedd_jax.interop.original import ROTARY, is_run_layout
 from sedd_jax.interop.radd import is_radd
-from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
+from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights, weight_files
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import FOLDER
 from sedd_jax.training.experiment import Experiment
@@ -150,7 +151,7 @@ def _last(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _weights(folder: Path) -> dict[str, Any]:
   config = Fields.from_json(folder / CONFIG)
-  found = {"parameters": _counted(folder / SAFETENSORS), "config": dict(config.values)}
+  found = {"parameters": _counted(folder), "config": dict(config.values)}
   if config.get("format") == FORMAT:
     tokenizer = read_tokenizer(folder)
     info = config.get("info") or {}
@@ -164,6 +165,8 @@ def _weights(folder: Path) -> dict[str, Any]:
       "length": config.integer("length"),
     }
   names = {mdlm.MODEL_TYPE: "MDLM", gpt2.MODEL_TYPE: "GPT-2"}
+  if gpt2.is_gpt2(config):
+    return found | {"kind": "weights of GPT-2"}
   if (model_type := config.get("model_type")) is not None:
     if model_type not in names:
       known = f"{' or '.join(map(repr, names))}, or of SEDD or RADD"
@@ -172,14 +175,18 @@ def _weights(folder: Path) -> dict[str, Any]:
   return found | {"kind": "weights of RADD" if is_radd(config) else "weights of the original code"}
 
 
-def _counted(file: Path) -> int | None:
-  """The number of parameters in a safetensors file, from its header; None without a file.
+def _counted(folder: Path) -> int | None:
+  """The number of parameters in safetensors files, from their headers; None for pickles.
 
   Raises:
-    ValueError: the file is damaged.
+    ValueError: a file is damaged, or a Git LFS pointer.
   """
-  if not file.is_file():
-    return None
+  files = weight_files(folder)
+  return None if files[0].suffix == ".bin" else sum(map(_counted_in, files))
+
+
+def _counted_in(file: Path) -> int:
+  check_no_pointer(file)
   try:
     with safe_open(file, "numpy") as opened:
       names = [name for name in opened.keys() if ROTARY not in name]  # noqa: SIM118

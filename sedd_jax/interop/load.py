@@ -14,7 +14,7 @@ from sedd_jax.interop.exported import FORMAT, TOKENIZER, load_exported, read_tok
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
-from sedd_jax.interop.weights import PICKLE, SAFETENSORS, has_weights
+from sedd_jax.interop.weights import PICKLE, SAFETENSORS, WEIGHT_PATTERNS, has_weights
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import FOLDER, Checkpoints, load_meta, newest_whole
 from sedd_jax.training.experiment import Experiment
@@ -22,7 +22,7 @@ from sedd_jax.training.objectives import NextToken
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
-_HUB_FILES = [CONFIG, SAFETENSORS, PICKLE, TOKENIZER, *gpt2.TOKENIZER_FILES]
+_HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
 def load(
@@ -37,8 +37,8 @@ def load(
       `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
-    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
-      is one, that is taken.
+    tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
+      run may name (`data.tokenizers.from_name`); where there is one, that is taken.
 
   Raises:
     FileNotFoundError: there is no such path, no such hub id, or no model in it.
@@ -88,11 +88,11 @@ def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | Ca
     return load_exported(path, config, dtype)
   dtype = dtype or "float32"
   match model_type := config.get("model_type"):
-    case None:
+    case None if not gpt2.is_gpt2(config):
       pass
     case mdlm.MODEL_TYPE:
       return mdlm.load_mdlm(path, config, dtype)
-    case gpt2.MODEL_TYPE:
+    case None | gpt2.MODEL_TYPE:
       loaded = gpt2.load_gpt2(path, config, dtype)
       return CausalModel(length=loaded.network.longest, **loaded._asdict())
     case _:

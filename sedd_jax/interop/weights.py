@@ -3,8 +3,9 @@
 The only module that imports torch, and only where a file is a pickle.
 """
 
+import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,71 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from sedd_jax.files.pointers import check_no_pointer
+
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
+_INDEX = ".index.json"
+# In the order in which they are looked for.
+_NAMES = (SAFETENSORS, f"{SAFETENSORS}{_INDEX}", PICKLE, f"{PICKLE}{_INDEX}")
+# What a hub's folder may hold of weights.
+WEIGHT_PATTERNS = (*_NAMES, "model-*.safetensors", "pytorch_model-*.bin")
 
 Tensors = Mapping[str, np.ndarray]
 
 
 def has_weights(folder: Path) -> bool:
   """Whether a folder holds weights under one of the hub's names."""
-  return (folder / SAFETENSORS).is_file() or (folder / PICKLE).is_file()
+  return any((folder / name).is_file() for name in _NAMES)
+
+
+def weight_files(folder: Path) -> list[Path]:
+  """The files of a folder's weights: one, or those that an index lists; safetensors if there are
+  any.
+
+  Raises:
+    ValueError: the index is damaged, or names a file outside the folder.
+    FileNotFoundError: a file that the index names is missing; the message names all such.
+  """
+  file = folder / next(name for name in _NAMES if (folder / name).is_file())
+  if not file.name.endswith(_INDEX):
+    return [file]
+  try:
+    named = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+    inside = all(Path(name).name == name for name in named)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{file} is damaged: it must map tensors to files ({error!r})") from error
+  if not named or not inside:
+    raise ValueError(f"{file} must name files of its own folder, not {_some(named)}")
+  if missing := [name for name in named if not (folder / name).is_file()]:
+    raise FileNotFoundError(f"{file} names {_some(missing)}, which {folder} lacks")
+  return [folder / name for name in sorted(named)]
 
 
 def read_weights(folder: Path) -> Tensors:
-  """Tensors of model.safetensors, or else of pytorch_model.bin, as float32.
+  """Tensors of a folder's weights, as float32.
 
   Raises:
-    ValueError: the file is damaged, or a tensor holds an infinity or NaN.
-    ImportError: the file is a torch pickle and torch is not installed.
+    ValueError: a file is damaged, a Git LFS pointer, or holds a tensor of another or one with an
+      infinity or NaN.
+    FileNotFoundError: a file that the index names is missing.
+    ImportError: a file is a torch pickle and torch is not installed.
   """
-  file = folder / SAFETENSORS
-  if file.is_file():
-    tensors = _read_safetensors(file)
-  else:
-    file = folder / PICKLE
-    tensors = _as_numpy(_torch_load(file), file)
-  check_finite(tensors, str(file))
+  tensors: dict[str, np.ndarray] = {}
+  for file in weight_files(folder):
+    check_no_pointer(file)
+    is_pickle = file.suffix == ".bin"
+    found = _as_numpy(_torch_load(file), file) if is_pickle else _read_safetensors(file)
+    check_finite(found, str(file))
+    if twice := found.keys() & tensors.keys():
+      raise ValueError(f"{file}: {_some(twice)} is in another file too")
+    tensors |= found
   return tensors
+
+
+def _some(names: Iterable[str]) -> str:
+  first, *others = sorted(map(str, names)) or ["nothing"]
+  return f"{first!r} and {len(others)} more" if others else repr(first)
 
 
 def read_average(file: Path, names: Sequence[str]) -> tuple[Tensors, int | None]:

@@ -26,6 +26,7 @@ class Autoregressive(Protocol):
 
   Attributes:
     vocab_size: V.
+    width: D.
     longest: the maximum number of positions.
     start: token placed before the first one when text is generated.
     scores_first: whether it models the law of the first token.
@@ -34,6 +35,9 @@ class Autoregressive(Protocol):
 
   @property
   def vocab_size(self) -> int: ...
+
+  @property
+  def width(self) -> int: ...
 
   @property
   def longest(self) -> int: ...

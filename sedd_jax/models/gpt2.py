@@ -129,6 +129,11 @@ class GPT2:
     return self.config.vocab_size
 
   @property
+  def width(self) -> int:
+    """D."""
+    return self.config.n_embd
+
+  @property
   def dtype(self) -> str:
     """Compute dtype."""
     return self.config.dtype

@@ -57,6 +57,11 @@ class Transformer:
     """The layers' table."""
     return self.config.table
 
+  @property
+  def width(self) -> int:
+    """D."""
+    return self.config.width
+
   def init(self, key: jax.Array) -> Params:
     """Initial parameters, float32, padded, with the original's initialization."""
     return self.table.init(key)

@@ -11,7 +11,7 @@ from sedd_jax.interop.info import describe
 from sedd_jax.reports.numbers import NOTHING
 from sedd_jax.training import rundir
 from sedd_jax.training.metrics import FILE as METRICS
-from sedd_jax.training.metrics import read_metrics
+from sedd_jax.training.metrics import metrics_faults, read_metrics
 
 _SAMPLE = re.compile(r"^--- sample \d+\n", re.MULTILINE)
 _FINAL, _PREVIEW = "final_*.txt", "step_*.txt"
@@ -110,6 +110,7 @@ def read_run(path: Path, name: str) -> Run:
     faults.append(_said(error))
   try:
     metrics = read_metrics(path)
+    faults += metrics_faults(path)
   except FileNotFoundError:
     faults.append(f"it has no {METRICS}: nothing was logged yet")
   except _DAMAGE as error:

@@ -29,7 +29,7 @@ def draw_curve(
     axes.errorbar(
       [m["step"] for m in bound],
       [m["heldout_bits_per_char_strict"] for m in bound],
-      yerr=[2 * m["heldout_bits_per_char_strict_stderr"] for m in bound],
+      yerr=[2 * m.get("heldout_bits_per_char_strict_stderr", 0.0) for m in bound],
       fmt="o-",
       markersize=4,
       color="C0",

@@ -12,7 +12,7 @@ from sedd_jax.training import curve, rundir
 from sedd_jax.training.checkpoints import FOLDER
 from sedd_jax.training.console import report_write_errors
 from sedd_jax.training.metrics import FILE as METRICS
-from sedd_jax.training.metrics import read_metrics
+from sedd_jax.training.metrics import metrics_faults, read_metrics
 from sedd_jax.training.run import Run
 
 
@@ -85,6 +85,8 @@ def _write_report(run: Run, bound: Mapping[str, float], texts: Sequence[str]) ->
 
 def _draw_curve(run: Run) -> None:
   title = f"{run.workdir.name}, step {int(run.state.step)}"
+  for fault in metrics_faults(run.workdir):
+    run.console.say(fault)
   entropies = dict(run.reporter.entropies)
   curve.draw_curve(run.workdir / curve.FILE, read_metrics(run.workdir), entropies, title)
 

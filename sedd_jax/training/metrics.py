@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -135,13 +135,38 @@ def metrics_writer(
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """All lines in the order of their steps.
 
-  Of lines with the same step and keys only the last is kept. A line cut short by a kill is skipped.
+  Of lines with the same step and keys only the last is kept. Damaged lines are skipped.
   """
   kept: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
-  for text in (workdir / FILE).read_text(encoding="utf-8").splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError:
-      continue
-    kept[line["step"], tuple(sorted(line))] = line
+  for line in _lines(workdir):
+    if not isinstance(line, str):
+      kept[line["step"], tuple(sorted(line))] = line
   return sorted(kept.values(), key=lambda line: line["step"])
+
+
+def metrics_faults(workdir: Path) -> list[str]:
+  """A sentence for each damaged line; one that a kill cut short is none."""
+  return [line for line in _lines(workdir) if isinstance(line, str)]
+
+
+def _lines(workdir: Path) -> Iterator[dict[str, Any] | str]:
+  """The values of each line, or what is wrong with it."""
+  path = workdir / FILE
+  for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    try:
+      values = json.loads(line.decode())
+    except UnicodeDecodeError:
+      yield f"{path}, line {number} is not UTF-8 and is left out"
+      continue
+    except json.JSONDecodeError:
+      if line and not line.startswith(b"{"):
+        yield f"{path}, line {number} is no JSON object and is left out"
+      continue
+    if isinstance(values, dict) and isinstance(values.get("step"), int) and _all_numbers(values):
+      yield values
+    else:
+      yield f"{path}, line {number} is no object of numbers with a step and is left out"
+
+
+def _all_numbers(values: dict[str, Any]) -> bool:
+  return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values.values())

@@ -15,7 +15,8 @@ from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Sampling, Scores, nothing_given, sample
 from sedd_jax.models import Params, Transformer
 from sedd_jax.parallel import OnMesh, batch_sharding, make_mesh, tree_shardings
-from sedd_jax.parallel.mesh import check_fits
+from sedd_jax.parallel.memory import check_batch
+from sedd_jax.parallel.mesh import batch_multiple, check_fits
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.flops import forward_flops
 from sedd_jax.training.objectives import Objective, ScoreEntropy
@@ -206,10 +207,12 @@ def mesh_of(experiment: Experiment) -> jax.sharding.Mesh:
   """The mesh of an experiment over all devices; checked before any text is read.
 
   Raises:
-    ValueError: it does not fit the devices, the batch or the heads; a line for each fault.
+    ValueError: it does not fit the devices, the batch or the heads, a line for each fault; or the
+      batch fits no memory.
   """
   mesh = make_mesh(experiment.mesh)
   _check_mesh(experiment, mesh)
+  _check_memory(experiment, mesh)
   return mesh
 
 
@@ -220,6 +223,19 @@ def _check_mesh(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     accumulation=experiment.train.accumulation,
     heads=experiment.model.heads,
   )
+
+
+def _check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
+  train = experiment.train
+  check_batch(
+    f"train.batch_size={train.batch_size}",
+    train.batch_size // batch_multiple(mesh) // train.accumulation,
+    4 * experiment.data.length * experiment.model.width,  # One activation.
+    [device for device in mesh.devices.flat if device.process_index == jax.process_index()],
+  )
+  # Tokens and masks of the whole batch, and the one made ahead, before it is cut up.
+  here = train.batch_size // jax.process_count()
+  check_batch(f"train.batch_size={train.batch_size}", here, 10 * experiment.data.length)
 
 
 def _sharded(
