@@ -1,9 +1,13 @@
 """Paths as users have them: below ~, with spaces, with signs of a pattern, moved, being written."""
 
+import contextlib
 import dataclasses
+import importlib
+import io
 import json
 import os
 import shlex
+import shutil
 import stat
 import threading
 
@@ -30,14 +34,20 @@ ODD = "a b [x], c; d*é"
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 60
 
 
+def experiment(home):
+  data = DataConfig(files=str(home / ODD / "my text.txt"), length=32, split=(0.8, 1.0))
+  return dataclasses.replace(TINY, data=data)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   """A home with a run on a text, all below names that need care."""
   home = tmp_path_factory.mktemp("home")
   (home / ODD).mkdir()
   (home / ODD / "my text.txt").write_text(TEXT)
-  data = DataConfig(files=str(home / ODD / "my text.txt"), length=32, split=(0.8, 1.0))
-  assert train(dataclasses.replace(TINY, data=data), home / ODD / "run") == 0
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert train(experiment(home), home / ODD / "run") == 0
+  (home / "printed.txt").write_text(out.getvalue())
   return home
 
 
@@ -118,14 +128,12 @@ def test_a_run_directory_has_one_mode(home):
   assert len(modes) == 1
 
 
-def test_commands_can_be_pasted(home, tmp_path, capsys):
-  run = tmp_path / "my run; rm [x]"
-  data = DataConfig(files=str(home / ODD / "my text.txt"), length=32, split=(0.8, 1.0))
-  assert train(dataclasses.replace(TINY, data=data), run) == 0
-  (line,) = [line for line in capsys.readouterr().out.splitlines() if "sedd sample" in line]
+def test_commands_can_be_pasted(home, tmp_path):
+  printed = (home / "printed.txt").read_text()
+  (line,) = [line for line in printed.splitlines() if "sedd sample" in line]
   words = shlex.split(line.removeprefix("Next: "))
-  assert words[:2] == ["sedd", "sample"]
-  assert words[2] == "--checkpoint=my run; rm [x]"
+  assert words[:3] == ["sedd", "sample", f"--checkpoint={home / ODD / 'run'}"]
+  data = experiment(home).data
   manifest = prepare(dataclasses.replace(data, tokenizer="bytes"), tmp_path / "p q")
   line = prepared_text(tmp_path / "p q", manifest, 1.0).splitlines()[-1]
   assert shlex.split(line)[-1] == f"--config.data.files={tmp_path}/p q"
@@ -240,10 +248,7 @@ def test_readers_do_not_mind_a_save_in_progress(home):
 
 
 def test_a_checkpoint_that_a_run_removes_meanwhile_is_no_error(home, tmp_path, monkeypatch):
-  import shutil
-
-  from sedd_jax.interop import load as module
-
+  module = importlib.import_module("sedd_jax.interop.load")
   run = tmp_path / "run"
   shutil.copytree(home / ODD / "run", run)
   newest = max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
@@ -258,7 +263,7 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_no_error(home, tmp_path, m
   assert load(run).info["step"] < newest
 
 
-def test_leftovers_of_killed_writes_are_swept_and_nothing_else(tmp_path):
+def test_leftovers_of_killed_writes_are_swept_and_nothing_else(home, tmp_path):
   target = tmp_path / "config.json"
   with pytest.raises(KeyboardInterrupt), whole(target) as partial:
     raise KeyboardInterrupt
@@ -270,9 +275,8 @@ def test_leftovers_of_killed_writes_are_swept_and_nothing_else(tmp_path):
   sweep(tmp_path, tmp_path / "missing")
   assert [path.name for path in tmp_path.iterdir()] == ["movie.mp4.partial"]
   run = tmp_path / "run"
-  data = DataConfig(length=32, split=(0.95, 0.952))
-  assert train(dataclasses.replace(TINY, data=data), run) == 0
+  shutil.copytree(home / ODD / "run", run)
   (run / "config.json.0123abcd.partial").write_text("left")
   (run / "samples" / "final.txt.0123abcd.partial").write_text("left")
-  assert train(dataclasses.replace(TINY, data=data), run) == 0
+  assert train(experiment(home), run) == 0
   assert not list(run.rglob("*.partial"))
