@@ -123,7 +123,7 @@ def test_config_files_are_paths_too(monkeypatch, tmp_path, pytestconfig):
   )
   monkeypatch.setenv("HOME", str(tmp_path))
   done = sedd("train", "--config=~/my config.py", "--config.seed=-1")
-  assert done.stderr.startswith("error: seed=-1")
+  assert done.stderr.startswith("error: config.seed=-1")
 
 
 # What Python code calls with a path.

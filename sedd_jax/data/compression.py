@@ -22,10 +22,10 @@ else:
 
 _BLOCK = 2**20
 # The longest window that zstd knows, 2 GiB, of `zstd --long=31`. A file takes what its own needs.
-_ZSTD = {zstd.DecompressionParameter.window_log_max: 31}
+_ZSTD: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 
 
-def _open_zstd(path: Path, mode: str, **options: Any) -> Any:
+def _open_zstd(path: Path, mode: Any, **options: Any) -> Any:
   return zstd.open(path, mode, options=_ZSTD if "r" in mode else None, **options)
 
 

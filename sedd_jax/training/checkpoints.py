@@ -11,6 +11,7 @@ removed.
 """
 
 import concurrent.futures
+import glob
 import json
 import logging
 import os
@@ -101,6 +102,9 @@ class Checkpoints:
     self._failure = None
     marks: dict[str, Any] = {"run": json.dumps(meta), "manifest": manifest.FILE}
     options = ocp.Context()
+    # Orbax joins the files of processes by a glob of their path, and finds none behind such signs:
+    # what it wrote could not be read.
+    options.array.saving.use_ocdbt = glob.escape(str(self._folder)) == str(self._folder)
     # Otherwise Orbax's threads would wait 20 minutes for a folder that cannot be made.
     options.asynchronous.create_directories_asynchronously = False
     try:
