@@ -17,6 +17,7 @@ whole() { [[ $2 =~ ^[0-9]+$ ]] || fail "$1=$2 must be a whole number"; }
 local_path() {
   [[ -n $2 ]] || fail "$1= is empty: it must name a file or folder"
   [[ ! $2 =~ ^[A-Za-z][A-Za-z0-9+.-]+:/ ]] || fail "$1=$2 is an address; it must be a local path"
+  # shellcheck disable=SC2088
   case $2 in
     '~' | '~/'*) printf '%s\n' "$HOME${2#'~'}" ;;
     '~'*) fail "$1=$2: only ~ and ~/ are known here" ;;

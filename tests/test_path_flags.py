@@ -35,12 +35,14 @@ from sedd_jax.training.operations import Operations
 WORDS = {
   "coordinator_address", "compare", "data", "judge_tokenizer", "length", "prefix", "profile_steps",
   "protocol", "sampler", "samplers", "schedule", "sets", "split", "steps", "suffix", "suite",
-  "temperatures", "template", "text_field", "tokenizer", "topology",
+  "temperatures", "template", "text_field", "tokenizer", "tokenizer_eos",
+  "topology",
 }  # fmt: skip
 # Fields of a config whose text is a path, and all others.
 PATH_FIELDS = {"init_from", "data.files", "data.heldout_files"}
 WORD_FIELDS = {
-  "label", "objective", "init_tokenizer", "data.text_field", "data.tokenizer", "data.detokenizer",
+  "label", "objective", "init_tokenizer", "data.text_field", "data.tokenizer", "data.tokenizer_eos",
+  "data.detokenizer",
   "data.packing", "data.fill", "data.visibility", "data.on_fault", "diffusion.process",
   "diffusion.noise", "diffusion.parameterization", "diffusion.time_sampling", "model.dtype",
   "model.remat", "model.attention", "optimizer.schedule", "train.hold", "generations.regime",

@@ -241,6 +241,16 @@ def test_a_pointer_of_git_lfs_is_called_one(folder, name, verb):
   assert f"{folder / name} is a Git LFS pointer" in done.stderr
 
 
+def test_a_pointer_is_no_text(tmp_path):
+  (tmp_path / "text.txt").write_text(POINTER)
+  done = sedd(
+    "prepare", f"--files={tmp_path}/text.txt", "--tokenizer=bytes", f"--out={tmp_path}/out"
+  )
+  assert done.returncode == 2
+  assert f"{tmp_path}/text.txt is a Git LFS pointer" in done.stderr
+  assert not (tmp_path / "out").exists()
+
+
 def test_heads_are_checked_by_the_rotary_frequencies(tmp_path, folder):
   original = tmp_path / "original"
   convert(folder, original, layout="original")

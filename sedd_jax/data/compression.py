@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.files.pointers import pointer_fault
+
 if sys.version_info >= (3, 14):
   from compression import zstd
 else:
@@ -65,6 +67,8 @@ def read_text(path: Path, name: str) -> str:
   """
   if (kind := _kind(path)) not in (None, "a pipe"):
     raise ValueError(f"{name}: {path} is {kind}, and a text file is wanted")
+  if not path.exists():
+    raise FileNotFoundError(f"{name}: there is no file {path}")
   with open_any(path) as file:
     content = file.read()
   try:
@@ -77,7 +81,8 @@ def read_text(path: Path, name: str) -> str:
 
 def file_fault(path: Path, name: str) -> str | None:
   """Why text cannot be read from a path, or None: it is a folder, a pipe, a socket or a device,
-  and text is read twice and compared by its hash. What opens a missing file says so itself.
+  and text is read twice and compared by its hash; or a Git LFS pointer. What opens a missing file
+  says so itself.
 
   Args:
     path: of the file.
@@ -85,7 +90,7 @@ def file_fault(path: Path, name: str) -> str | None:
   """
   match kind := _kind(path):
     case None:
-      return None
+      return pointer_fault(path) if path.is_file() else None
     case "a folder":
       return f"{name}: {path} is a folder, and a file is wanted"
   return (

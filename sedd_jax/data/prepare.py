@@ -96,14 +96,12 @@ def prepare(
   )
   note_twice(config.files, config.heldout_files, faults, known=False)
   _check_folder(folder, settings)
+  tokenizer = _tokenizer(corpus, config, folder, faults)  # What fails here leaves no folder.
   with FolderLock(folder, say, "--out"):
     _check_folder(folder, settings)  # Again: nobody can change it any more.
     for left in folder.glob(f"*{PARTIAL}*"):
       remove(left)
-    if not _has_shards(folder):  # A failed attempt that made nothing decides nothing.
-      remove(folder / TOKENIZER)
     write_json(folder / PREPARATION, settings)
-    tokenizer = _tokenizer(corpus, config, folder, faults)
     spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
     write_text(folder / TOKENIZER, spec)
     identity, sides = Identity(corpus.name), {}
@@ -173,7 +171,7 @@ def _may_stay(path: Path) -> bool:
 
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
-  if (folder / TOKENIZER).is_file():
+  if _has_shards(folder) and (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
   return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
 
