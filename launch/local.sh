@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
     --devices=*) devices=${1#*=} ;;
     --gpus=*) gpus=${1#*=} ;;
     --port=*) port=${1#*=} ;;
-    --logs=*) logs=${1#*=} ;;
+    --logs=*) logs=$(local_path --logs "${1#*=}") || exit ;;
     --grace=*) grace=${1#*=} ;;
     --dry-run) dry_run=yes ;;
     --help) usage && exit ;;

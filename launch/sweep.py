@@ -16,8 +16,9 @@ from sweep_runs import BACKENDS, Run, launch_command, make_runs, make_spec
 from sweep_state import State
 from sweep_table import DONE, SUBMITTED, render
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.cli.config import define_config
+from sedd_jax.files.paths import local_name
 
 USAGE = """Trains one config with many overrides. The same command resumes a stopped sweep: finished
 runs are skipped, the others are started again.
@@ -42,7 +43,7 @@ ROOT/results.csv the table. Exit codes: 0; 1 if a run failed; 2 for an error bef
 starts; 130 after Ctrl-C, on which the runs save and end.
 """
 _CONFIG = define_config()
-_ROOT = flags.DEFINE_string("root", None, "Directory of the sweep.")
+_ROOT = path_flags.define_path("root", None, "Directory of the sweep.")
 _SWEEP = flags.DEFINE_string("sweep", None, "key=value,value;key=a..b, instead of sweep().")
 _BACKEND = flags.DEFINE_enum("backend", "local", BACKENDS, "Where the runs run.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Local runs at a time.", lower_bound=1)
@@ -62,9 +63,7 @@ def main() -> int:
     ValueError: an error in flags, config, sweep or root; nothing was started.
   """
   (root,) = app.require(USAGE, _ROOT)
-  if "://" in root:
-    raise ValueError(f"--root={root} must be a path here: mount the bucket first")
-  state = State(Path(root))
+  state = State(root)
   if _TABLE.value:
     _console.print(render(state.rows()))
     return 0
@@ -125,7 +124,7 @@ def _plan(root: Path) -> tuple[list[Run], dict[str, Any]]:
 
 
 def _generated(file: str) -> list[dict[str, Any]]:
-  path = file.split(":", 1)[0]
+  path = local_name(file, "--config").split(":", 1)[0]
   spec = importlib.util.spec_from_file_location("swept_config", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config={file} is not a Python file")

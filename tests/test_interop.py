@@ -214,8 +214,16 @@ def test_model_refuses_bad_tokens_and_settings(shared_path):
     model.bound(np.zeros((0, 4), int))
 
 
-def test_original_weights_take_a_tokenizer(shared_path):
-  tokenizer = f"gpt2:{shared_path('data/gpt2-tokenizer')}"
-  model = sedd_jax.load(shared_path("golden/hf_tiny"), tokenizer=tokenizer)
-  assert model.decode(model.encode("Hello world")[None]) == ["Hello world"]
+def test_original_weights_take_a_tokenizer(shared_path, tmp_path):
+  from tokenizers import Tokenizer, models, pre_tokenizers
+
+  vocabulary = {f"w{i}": i for i in range(31)}
+  library = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+  library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  library.save(str(tmp_path / "tokenizer.json"))
+  model = sedd_jax.load(shared_path("golden/hf_tiny"), tokenizer=str(tmp_path / "tokenizer.json"))
+  assert model.decode(model.encode("w3 w30")[None]) == ["w3 w30"]
+  other = f"gpt2:{shared_path('data/gpt2-tokenizer')}"
+  with pytest.raises(ValueError, match="has 50257 tokens and the model 31"):
+    sedd_jax.load(shared_path("golden/hf_tiny"), tokenizer=other)
   assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(model.params))

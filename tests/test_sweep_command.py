@@ -248,7 +248,7 @@ def test_faults_are_found_before_anything_starts(sweep, tmp_path):
     ("--sweep=model.width=128,100",): "run model.width=100: ",
     ("--sweep=seed=1", "--config.model.widht=3"): 'Did you mean "width"',
     (): "configs/quickstart.py has no sweep()",
-    ("--sweep=seed=1", "--root=gs://bucket/x"): "must be a path here",
+    ("--sweep=seed=1", "--root=gs://bucket/x"): "is an address; only local paths",
     ("--sweep=seed=1", "--command=no-such-program x"): "no program 'no-such-program'",
     ("--sweep=seed=1", "--backend=tpu_vm", "--parallel=2"): "apply only to --backend=local",
     ("--table",): "holds no sweep",

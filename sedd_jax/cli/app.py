@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 
 from sedd_jax.cli import streams
 from sedd_jax.cli.text import help_text, wrap
+from sedd_jax.data.library_tokenizer import TokenizerWarning
 from sedd_jax.ranges import number_outside
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show Python tracebacks of errors.")
@@ -46,6 +48,7 @@ def run(
     hidden: flags that --help leaves out.
   """
   streams.protect()
+  warnings.showwarning = _show_warning
   logging.set_verbosity(logging.ERROR)  # Hides warnings of libraries.
   sys.modules["__main__"].__doc__ = usage
   flags.FLAGS.set_gnu_getopt(True)  # Flags may follow other arguments.
@@ -125,6 +128,17 @@ def show(
 def note(text: str) -> None:
   """Prints a message that is no result."""
   print(text, file=sys.stderr, flush=True)
+
+
+def _show_warning(message: Any, category: Any, *place: Any) -> None:
+  """Prints ours as notes, and those of libraries with their place."""
+  if issubclass(category, TokenizerWarning):
+    note(str(message))
+  else:
+    _SHOWN(message, category, *place)
+
+
+_SHOWN = warnings.showwarning
 
 
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from sedd_jax.files.paths import local_name
 from sedd_jax.studies.loop import GenerationsConfig, Loop
 
 _NAME = re.compile(r"--?(?P<no>no)?config(?:\.(?P<path>[^=]+))?(?:=|$)")
@@ -29,7 +30,7 @@ def define_config() -> flags.FlagHolder:
   load = parser.parse
 
   def load_whole(argument: str) -> Any:
-    return _with_generations(load(argument))
+    return _with_generations(load(local_name(argument, "--config")))
 
   parser.parse = load_whole
   return holder
@@ -61,7 +62,8 @@ def config_faults(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   try:
     config = _with_generations(_load(file)).to_dict()
   except ValueError as error:
-    return [f"--config={file}: {error}"], others
+    # The message may name the flag itself.
+    return [f"--config={file}: {str(error).removeprefix(f'--config={file!r} ')}"], others
   for path, value in overrides:
     _set(config, path.split("."), value)
   try:
@@ -99,7 +101,7 @@ def _load(file: str) -> ConfigDict:
   Raises:
     ValueError: the file is missing, is no config, or fails; the message says where.
   """
-  path, *argument = file.split(":", 1)
+  path, *argument = local_name(file, "--config").split(":", 1)
   spec = importlib.util.spec_from_file_location("sedd_config", path)
   if spec is None or spec.loader is None:
     raise ValueError("it must be a Python file (.py), with :argument where it takes one")

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.interop.export import LAYOUTS, convert
 
 USAGE = """Reads a run, an export, or weights of the original, MDLM or RADD; writes a folder.
@@ -10,13 +10,13 @@ USAGE = """Reads a run, an export, or weights of the original, MDLM or RADD; wri
   sedd convert --from=louaaron/sedd-small --to=sedd-small --tokenizer=gpt2
   sedd convert --from=sedd-small --to=sedd-small-pytorch --layout=original
 """
-_FROM = flags.DEFINE_string("from", None, "Folder in any layout, or hub id (which downloads).")
-_TO = flags.DEFINE_string("to", None, "Folder to write; new or empty.")
+_FROM = path_flags.define_model("from", None, "Folder in any layout, or hub id (which downloads).")
+_TO = path_flags.define_path("to", None, "Folder to write; new or empty.")
 _LAYOUT = flags.DEFINE_enum(
   "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
 )
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+  "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
 
 

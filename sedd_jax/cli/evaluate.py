@@ -4,14 +4,16 @@ from typing import Any
 
 from absl import flags
 
-from sedd_jax.cli import app, study_flags
+from sedd_jax.cli import app, path_flags, study_flags
 from sedd_jax.diffusion import TIME_SAMPLINGS
 from sedd_jax.evaluation.bounds import ESTIMATORS
+from sedd_jax.files.paths import split_paths
 from sedd_jax.reports.evaluations import grades_text, heldout_text, suite_text
 from sedd_jax.studies.frontier import FrontierConfig, frontier
 from sedd_jax.studies.grades import GradeConfig, grade
 from sedd_jax.studies.heldout import evaluate_heldout
 from sedd_jax.studies.infilling import InfillingConfig, infilling
+from sedd_jax.studies.runtext import MovedText
 from sedd_jax.studies.suites import SuiteConfig, evaluate_suite
 
 USAGE = """Bounds on the held-out text of a run, in bits per character.
@@ -29,7 +31,7 @@ With --suite, perplexities on the test sets that papers compare on, by one of th
 Samples are graded by other verbs: sedd grade, sedd frontier and sedd infilling.
 """
 _HELDOUT_TIMES = 32
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory; with --suite any model.")
+_CHECKPOINT = path_flags.define_model("checkpoint", None, "Run directory; with --suite any model.")
 _NUM_TIMES = flags.DEFINE_integer(
   "num_times",
   None,
@@ -61,8 +63,9 @@ _OF_SUITES = {
   ),
   "passes": flags.DEFINE_integer("passes", 1, "Independent passes over every block."),
   "tokenizer": flags.DEFINE_string("tokenizer", None, "Of weights that have none, e.g. gpt2."),
-  "out": flags.DEFINE_string("out", None, "Folder of the result: new, or one to resume."),
+  "out": path_flags.define_path("out", None, "Folder of the result: new, or one to resume."),
 }
+_OF_TEXT = study_flags.define("files", "heldout_files")
 # Flags of older versions, whose work other verbs do: see `_older`.
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Now sedd frontier.")
 _INFILLING = flags.DEFINE_bool("infilling", False, "Now sedd infilling.")
@@ -83,7 +86,10 @@ def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   common: dict[str, Any] = {"batch_size": _BATCH.value, "seed": _SEED.value}
   if _SUITE.value is None:
-    report = evaluate_heldout(checkpoint, num_times=_NUM_TIMES.value or _HELDOUT_TIMES, **common)
+    moved = MovedText(**study_flags.settings(_OF_TEXT))
+    report = evaluate_heldout(
+      checkpoint, num_times=_NUM_TIMES.value or _HELDOUT_TIMES, moved=moved, **common
+    )
     app.show(report, heldout_text, as_json=_JSON.value)
     return
   config = SuiteConfig(
@@ -113,6 +119,8 @@ def _faults() -> list[str]:
       faults.append(f"{given}: of sedd grade, sedd frontier and sedd infilling")
     if not modes and (given := _given(_OF_SUITES.values())):
       faults.append(f"{given}: only with --suite, for example --suite=zero-shot")
+    if modes and (given := _given(_OF_TEXT.values())):
+      faults.append(f"{given}: of a run's own text; with --suite --data=SET=SOURCE names it")
   else:
     bounds = [flag for name, flag in _OF_SUITES.items() if name not in ("tokenizer", "out")]
     if given := _given([*bounds, _NUM_TIMES]):
@@ -136,8 +144,8 @@ def _older_modes() -> list[str]:
 
 def _older(mode: str) -> dict[str, Any]:
   """The report of a study that has a verb of its own now."""
-  values = study_flags.settings(_OF_STUDIES) | {
-    "checkpoints": [] if _CHECKPOINT.value is None else _CHECKPOINT.value.split(","),
+  values = study_flags.settings({**_OF_STUDIES, **_OF_TEXT}) | {
+    "checkpoints": [] if _CHECKPOINT.value is None else split_paths(_CHECKPOINT.value, ","),
     "tokenizer": _OF_SUITES["tokenizer"].value,
     "out": _OF_SUITES["out"].value,
     "batch_size": _BATCH.value,

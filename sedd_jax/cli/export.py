@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.interop.export import LAYOUTS, convert
 
 USAGE = """Writes the moving average of a run's weights, its config, tokenizer and a model card.
@@ -10,8 +10,8 @@ USAGE = """Writes the moving average of a run's weights, its config, tokenizer a
   sedd export --checkpoint=runs/quickstart --out=exports/quickstart
   sedd export --checkpoint=runs/owt --out=exports/owt-pytorch --layout=original
 """
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; new or empty.")
+_CHECKPOINT = path_flags.define_model("checkpoint", None, "Run directory.")
+_OUT = path_flags.define_path("out", None, "Folder to write; new or empty.")
 _LAYOUT = flags.DEFINE_enum(
   "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
 )

@@ -2,12 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.cli.text import row
 from sedd_jax.interop.info import describe
 from sedd_jax.reports.description import OURS, fields, rows, title
@@ -20,7 +19,7 @@ USAGE = """Describes a run directory, one of its checkpoints, an export or a fol
 
 It reads only small files and writes nothing, so it is safe while a run trains.
 """
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder; its name alone does too.")
+_CHECKPOINT = path_flags.define_path("checkpoint", None, "The folder; its name alone does too.")
 _ALL = flags.DEFINE_bool("all", False, "Every field of the config as well.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object, config and versions included.")
 
@@ -29,7 +28,7 @@ def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   # Shapes are counted and nothing is computed, so devices of a running training stay free.
   jax.config.update("jax_platforms", "cpu")
-  found = describe(Path(checkpoint).expanduser())
+  found = describe(checkpoint)
   if _JSON.value:
     print(json.dumps(found, ensure_ascii=False))
     return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES
@@ -28,28 +28,33 @@ Then train on them: --config.data.files=prepared/texts. The same command resumes
 the shards are the same for any number of workers. --check reads every byte and compares hashes; it
 exits with 2 if a file differs from what was written.
 """
-_FILES = flags.DEFINE_string("files", None, "Text: globs, tfds:NAME@SPLIT or hf:NAME@SPLIT.")
-_HELDOUT = flags.DEFINE_string("heldout_files", "", "Held-out text; else --split cuts --files.")
+_FILES = path_flags.define_source("files", None, "Text: globs, tfds:NAME@SPLIT or hf:NAME@SPLIT.")
+_HELDOUT = path_flags.define_source(
+  "heldout_files", "", "Held-out text; else --split cuts --files."
+)
 _SPLIT = flags.DEFINE_list(
   "split", ["0.95", "1.0"], "Shares at which training text and held-out text end."
 )
 _FIELD = flags.DEFINE_string("text_field", "text", "The field of a record that holds the text.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "gpt2", TOKENIZERS.replace("'", "") + ".")
+_EOS = flags.DEFINE_string(
+  "tokenizer_eos", "", "End-of-text token of a tokenizer.json; by default found in the file."
+)
 _DETOKENIZER = flags.DEFINE_enum(
   "detokenizer", "none", list(DETOKENIZERS), "Undoes the spaces of a benchmark."
 )
 _ON_FAULT = flags.DEFINE_enum(
   "on_fault", "fail", list(POLICIES), "What to do with text that cannot be read."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write: new, or one to resume.")
+_OUT = path_flags.define_path("out", None, "Folder to write: new, or one to resume.")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes that tokenize.")
 _SHARD = flags.DEFINE_integer("shard_characters", SHARD, "Characters in a shard.")
-_CHECK = flags.DEFINE_string("check", None, "Folder to verify instead.")
+_CHECK = path_flags.define_path("check", None, "Folder to verify instead.")
 
 
 def main() -> int:
   if _CHECK.value is not None:
-    return _verify(Path(_CHECK.value))
+    return _verify(_CHECK.value)
   files, out = app.require(USAGE, _FILES, _OUT)
   config = DataConfig(
     files=files,
@@ -57,20 +62,21 @@ def main() -> int:
     split=_shares(_SPLIT.value),
     text_field=_FIELD.value,
     tokenizer=_TOKENIZER.value,
+    tokenizer_eos=_EOS.value,
     detokenizer=_DETOKENIZER.value,
     on_fault=_ON_FAULT.value,
   )
-  folder, began = Path(out).expanduser(), time.monotonic()
+  began = time.monotonic()
   with TokenProgress() as progress:
     manifest = prepare(
       config,
-      folder,
+      out,
       workers=_WORKERS.value,
       shard=_SHARD.value,
       say=print,
       on_progress=progress.advance,
     )
-  print(prepared_text(folder, manifest, time.monotonic() - began))
+  print(prepared_text(out, manifest, time.monotonic() - began))
   return 0
 
 

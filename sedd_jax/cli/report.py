@@ -2,12 +2,10 @@
 
 import sys
 import time
-from pathlib import Path
 
 import jax
-from absl import flags
 
-from sedd_jax.cli import app
+from sedd_jax.cli import app, path_flags
 from sedd_jax.cli.text import wrap
 from sedd_jax.reports.report import collect
 from sedd_jax.reports.result import joined
@@ -26,18 +24,18 @@ It reads run directories, folders of them, and every evaluation.json below them 
 file; .md holds its tables and samples, .json all numbers. An older report of that name is replaced,
 any other file is not. Nothing else is written, so it is safe while a run trains.
 """
-_RUN = flags.DEFINE_multi_string("run", None, "Run or folder; its name alone does too. Repeated.")
-_OUT = flags.DEFINE_string("out", None, "File to write: .html, .md or .json.")
+_RUN = path_flags.define_each_path("run", None, "Run or folder; its name alone does too. Repeated.")
+_OUT = path_flags.define_path("out", None, "File to write: .html, .md or .json.")
 
 
 def main() -> None:
   (paths,) = app.require(USAGE, _RUN)
-  out = None if _OUT.value is None else Path(_OUT.value).expanduser()
+  out = _OUT.value
   if out is not None:
     check_report_path(out)
   # Shapes are counted and nothing is computed, so devices of a running training stay free.
   jax.config.update("jax_platforms", "cpu")
-  report = collect([Path(path).expanduser() for path in paths])
+  report = collect(paths)
   if report.runs:
     _show(run_table(report))
   if table := seeds_table(report):

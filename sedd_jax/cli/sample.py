@@ -10,7 +10,7 @@ import jax
 from absl import flags
 
 import sedd_jax
-from sedd_jax.cli import app, streams
+from sedd_jax.cli import app, path_flags, streams
 from sedd_jax.diffusion import SAMPLERS
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.progress import generate_with_bar
@@ -34,7 +34,9 @@ USAGE = """Prints samples, fills in templates, or writes many samples to a file.
   sedd sample --checkpoint=runs/quickstart --trace=page.html
   sedd sample --checkpoint=runs/quickstart --num=10000 --batch=64 --out=samples.jsonl
 """
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory, folder of weights or hub id.")
+_CHECKPOINT = path_flags.define_model(
+  "checkpoint", None, "Run directory, folder of weights or hub id."
+)
 _NUM = flags.DEFINE_integer("num", 1, "Number of samples, of each template.")
 _FIRST = flags.DEFINE_integer("first", 0, "Number of the first sample.")
 _SEED = flags.DEFINE_integer("seed", 0, "Sample i depends on (seed, i) alone.")
@@ -55,15 +57,19 @@ _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
 _TEMPLATE = flags.DEFINE_string(
   "template", None, "Text with blanks: [[40]] of 40 tokens, [[*]] of what is left of --length."
 )
-_TEMPLATES = flags.DEFINE_string("templates", None, "File of templates, one a line.")
+_TEMPLATES = path_flags.define_path("templates", None, "File of templates, one a line.")
 _TOKENIZER = flags.DEFINE_string(
-  "tokenizer", None, "gpt2 or gpt2:FOLDER, for weights that come without one."
+  "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
 _BATCH = flags.DEFINE_integer("batch", 16, "Samples at a time, on all devices together.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Devices that share the samples; 0 for all.")
-_OUT = flags.DEFINE_string("out", None, "FILE.jsonl: written batch by batch, resumed after a kill.")
+_OUT = path_flags.define_path(
+  "out", None, "FILE.jsonl: written batch by batch, resumed after a kill."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON lines.")
-_TRACE = flags.DEFINE_string("trace", None, "Replay of the samples: FILE.html, FILE.gif, FILE.txt.")
+_TRACE = path_flags.define_path(
+  "trace", None, "Replay of the samples: FILE.html, FILE.gif, FILE.txt."
+)
 
 # A replay holds every frame of every sample.
 _MOST_TRACED = 64
@@ -71,7 +77,7 @@ _MOST_TRACED = 64
 
 def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
-  out, trace = (None if flag.value is None else Path(flag.value) for flag in (_OUT, _TRACE))
+  out, trace = _OUT.value, _TRACE.value
   if trace is not None:
     check_trace_path(trace)
     if _NUM.value > _MOST_TRACED:

@@ -5,6 +5,8 @@ from typing import Any
 
 from absl import flags
 
+from sedd_jax.cli.path_flags import define_model, define_path, define_paths, define_source
+
 flags.disclaim_key_flags()  # They belong to the verb that defines them here.
 
 
@@ -29,17 +31,19 @@ def _define_numbers(kind: type[int] | type[float]) -> Callable[..., flags.FlagHo
   return lambda name, default, text: flags.DEFINE(_Numbers(kind), name, default, text)
 
 
-_TOKENIZER = "gpt2 or gpt2:FOLDER, for weights that come without one."
+_TOKENIZER = "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 _STEPS, _TEMPERATURES = "4,8,16,32,64", "0.6,0.8,0.9,1,1.1,1.2"
 # How a flag is defined, its default and its help.
 _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {
-  "samples": (flags.DEFINE_list, None, "Files of samples: .jsonl, or .txt with one a line."),
-  "checkpoint": (flags.DEFINE_list, None, "Diffusion models, separated by commas."),
-  "baseline": (flags.DEFINE_string, None, "Autoregressive model to compare with."),
+  "samples": (define_paths, None, "Files of samples: .jsonl, or .txt with one a line."),
+  "checkpoint": (define_paths, None, "Diffusion models, separated by commas."),
+  "baseline": (define_model, None, "Autoregressive model to compare with."),
   "tokenizer": (flags.DEFINE_string, None, _TOKENIZER),
-  "judge": (flags.DEFINE_string, None, "Autoregressive run, or GPT-2 by folder or hub id."),
+  "judge": (define_model, None, "Autoregressive run, or GPT-2 by folder or hub id."),
   "judge_tokenizer": (flags.DEFINE_string, None, _TOKENIZER),
-  "reference": (flags.DEFINE_string, "", "Real text: a run or files. Default: the judge's."),
+  "reference": (define_source, "", "Real text: a run or files. Default: the judge's."),
+  "files": (define_source, "", "Where the text of the runs is now, if data.files has moved."),
+  "heldout_files": (define_source, "", "The same for data.heldout_files."),
   "length": (flags.DEFINE_integer, None, "Judge's tokens per sample. Default: the shortest's."),
   "samplers": (flags.DEFINE_list, ["tweedie"], "Separated by commas. Default: tweedie."),
   "steps": (_define_numbers(int), _STEPS, f"Numbers of sampling steps. Default: {_STEPS}."),
@@ -49,7 +53,7 @@ _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {
   "num": (flags.DEFINE_integer, 256, "Samples of each variant, or rows to fill in."),
   "batch_size": (flags.DEFINE_integer, 32, "Sequences per call of the network."),
   "seed": (flags.DEFINE_integer, 0, "Of everything random."),
-  "out": (flags.DEFINE_string, None, "Folder of the result: new, or one to resume."),
+  "out": (define_path, None, "Folder of the result: new, or one to resume."),
   "json": (flags.DEFINE_bool, False, "Print one JSON object."),
 }  # fmt: skip
 

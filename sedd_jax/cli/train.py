@@ -4,13 +4,12 @@ import functools
 import os
 import signal
 import sys
-from pathlib import Path
 
 import jax
 from absl import flags
 
 import sedd_jax
-from sedd_jax.cli import app, distributed
+from sedd_jax.cli import app, distributed, path_flags
 from sedd_jax.cli.config import config_faults, define_config
 from sedd_jax.studies.autophagy import run_loop
 from sedd_jax.studies.loop import Loop
@@ -34,8 +33,8 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). SIGTERM or Ctrl-C t
 on all, and all exit with 143. When one is lost the others stop within twice --heartbeat_timeout.
 """
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory: a new one, or one to resume.")
-_CACHE = flags.DEFINE_string(
+_WORKDIR = path_flags.define_path("workdir", None, "Run directory: a new one, or one to resume.")
+_CACHE = path_flags.define_path(
   "compilation_cache", None, "Folder that keeps compiled programs. It must be yours alone to write."
 )
 _PROFILE = flags.DEFINE_string(
@@ -47,19 +46,13 @@ _HANG = flags.DEFINE_float(
 
 
 def main() -> int:
-  config, workdir = app.require(USAGE, _CONFIG, _WORKDIR)
-  if "://" in workdir:
-    raise ValueError(
-      f"--workdir={workdir} must be a path of a file system: mount the bucket (gcsfuse, or the "
-      "CSI driver on GKE) and name the mounted folder"
-    )
+  config, folder = app.require(USAGE, _CONFIG, _WORKDIR)
   loop = Loop.from_config(config.to_dict())
   operations = Operations(profile_steps=_range(_PROFILE.value), hang_seconds=_HANG.value)
   if _CACHE.value:
-    jax.config.update("jax_compilation_cache_dir", str(Path(_CACHE.value).expanduser().absolute()))
+    jax.config.update("jax_compilation_cache_dir", str(_CACHE.value.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   distributed.join()
-  folder = Path(workdir).expanduser()
   if loop.generations.count:
     return run_loop(loop, folder, operations, functools.partial(print, flush=True))
   return train(loop.experiment, folder, operations, load=sedd_jax.load)

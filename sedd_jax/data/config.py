@@ -5,6 +5,7 @@ import math
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import POLICIES
+from sedd_jax.data.patterns import parts_of, source_faults
 
 PACKINGS = ("stream", "pad", "pack")
 FILLS = ("counted", "given")
@@ -22,8 +23,9 @@ class DataConfig:
     heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
     split: shares of the text at which training ends and held-out text ends.
     text_field: of .jsonl lines and of records.
-    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `gpt2:FOLDER`, `bert` or
-      `bert:FOLDER`.
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `bert`, or any fast tokenizer: a
+      tokenizer.json, a folder with one or with a vocabulary, or a hub id (`tokenizers.from_name`).
+    tokenizer_eos: its end-of-text token; "" to find it in the file.
     detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).
     length: tokens in a row.
     packing: `stream` cuts the joined documents every `length` tokens; `pad` gives every document
@@ -45,6 +47,7 @@ class DataConfig:
   split: tuple[float, float] = (0.95, 1.0)
   text_field: str = "text"
   tokenizer: str = "chars"
+  tokenizer_eos: str = ""
   detokenizer: str = "none"
   length: int = 1024
   packing: str = "stream"
@@ -56,7 +59,7 @@ class DataConfig:
   @property
   def parts(self) -> list[str]:
     """The parts of `files`."""
-    return [part.strip() for part in self.files.split(";")]
+    return parts_of(self.files)
 
   def __post_init__(self):
     faults = []
@@ -78,7 +81,9 @@ class DataConfig:
         f"data.weights={self.weights} must be a positive number for each of the "
         f"{len(self.parts)} part(s) of data.files={self.files!r}"
       )
-    if ";" in self.heldout_files:
+    for name in ("files", "heldout_files"):
+      faults += source_faults(getattr(self, name), f"data.{name}")
+    if len(parts_of(self.heldout_files)) > 1:
       faults.append(f"data.heldout_files={self.heldout_files!r} must be one source, without ';'")
     if self.packing != "stream" and self.tokenizer in ("chars", "bytes"):
       faults.append(

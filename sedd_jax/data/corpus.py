@@ -7,12 +7,14 @@ versions carry different texts, so a corpus has an identity (name and hash) that
 import dataclasses
 import hashlib
 import importlib
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sedd_jax.data.detokenizers import DETOKENIZERS
 from sedd_jax.data.faults import Faults
+from sedd_jax.data.patterns import EMBEDDED, HUB, TFDS
 from sedd_jax.data.sources import (
   SEPARATOR,
   Cut,
@@ -53,7 +55,8 @@ class Corpus:
       faults: told of what cannot be read; by default the first fault is an error.
     """
     source: Source = getattr(self, side)
-    return self._detokenized(source.pieces(faults or Faults()))
+    faults = faults or Faults()
+    return self._prepared(source.pieces(faults), faults)
 
   def sides(self, faults: Faults | None = None) -> Iterator[Iterator[Piece]]:
     """The documents of `train`, then those of `heldout`, each to be read to its end in this order.
@@ -66,15 +69,26 @@ class Corpus:
       sides = (reading.cut(cut.first, cut.last) for cut in (train, heldout))
     else:
       sides = (source.pieces(faults) for source in (train, heldout))
-    return map(self._detokenized, sides)
+    return (self._prepared(side, faults) for side in sides)
 
-  def _detokenized(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+  def _prepared(self, pieces: Iterator[Piece], faults: Faults) -> Iterator[Piece]:
+    """The pieces detokenized, without documents that are empty."""
+    pieces = self._not_empty(pieces, faults)
     if self.detokenizer == "none":
       return pieces
     detokenize = DETOKENIZERS[self.detokenizer]
     # Rules look at lines, one of them at all of a document.
     whole = _regrouped(pieces, by_line=self.detokenizer != "lambada")
     return (dataclasses.replace(piece, text=detokenize(piece.text)) for piece in whole)
+
+  def _not_empty(self, pieces: Iterator[Piece], faults: Faults) -> Iterator[Piece]:
+    number = 0
+    for piece in pieces:
+      number += piece.begins
+      if piece.text or not (piece.begins and piece.ends):
+        yield piece
+      else:
+        faults.note("empty documents, which are left out", f"{self.name}, document {number}")
 
   def texts(self, faults: Faults | None = None) -> Iterator[str]:
     """The text of all pieces of both sides, and what stands between documents if there are some."""
@@ -157,7 +171,7 @@ def load_corpus(
       missing.
     ValueError: a file or field cannot be used; the message names it.
   """
-  if files == "embedded" and not heldout_files:
+  if files == EMBEDDED and not heldout_files:
     return dataclasses.replace(embedded(), detokenizer=detokenizer)
   if not files:
     raise ValueError(
@@ -186,13 +200,15 @@ def parse_source(spec: str, text_field: str) -> Source:
     FileNotFoundError: there are no such files.
     ValueError: they are of another kind.
   """
-  if spec == "embedded":
+  if spec == EMBEDDED:
     corpus = embedded()
     texts = [source.texts for source in (corpus.train, corpus.heldout)]  # pyright: ignore[reportAttributeAccessIssue]
     return Documents(corpus.name, (*texts[0], *texts[1]))
-  if spec.startswith("tfds:"):
+  if spec.startswith((TFDS, HUB)) and "," in spec and not os.path.lexists(spec.removeprefix(HUB)):
+    raise ValueError(f"config.data: {spec!r}: ',' joins files; write ';' between it and other text")
+  if spec.startswith(TFDS):
     return Tfds(spec, text_field)
-  if spec.startswith("hf:"):
+  if spec.startswith(HUB):
     return Hub(spec, text_field)
   files = Files(spec, text_field)
   files.paths()  # Better now than after an hour.

@@ -13,7 +13,8 @@ from sedd_jax.data.batches import Batches
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
-from sedd_jax.data.prepared import SIDES, Prepared, is_prepared, open_prepared
+from sedd_jax.data.patterns import is_prepared, note_twice
+from sedd_jax.data.prepared import SIDES, Prepared, open_prepared
 from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
 from sedd_jax.data.streams import Encoded, Stream, encode, heads, separated, token_dtype
@@ -24,8 +25,11 @@ from sedd_jax.data.tokenizers import (
   Tokenizer,
   UnknownCharacters,
   from_name,
+  is_fixed,
+  is_here,
   same_tokenizer,
 )
+from sedd_jax.files.paths import command
 
 # Tokens used to estimate entropies: enough for the bigrams of a corpus of any size.
 _COUNTED = 20_000_000
@@ -72,10 +76,12 @@ def vocab_size_of(config: DataConfig) -> int:
   """
   if config.tokenizer.startswith("bytes"):
     return Bytes(eos=config.tokenizer == "bytes:eos").vocab_size
-  if config.tokenizer.startswith("gpt2"):
+  if config.tokenizer == "gpt2":
     return GPT2_VOCAB_SIZE
-  if config.tokenizer.startswith("bert"):
+  if config.tokenizer == "bert":
     return wordpiece.VOCAB_SIZE
+  if config.tokenizer != "chars":
+    return from_name(config.tokenizer, (), config.tokenizer_eos).vocab_size
   if not config.files:
     raise ValueError(
       f"data.tokenizer={config.tokenizer!r} depends on the corpus, and data.files is empty: name "
@@ -102,6 +108,7 @@ def load_dataset(
   """
   faults = Faults(config.on_fault)
   opened = _parts(config, faults)
+  note_twice(config.files, config.heldout_files, faults, known=expected is not None)
   tokenizer, parts = _tokenized(opened, tokenizer or _tokenizer(opened, config))
   identity = _joined([part.identity for part in parts])
   if expected is not None:
@@ -199,6 +206,28 @@ class _Shards:
   def identity(self) -> Mapping[str, Any]:
     return self.prepared.identity
 
+  def check_tokenizer(self, config: DataConfig) -> None:
+    """Checks that the config names the tokenizer that the text was prepared with.
+
+    A file or folder of a tokenizer may have moved; if it is there, it is compared.
+
+    Raises:
+      ValueError: it names another.
+    """
+    made, named = self.prepared.manifest["settings"]["tokenizer"], config.tokenizer
+    own, eos = self.prepared.tokenizer(), config.tokenizer_eos
+    if made == named and not is_here(named):
+      return
+    if made.startswith(f"{named}:") and own.vocab_size == vocab_size_of(config):
+      return  # gpt2 or bert, from a folder there and from the hub here.
+    if (made == named or not is_fixed(named)) and same_tokenizer(from_name(named, (), eos), own):
+      return
+    other = "it now gives other tokens" if made == named else f"it was prepared with {made!r}"
+    raise ValueError(
+      f"data.tokenizer={named!r}, but {self.prepared.folder} has another tokenizer: {other}. Set "
+      f"{command(f'--config.data.tokenizer={made}')}, or prepare the text again"
+    )
+
   def read(self, side: str, tokenizer: Tokenizer) -> _Side:
     if not same_tokenizer(self.prepared.tokenizer(), tokenizer):
       raise ValueError(
@@ -285,13 +314,7 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
   """The tokenizer of the prepared parts, checked against the config; else a new one."""
   for part in parts:
     if isinstance(part, _Shards):
-      made = part.prepared.manifest["settings"]["tokenizer"]
-      # A folder that holds a vocabulary may have moved.
-      if made != config.tokenizer and not made[:4] == config.tokenizer[:4] in ("gpt2", "bert"):
-        raise ValueError(
-          f"data.tokenizer={config.tokenizer!r}, but {part.prepared.folder} was prepared with "
-          f"{made!r}: set --config.data.tokenizer={made}"
-        )
+      part.check_tokenizer(config)
       undone = part.prepared.manifest["settings"]["detokenizer"]
       if undone != config.detokenizer:
         raise ValueError(
@@ -299,7 +322,9 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
           f"{undone!r}: set --config.data.detokenizer={undone}, or prepare the text again"
         )
       return part.prepared.tokenizer()
-  return Alphabet() if config.tokenizer == "chars" else from_name(config.tokenizer, ())
+  if config.tokenizer == "chars":
+    return Alphabet()
+  return from_name(config.tokenizer, (), config.tokenizer_eos)
 
 
 def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:

@@ -25,6 +25,7 @@ class Faults:
     self.policy = policy
     self.first: list[str] = []
     self._known: set[int] = set()
+    self._notes: dict[str, tuple[str, set[int]]] = {}  # The first place, and hashes of all.
 
   def report(self, where: str, what: object) -> None:
     """Counts a fault, or raises.
@@ -41,6 +42,18 @@ class Faults:
     self._known.add(hash((where, str(what))))
     if len(self.first) < min(self.count, _REMEMBERED):
       self.first.append(f"{where}: {what}")
+
+  def note(self, what: str, where: str) -> None:
+    """Counts what is no fault and should be known, whatever the policy; each place once."""
+    self._notes.setdefault(what, (where, set()))[1].add(hash(where))
+
+  @property
+  def notes(self) -> list[str]:
+    """What was noted, a sentence for each kind."""
+    return [
+      f"{len(places):,} {what} (the first: {where})"
+      for what, (where, places) in self._notes.items()
+    ]
 
   @property
   def count(self) -> int:

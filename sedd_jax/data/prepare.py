@@ -23,10 +23,9 @@ from typing import Any
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
+from sedd_jax.data.patterns import MANIFEST, PREPARATION, note_twice
 from sedd_jax.data.prepared import (
   FORMAT,
-  MANIFEST,
-  PREPARATION,
   SIDES,
   TOKENIZER,
   digest,
@@ -38,6 +37,7 @@ from sedd_jax.data.streams import encode, groups, separated, token_dtype
 from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
 from sedd_jax.files.lock import FILE as LOCK
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import command, local_path
 from sedd_jax.files.whole import PARTIAL, remove, sync, write_json, write_text
 
 # Characters in a shard.
@@ -80,8 +80,11 @@ def prepare(
     raise ValueError(f"workers={workers} and shard={shard} must be at least 1")
   if len(config.parts) > 1:
     raise ValueError(f"files={config.files!r}: prepare each part by itself; a run may mix them")
+  folder = local_path(folder, "folder")
   settings = {name: getattr(config, name) for name in _SETTINGS}
   settings |= {"shard": shard, "format": FORMAT}
+  if config.tokenizer_eos:
+    settings["tokenizer_eos"] = config.tokenizer_eos
   faults = Faults(config.on_fault)
   corpus = load_corpus(
     config.files,
@@ -91,15 +94,14 @@ def prepare(
     config.detokenizer,
     faults,
   )
+  note_twice(config.files, config.heldout_files, faults, known=False)
   _check_folder(folder, settings)
+  tokenizer = _tokenizer(corpus, config, folder, faults)  # What fails here leaves no folder.
   with FolderLock(folder, say, "--out"):
     _check_folder(folder, settings)  # Again: nobody can change it any more.
     for left in folder.glob(f"*{PARTIAL}*"):
       remove(left)
-    if not _has_shards(folder):  # A failed attempt that made nothing decides nothing.
-      remove(folder / TOKENIZER)
     write_json(folder / PREPARATION, settings)
-    tokenizer = _tokenizer(corpus, config, folder, faults)
     spec = json.dumps(tokenizer.to_json(), ensure_ascii=False)
     write_text(folder / TOKENIZER, spec)
     identity, sides = Identity(corpus.name), {}
@@ -115,6 +117,7 @@ def prepare(
       "dtype": token_dtype(tokenizer.vocab_size).name,
       **sides,
       "left_out": {"count": faults.count, "first": faults.first},
+      "notes": faults.notes,
     }
     if not sides["train"]["tokens"]:
       raise ValueError(f"{corpus.name} has no text to train on; {describe(**manifest['left_out'])}")
@@ -138,8 +141,8 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
   file = folder / PREPARATION
   if (folder / MANIFEST).is_file():
     raise FileExistsError(
-      f"{folder} is prepared already: sedd prepare --check={folder} reads all of it. To prepare "
-      "something else choose a new folder"
+      f"{folder} is prepared already: {command('sedd', 'prepare', f'--check={folder}')} reads all "
+      "of it. To prepare something else choose a new folder"
     )
   if file.is_file() and _has_shards(folder):
     stored = json.loads(file.read_text(encoding="utf-8"))
@@ -168,9 +171,9 @@ def _may_stay(path: Path) -> bool:
 
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
-  if (folder / TOKENIZER).is_file():
+  if _has_shards(folder) and (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
-  return from_name(config.tokenizer, corpus.texts(faults))
+  return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
 
 
 def _make(
@@ -192,6 +195,8 @@ def _shard(path: Path, group: list[Piece]) -> dict[str, Any]:
   for piece in group:
     text.update(f"{piece.begins:d}{piece.ends:d}{len(piece.text)}|".encode())
     text.update(piece.text.encode("utf-8", "surrogatepass"))
+    if piece.before or piece.after:
+      text.update(f"|{piece.before}|{piece.after}".encode("utf-8", "surrogatepass"))
   file = path.with_name(path.name + ".json")
   if file.is_file():
     known = json.loads(file.read_text(encoding="utf-8"))

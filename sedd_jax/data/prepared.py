@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.faults import Faults
+from sedd_jax.data.patterns import MANIFEST, PREPARATION, is_prepared
 from sedd_jax.data.shards import TOKENS, Shards, wrong_files
 from sedd_jax.data.tokenizers import Tokenizer, from_json
 from sedd_jax.files.manifest import hash_of
+from sedd_jax.files.paths import local_path
 
-MANIFEST, PREPARATION, TOKENIZER = "manifest.json", "preparation.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 FORMAT = 1
 SIDES = ("train", "heldout")
 
@@ -61,19 +63,13 @@ class Prepared:
     return Shards(self.folder, self.manifest[side]["shards"], dtype, faults)
 
 
-def is_prepared(path: str) -> bool:
-  """Whether a part of `data.files` names a folder of shards, complete or not."""
-  folder = Path(path).expanduser()
-  return (folder / MANIFEST).is_file() or (folder / PREPARATION).is_file()
-
-
 def open_prepared(path: str) -> Prepared:
   """A folder that `sedd prepare` made.
 
   Raises:
     ValueError: it is not whole, or of another version; the message says what to do.
   """
-  folder = Path(path).expanduser()
+  folder = local_path(path, "data.files")
   file = folder / MANIFEST
   if not is_prepared(path):
     raise FileNotFoundError(f"{folder} is no folder that sedd prepare made")

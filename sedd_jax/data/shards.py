@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from sedd_jax.data.faults import Faults
 from sedd_jax.data.streams import Encoded
 from sedd_jax.files.manifest import sha256_of
+from sedd_jax.files.paths import command
 
 # Tokens in a record: a row of 1024 lies in one or two of them.
 RECORD = 2048
@@ -142,7 +143,7 @@ class Shards:
       self.faults.report(
         str(file),
         f"record {number} cannot be read ({str(error).split(';')[0][:120]}). "
-        f"sedd prepare --check={self.folder} reads all of it",
+        f"{command('sedd', 'prepare', f'--check={self.folder}')} reads all of it",
       )
       return None
 

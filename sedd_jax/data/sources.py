@@ -7,19 +7,19 @@ they end.)
 """
 
 import dataclasses
-import glob
 import itertools
 import json
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sedd_jax.data.compression import OPENERS, ZstdError, open_any
+from sedd_jax.data.compression import OPENERS, ZstdError, not_utf8, open_any, utf8_fault
 from sedd_jax.data.faults import Faults, InputFault
+from sedd_jax.data.patterns import HUB, TFDS, files_of
+from sedd_jax.files.paths import local_name
 
 # Stands between documents where the tokenizer has no end-of-text token.
 SEPARATOR = "\n\n"
@@ -39,11 +39,15 @@ class Piece:
     text: its characters.
     begins: whether the document begins with it.
     ends: whether the document ends with it.
+    before: some of the document's text before it, for tokenizers that need it.
+    after: some of its text after it.
   """
 
   text: str
   begins: bool = True
   ends: bool = True
+  before: str = ""
+  after: str = ""
 
 
 class Source(Protocol):
@@ -101,7 +105,7 @@ class Files:
 
   def paths(self) -> list[Path]:
     """The files, sorted within each glob."""
-    found = _globbed(self.name)
+    found = files_of(self.name)
     for path in found:
       if _kind(path) not in (".txt", ".jsonl", ""):
         raise ValueError(
@@ -129,7 +133,7 @@ class Files:
     except InputFault:
       raise
     except _UNREADABLE as error:
-      faults.report(str(path), error)
+      faults.report(str(path), _said(path, error))
     else:
       if empty and faults.count == before:
         faults.report(str(path), "the file has no text")
@@ -143,7 +147,7 @@ class Files:
       try:
         size = sum(len(piece.text) for piece in _text(path))
       except _UNREADABLE as error:
-        fault = error
+        fault = _said(path, error)
       if not size:
         faults.report(str(path), fault)
       self._sizes[path] = size
@@ -155,9 +159,11 @@ class Files:
         if not line.strip():
           continue
         try:
-          text = _field(json.loads(line), self.text_field)
+          text = _field(json.loads(line.decode("utf-8-sig")), self.text_field)
         except RecursionError:
           faults.report(str(path), f"line {number} is nested too deeply")
+        except UnicodeDecodeError as error:
+          faults.report(str(path), not_utf8(number, error))
         except json.JSONDecodeError as error:
           faults.report(
             str(path), f"line {number} is not JSON: {error.msg} at column {error.colno}"
@@ -182,13 +188,13 @@ class Lines:
   name: str
 
   def pieces(self, faults: Faults) -> Iterator[Piece]:
-    for path in _globbed(self.name):
+    for path in files_of(self.name):
       try:
         with open_any(path, text=True) as file:
           for line in file:
             yield Piece(line)
       except _UNREADABLE as error:
-        faults.report(str(path), error)
+        faults.report(str(path), _said(path, error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +227,7 @@ class Tfds:
   def _records(self) -> Sequence[Any]:
     import tensorflow_datasets as tfds
 
-    dataset, _, split = self.name.removeprefix("tfds:").partition("@")
+    dataset, _, split = self.name.removeprefix(TFDS).partition("@")
     try:
       records: Any = tfds.data_source(dataset, split=split or "train")
     except ImportError as error:
@@ -274,8 +280,8 @@ class Hub:
       raise ImportError(
         f"{self.name} needs the package `datasets`: pip install 'sedd-jax[hf]'"
       ) from error
-    where, _, split = self.name.removeprefix("hf:").partition("@")
-    dataset, _, config = where.partition(":")
+    where, _, split = self.name.removeprefix(HUB).partition("@")
+    dataset, _, config = local_name(where, "data.files").partition(":")
     try:
       yield from datasets.load_dataset(
         dataset, config or None, split=split or "train", streaming=True
@@ -321,31 +327,14 @@ class Reading:
       stop = self._position + len(piece.text)
       text = piece.text[max(0, first - self._position) : max(0, last - self._position)]
       ends = piece.ends or stop >= last
-      if text or (inside and ends):
+      is_empty = piece.begins and not piece.text and first <= self._position < last
+      if text or is_empty or (inside and ends):
         yield Piece(text, not inside, ends)
         inside = not ends
       if stop >= last:
         self._held = [piece]
         return
       self._position = stop
-
-
-def _globbed(name: str) -> list[Path]:
-  """The files of comma-separated globs, sorted within each."""
-  found = []
-  for pattern in name.split(","):
-    expanded = os.path.expanduser(pattern.strip())
-    if os.path.isdir(expanded):
-      raise ValueError(
-        f"config.data: {pattern.strip()!r} is a folder that sedd prepare did not make; name "
-        f"files in it: '{pattern.strip().rstrip('/')}/*.txt'"
-      )
-    found_here = glob.glob(expanded, recursive=True)
-    paths = sorted(path for path in found_here if not os.path.isdir(path))
-    if not paths:
-      raise FileNotFoundError(f"config.data: no file matches {pattern.strip()!r} in {Path.cwd()}")
-    found += [Path(path) for path in paths]
-  return found
 
 
 def cut_document(text: str) -> Iterator[Piece]:
@@ -392,18 +381,34 @@ def _is_lines(path: Path) -> bool:
   return _kind(path) == ".jsonl"
 
 
+def _said(path: Path, error: Exception) -> object:
+  """What is wrong with a file, with the line of bytes that are not UTF-8."""
+  return (isinstance(error, UnicodeDecodeError) and utf8_fault(path)) or error
+
+
 def _field(record: Any, name: str) -> str:
   value = record.get(name) if isinstance(record, dict) else None
   if isinstance(value, bytes):
     return value.decode()
   if not isinstance(value, str):
-    has = f"; it has {', '.join(record)}" if isinstance(record, dict) and record else ""
-    raise ValueError(f"has no text in the field {name!r} (config.data.text_field){has}")
+    what = f"has no text in the field {name!r} (config.data.text_field)"
+    if not isinstance(record, dict):
+      raise ValueError(f"{what}: it is {_name(record)}, not an object")
+    if name in record:
+      raise ValueError(f"{what}: there is {_name(value)}")
+    raise ValueError(what + (f"; it has {', '.join(record)}" if record else ": it is empty"))
   try:
     value.encode()
   except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair.
     raise ValueError(f"has text that is not Unicode: {error.reason}") from error
   return value
+
+
+def _name(value: Any) -> str:
+  """What a value of JSON is called."""
+  names = {type(None): "null", bool: "true or false", int: "a number", float: "a number",
+           str: "a string", list: "a list", dict: "an object"}  # fmt: skip
+  return names.get(type(value), type(value).__name__)
 
 
 def _first_line(error: Exception) -> str:

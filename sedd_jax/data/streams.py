@@ -9,11 +9,14 @@ from typing import Protocol
 
 import numpy as np
 
+from sedd_jax.data.library_tokenizer import LibraryTokenizer
 from sedd_jax.data.sources import SEPARATOR, Piece
 from sedd_jax.data.tokenizers import Alphabet, Tokenizer
 
 # Characters that are tokenized together: enough to use all cores, and little memory.
 _GROUP = 2**22
+# Characters on each side of a piece that its tokens may depend on: far more than a long word.
+_CONTEXT = 2**11
 
 
 class Stream(Protocol):
@@ -62,7 +65,7 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
   """The tokens of pieces; EOS follows every document if the tokenizer has one."""
   parts, starts, position, characters = [], [], 0, 0
   for group in groups(pieces, _GROUP):
-    encoded = tokenizer.encode_batch([piece.text for piece in group])
+    encoded = _encoded(group, tokenizer)
     dtype = token_dtype(tokenizer.vocab_size)  # An `Alphabet` grows.
     for piece, tokens in zip(group, encoded, strict=True):
       if piece.begins:
@@ -76,8 +79,34 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
   return Encoded(tokens, np.array(starts, np.int64), characters)
 
 
+def _encoded(group: Sequence[Piece], tokenizer: Tokenizer | Alphabet) -> list[np.ndarray]:
+  """int32[T] of each piece."""
+  if isinstance(tokenizer, LibraryTokenizer) and tokenizer.needs_context:
+    return tokenizer.encode_within([(piece.before, piece.text, piece.after) for piece in group])
+  return tokenizer.encode_batch([piece.text for piece in group])
+
+
 def separated(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Iterator[Piece]:
-  """The pieces with a blank line before every document but the first, unless there is an EOS."""
+  """The pieces with a blank line before every document but the first, unless there is an EOS, and
+  with the text around them if the tokenizer needs it."""
+  pieces = _with_blank_lines(pieces, tokenizer)
+  return _in_context(pieces) if tokenizer.needs_context else pieces
+
+
+def _in_context(pieces: Iterable[Piece]) -> Iterator[Piece]:
+  """The pieces with some of the document's text before and after them."""
+  before, held = "", None
+  for piece in pieces:
+    if held is not None:
+      after = "" if piece.begins else piece.text[:_CONTEXT]
+      yield dataclasses.replace(held, before=before, after=after)
+      before = "" if piece.begins else (before + held.text)[-_CONTEXT:]
+    held = piece
+  if held is not None:
+    yield dataclasses.replace(held, before=before)
+
+
+def _with_blank_lines(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Iterator[Piece]:
   first = True
   for piece in pieces:
     if piece.begins and not first and tokenizer.eos_id is None:

@@ -1,6 +1,8 @@
-"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, GPT-2's BPE, BERT's pieces."""
+"""Tokenizers: text to token ids and back. Characters, UTF-8 bytes, and those of a library."""
 
+import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,14 +10,28 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sedd_jax.data.compression import OPENERS, open_any
 from sedd_jax.data.hub import read_from_hub
-from sedd_jax.data.wordpiece import LibraryTokenizer, WordPiece
+from sedd_jax.data.library_tokenizer import (
+  DEFINITION,
+  GPT2_EOS,
+  LibraryTokenizer,
+  checked_ids,
+  eos_of,
+  read_beside,
+)
+from sedd_jax.data.utf8 import pieces_of_bytes
+from sedd_jax.data.wordpiece import WordPiece
 from sedd_jax.files.manifest import hash_of
+from sedd_jax.files.paths import local_path
 
 GPT2_VOCAB_SIZE = 50_257
-EOS = "<|endoftext|>"
-TOKENIZERS = "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert' or 'bert:FOLDER'"
+EOS = GPT2_EOS
+TOKENIZERS = (
+  "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert', 'bert:FOLDER', a tokenizer.json, "
+  "a folder with one, or a hub id"
+)
+_FIXED = ("chars", "bytes", "bytes:eos", "gpt2", "bert")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Unknown characters that an error message lists.
 _MOST_NAMED = 20
 
@@ -26,6 +42,7 @@ class Tokenizer(Protocol):
   Attributes:
     vocab_size: V; ids lie in [0, V).
     eos_id: put after every document, or None where documents are joined by blank lines.
+    needs_context: whether the tokens of a part of a text depend on the text around it.
   """
 
   @property
@@ -33,6 +50,9 @@ class Tokenizer(Protocol):
 
   @property
   def eos_id(self) -> int | None: ...
+
+  @property
+  def needs_context(self) -> bool: ...
 
   def encode(self, text: str) -> np.ndarray:
     """int32[T]."""
@@ -43,15 +63,19 @@ class Tokenizer(Protocol):
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Text of any ids in [0, V)."""
+    """Text of any ids in [0, V).
+
+    Raises:
+      ValueError: an id is none of these.
+    """
     ...
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
     """The text that each token adds: one string a token; joined they are `decode(ids)`.
 
     A character whose bytes lie in several tokens belongs to the last of them; those before it may
-    be left with "". A token whose own piece, `pieces([id])`, has no U+FFFD has that piece in any
-    company.
+    be left with "". A token whose own piece has no U+FFFD has that piece behind any other token; at
+    the start some tokenizers leave out the space that parts it from the token before.
     """
     ...
 
@@ -72,6 +96,7 @@ class Chars:
   """
 
   eos_id = None
+  needs_context = False
 
   def __init__(self, characters: str):
     self.characters = characters
@@ -114,7 +139,7 @@ class Chars:
     return "".join(self.pieces(ids))
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    return [self.characters[i] for i in ids]
+    return [self.characters[i] for i in checked_ids(ids, self.vocab_size)]
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "chars", "characters": self.characters}
@@ -128,6 +153,7 @@ class Alphabet:
   """
 
   eos_id = None
+  needs_context = False
 
   def __init__(self):
     self.vocab_size = 0
@@ -156,6 +182,8 @@ class Bytes:
     eos: whether there is an end-of-text token. It decodes to <|endoftext|>.
   """
 
+  needs_context = False
+
   def __init__(self, *, eos: bool = False):
     self.vocab_size = 257 if eos else 256
     self.eos_id = 256 if eos else None
@@ -170,26 +198,21 @@ class Bytes:
     return "".join(self.pieces(ids))
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    return _pieces_of_bytes([EOS.encode() if i == 256 else bytes((int(i),)) for i in ids])
+    ids = checked_ids(ids, self.vocab_size)
+    return pieces_of_bytes([EOS.encode() if i == 256 else bytes((i,)) for i in ids])
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "bytes"} if self.eos_id is None else {"kind": "bytes", "eos": True}
 
 
 class BPE(LibraryTokenizer):
-  """GPT-2's byte-level BPE, run by the `tokenizers` library. EOS is <|endoftext|>."""
+  """GPT-2's byte-level BPE. EOS is <|endoftext|>."""
 
   def __init__(self, definition: str):
     """Args:
     definition: the `tokenizers` library's JSON.
     """
-    from tokenizers import Tokenizer as Library
-
-    self._library = Library.from_str(definition)
-    eos_id = self._library.token_to_id(EOS)
-    if eos_id is None:
-      raise ValueError(f"BPE: the vocabulary has no {EOS}")
-    self.eos_id: int = eos_id
+    super().__init__(definition, eos=EOS, source="BPE")
 
   @classmethod
   def from_folder(cls, folder: Path) -> "BPE":
@@ -199,15 +222,11 @@ class BPE(LibraryTokenizer):
     Raises:
       FileNotFoundError: the folder has none of them.
     """
-    if whole := _read(folder, "tokenizer.json"):
-      return cls(whole)
-    vocab = _read(folder, "vocab.json", "encoder.json")
-    merges = _read(folder, "merges.txt", "vocab.bpe")
-    if vocab is None or merges is None:
-      raise FileNotFoundError(
-        f"{folder} has no tokenizer.json, nor vocab.json + merges.txt, nor encoder.json + vocab.bpe"
-      )
-    return cls(_gpt2_definition(json.loads(vocab), merges))
+    if definition := _definition_in(folder):
+      return cls(definition)
+    raise FileNotFoundError(
+      f"{folder} has no tokenizer.json, nor vocab.json + merges.txt, nor encoder.json + vocab.bpe"
+    )
 
   @classmethod
   def from_hub(cls, name: str = "gpt2") -> "BPE":
@@ -216,23 +235,7 @@ class BPE(LibraryTokenizer):
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    return cls(read_from_hub(name, "tokenizer.json", "gpt2"))
-
-  def decode(self, ids: Iterable[int]) -> str:
-    return self._library.decode([int(i) for i in ids], skip_special_tokens=False)
-
-  def pieces(self, ids: Iterable[int]) -> list[str]:
-    return _pieces_of_bytes([self._bytes_of(int(i)) for i in ids])
-
-  def to_json(self) -> dict[str, Any]:
-    return {"kind": "bpe", "definition": self._library.to_str()}
-
-  def _bytes_of(self, token: int) -> bytes:
-    name = self.name_of(token)
-    try:
-      return bytes(_BYTE_OF[character] for character in name)
-    except KeyError:
-      return name.encode()  # A special token outside the alphabet stands for itself.
+    return cls(read_from_hub(name, DEFINITION, "gpt2"))
 
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
@@ -246,13 +249,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
-  spec = tokenizer.to_json()
-  if spec["kind"] != "bpe":
-    return spec
-  model = json.loads(spec["definition"])["model"]
-  # The library has written a merge as "a b" and as ["a", "b"].
-  merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-  return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
+  return tokenizer.meaning() if isinstance(tokenizer, LibraryTokenizer) else tokenizer.to_json()
 
 
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:
@@ -266,22 +263,33 @@ def from_json(spec: Mapping[str, Any]) -> Tokenizer:
       return BPE(spec["definition"])
     case "wordpiece":
       return WordPiece(spec["vocabulary"])
+    case "library":
+      return LibraryTokenizer(spec["definition"], eos=spec["eos"])
     case other:
-      raise ValueError(f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe' or 'wordpiece'")
+      raise ValueError(
+        f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe', 'wordpiece' or 'library'"
+      )
 
 
-def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
+def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
-    name: `chars` (the characters of texts), `bytes`, `bytes:eos`, `gpt2` or `bert` (from the hub),
-      or `gpt2:FOLDER`, `bert:FOLDER`.
+    name: `chars` (the characters of texts), `bytes`, `bytes:eos`; `gpt2` or `bert` (from the hub);
+      a tokenizer.json, a folder with one or with the files of GPT-2's or BERT's vocabulary, or a
+      hub id. `gpt2:` and `bert:` may stand before a folder.
     texts: the corpus; read for `chars` only.
+    eos: the end-of-text token of a tokenizer.json; "" to find it there.
 
   Raises:
-    ValueError: the name is none of these.
+    ValueError: the name is none of these, or the file is no tokenizer that can be used.
+    FileNotFoundError: a folder has no tokenizer.
+    ConnectionError: a hub id was given and cannot be fetched.
   """
-  match name.partition(":"):
+  kind, colon, folder = name.partition(":")
+  if eos and (kind in ("chars", "bytes") or name in ("gpt2", "bert")):
+    raise ValueError(f"data.tokenizer_eos={eos!r}: {name!r} has its own; leave it out")
+  match kind, colon, folder:
     case "chars", "", _:
       return Chars.of(texts)
     case "bytes", "", _:
@@ -290,70 +298,81 @@ def from_name(name: str, texts: Iterable[str]) -> Tokenizer:
       return Bytes(eos=True)
     case "gpt2", "", _:
       return BPE.from_hub("gpt2")
-    case "gpt2", _, folder if folder:
-      return BPE.from_folder(Path(folder))
     case "bert", "", _:
       return WordPiece.from_hub()
-    case "bert", _, folder if folder:
-      return _wordpiece_from_folder(Path(folder))
-  raise ValueError(f"data.tokenizer={name!r} must be {TOKENIZERS}")
+    case "gpt2" | "bert", _, _ if folder:
+      return _from_folder(local_path(folder, "data.tokenizer"), eos, _FILES[kind])
+  if _HUB_ID.fullmatch(name) and not Path(name).exists() and not Path(name).parent.is_dir():
+    return LibraryTokenizer(
+      read_from_hub(name, DEFINITION, name), eos=eos or eos_of(_hub_config(name)), source=name
+    )
+  if name.strip() and (path := local_path(name, "data.tokenizer")).exists():
+    return _from_folder(path, eos) if path.is_dir() else LibraryTokenizer.from_file(path, eos)
+  near = difflib.get_close_matches(name, _FIXED, n=1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  raise ValueError(f"data.tokenizer={name!r} must be {TOKENIZERS}{hint}")
 
 
-def _wordpiece_from_folder(folder: Path) -> WordPiece:
-  """Reads vocab.txt, plain or compressed.
+def is_fixed(name: str) -> bool:
+  """Whether a name means one tokenizer everywhere, and no file or hub id."""
+  return name in _FIXED
+
+
+def is_here(name: str) -> bool:
+  """Whether a name means a file or folder that is there."""
+  path = name.partition(":")[2] if name.startswith(("gpt2:", "bert:")) else name
+  return not is_fixed(name) and local_path(path, "data.tokenizer").exists()
+
+
+def _from_folder(
+  folder: Path, eos: str, kinds: Sequence[str] = ("gpt2", "bert")
+) -> LibraryTokenizer:
+  """The tokenizer of a folder: of a tokenizer.json, or of a vocabulary.
+
+  Args:
+    kinds: of vocabularies that are looked for.
 
   Raises:
-    FileNotFoundError: the folder has none.
+    FileNotFoundError: it has none.
   """
-  if (text := _read(folder, "vocab.txt")) is None:
-    raise FileNotFoundError(f"{folder} has no vocab.txt")
-  return WordPiece.from_text(text)
+  if (folder / DEFINITION).is_file():
+    return LibraryTokenizer.from_file(folder / DEFINITION, eos)
+  if "gpt2" in kinds and (definition := _definition_in(folder)):
+    named = eos or eos_of(read_beside(folder, "tokenizer_config.json"))
+    return LibraryTokenizer(definition, eos=named, source=str(folder))
+  if "bert" in kinds and (text := read_beside(folder, "vocab.txt")) is not None:
+    return WordPiece.from_text(text)
+  wanted = " nor ".join(_WANTED[kind] for kind in kinds)
+  raise FileNotFoundError(f"{folder} has no {wanted}")
+
+
+_FILES = {"gpt2": ("gpt2",), "bert": ("bert",)}
+_WANTED = {
+  "gpt2": "tokenizer.json, nor vocab.json + merges.txt, nor encoder.json + vocab.bpe",
+  "bert": "vocab.txt",
+}
+
+
+def _definition_in(folder: Path) -> str | None:
+  """The library's JSON of a folder's tokenizer.json or vocabulary and merges, or None."""
+  if whole := read_beside(folder, DEFINITION):
+    return whole
+  vocab = read_beside(folder, "vocab.json", "encoder.json")
+  merges = read_beside(folder, "merges.txt", "vocab.bpe")
+  if vocab is None or merges is None:
+    return None
+  return _gpt2_definition(json.loads(vocab), merges)
+
+
+def _hub_config(name: str) -> str | None:
+  try:
+    return read_from_hub(name, "tokenizer_config.json", name)
+  except ConnectionError:
+    return None
 
 
 def _code_points(text: str) -> np.ndarray:
   return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def _byte_alphabet() -> dict[str, int]:
-  """The characters by which byte-level BPE writes bytes: those that print stand for themselves,
-  the others, in order, for the characters from U+0100 on."""
-  printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-  others = (byte for byte in range(256) if byte not in printed)
-  return {chr(b): b for b in printed} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _pieces_of_bytes(tokens: list[bytes]) -> list[str]:
-  """Gives each character of the UTF-8 text, or U+FFFD for bytes that are none, to the token that
-  holds its last byte."""
-  text = b"".join(tokens)
-  owner = [i for i, token in enumerate(tokens) for _ in token]
-  pieces = [""] * len(tokens)
-  start = 0
-  while start < len(text):
-    try:
-      good, end, bad = text[start:].decode(), len(text), ""
-    except UnicodeDecodeError as error:
-      good, end, bad = text[start : start + error.start].decode(), start + error.end, "\ufffd"
-    for character in good:
-      start += len(character.encode())
-      pieces[owner[start - 1]] += character
-    pieces[owner[end - 1]] += bad
-    start = end
-  return pieces
-
-
-def _read(folder: Path, *names: str) -> str | None:
-  for name in names:
-    if (folder / name).is_file():
-      return (folder / name).read_text(encoding="utf-8")
-    for suffix in OPENERS:
-      if (folder / (name + suffix)).is_file():
-        with open_any(folder / (name + suffix), text=True) as file:
-          return file.read()
-  return None
 
 
 def _gpt2_definition(vocab: Mapping[str, int], merges: str) -> str:

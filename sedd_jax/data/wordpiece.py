@@ -1,42 +1,15 @@
 """BERT's uncased WordPiece, for comparison with what was published on One Billion Words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from sedd_jax.data.hub import read_from_hub
+from sedd_jax.data.library_tokenizer import LibraryTokenizer
 
 UNKNOWN = "[UNK]"
 SEPARATOR = "[SEP]"
 VOCAB_SIZE = 30_522
 _INSIDE = "##"
-
-
-class LibraryTokenizer:
-  """A tokenizer of the `tokenizers` library, which uses all cores for several texts."""
-
-  _library: Any
-
-  @property
-  def vocab_size(self) -> int:
-    return self._library.get_vocab_size()
-
-  def encode(self, text: str) -> np.ndarray:
-    return self.encode_batch([text])[0]
-
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    return [np.array(e.ids, np.int32) for e in self._library.encode_batch_fast(list(texts))]
-
-  def name_of(self, token: int) -> str:
-    """How the vocabulary writes a token.
-
-    Raises:
-      ValueError: there is no such token.
-    """
-    if 0 <= token < self.vocab_size and (name := self._library.id_to_token(token)) is not None:
-      return name
-    raise ValueError(f"token {token} is not one of the {self.vocab_size} of this tokenizer")
 
 
 class WordPiece(LibraryTokenizer):
@@ -65,10 +38,10 @@ class WordPiece(LibraryTokenizer):
       raise ValueError(f"WordPiece: the vocabulary has no {' and no '.join(missing)}")
     if len(ids) != len(self._tokens):
       raise ValueError("WordPiece: a token is listed twice")
-    self._library = Library(models.WordPiece(vocab=ids, unk_token=UNKNOWN))
-    self._library.normalizer = normalizers.BertNormalizer(lowercase=True)
-    self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    self.eos_id: int = ids[SEPARATOR]
+    library = Library(models.WordPiece(vocab=ids, unk_token=UNKNOWN))
+    library.normalizer = normalizers.BertNormalizer(lowercase=True)
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    super().__init__(library.to_str(), eos=SEPARATOR, source="WordPiece")
 
   @classmethod
   def from_hub(cls, name: str = "bert-base-uncased") -> "WordPiece":
@@ -84,15 +57,12 @@ class WordPiece(LibraryTokenizer):
     """From a vocab.txt, one token a line."""
     return cls(text.removesuffix("\n").split("\n"))
 
-  def decode(self, ids: Iterable[int]) -> str:
-    return "".join(self.pieces(ids))
-
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    return [self._piece(int(i)) for i in ids]
+    names = map(self.name_of, ids)
+    return [x.removeprefix(_INSIDE) if x.startswith(_INSIDE) else f" {x}" for x in names]
 
   def to_json(self) -> dict[str, Any]:
     return {"kind": "wordpiece", "vocabulary": self._tokens}
 
-  def _piece(self, token: int) -> str:
-    name = self.name_of(token)
-    return name.removeprefix(_INSIDE) if name.startswith(_INSIDE) else f" {name}"
+  def meaning(self) -> dict[str, Any]:
+    return self.to_json()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.files import lock
-from sedd_jax.files.whole import PARTIAL, write_json
+from sedd_jax.files.whole import PARTIAL, sweep, write_json
 
 SETTINGS = "settings.json"
 REPORT = "evaluation.json"
@@ -45,6 +45,7 @@ def open_folder(
         + "\n".join(changed)
         + "\nGo on with those, or choose a new --out."
       )
+    sweep(folder)
     return _read(folder / REPORT) if (folder / REPORT).is_file() else None
   if any(path.name != lock.FILE and path.suffix != PARTIAL for path in folder.iterdir()):
     raise FileExistsError(f"{folder} is not empty and holds no evaluation: choose a new --out")

@@ -5,14 +5,19 @@ from pathlib import Path
 _START = b"version https://git-lfs.github.com/spec/"
 
 
+def pointer_fault(file: Path) -> str | None:
+  """What is wrong with a file that is a pointer; None of any other."""
+  with file.open("rb") as opened:
+    if opened.read(len(_START)) != _START:
+      return None
+  return f"{file} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+
+
 def check_no_pointer(file: Path) -> None:
-  """Checks that a file is its content and not a Git LFS pointer to it.
+  """Checks that a file is its content and not a pointer to it.
 
   Raises:
     ValueError: it is a pointer.
   """
-  with file.open("rb") as opened:
-    if opened.read(len(_START)) == _START:
-      raise ValueError(
-        f"{file} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-      )
+  if fault := pointer_fault(file):
+    raise ValueError(fault)

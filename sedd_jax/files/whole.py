@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
+
+_LEFT = re.compile(r".+\.[0-9a-f]{8}" + re.escape(PARTIAL))
 
 
 @contextlib.contextmanager
@@ -17,7 +21,8 @@ def whole(path: Path) -> Iterator[Path]:
   """A path beside a file or folder, to write it to: at the end it takes the place of the target.
 
   What was written is on disk before the rename, so a kill or a crash leaves the old file or the
-  new one. After an error the target is as it was, and what was written is gone.
+  new one. After an error the target is as it was, and what was written is gone. Files have the
+  modes that `open` gives: those of temporary files, which some libraries write, do not stay.
 
   Args:
     path: the target: a file, which is replaced, or a folder, which is not there or empty.
@@ -25,11 +30,20 @@ def whole(path: Path) -> Iterator[Path]:
   partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
   try:
     yield partial
+    _set_modes(partial, path)
     for part in (partial, *partial.rglob("*")):
       sync(part)
     os.replace(partial, path)
   finally:
     remove(partial)
+
+
+def sweep(*folders: Path) -> None:
+  """Removes what killed writes have left in folders, which the caller has locked."""
+  for folder in folders:
+    for path in folder.glob(f"*{PARTIAL}"):
+      if _LEFT.fullmatch(path.name):
+        remove(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,3 +77,15 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
   else:
     path.unlink(missing_ok=True)
+
+
+def _set_modes(partial: Path, target: Path) -> None:
+  """Gives files the modes that `open(target, "w")` would: that of the file it replaces, else what
+  the folder that was made for them says of the umask."""
+  if partial.is_dir():
+    mode = stat.S_IMODE(partial.stat().st_mode) & 0o666
+    for file in partial.rglob("*"):
+      if file.is_file() and not file.is_symlink():
+        file.chmod(mode)
+  elif target.is_file():
+    partial.chmod(stat.S_IMODE(target.stat().st_mode))

@@ -34,6 +34,9 @@ class CausalModel(LanguageModel):
 
   network: Autoregressive
 
+  def _fits(self, tokens: int) -> bool:
+    return tokens <= self.vocab_size  # GPT-2's table may be padded.
+
   @property
   def vocab_size(self) -> int:
     return self.network.vocab_size

@@ -80,6 +80,20 @@ class LanguageModel(abc.ABC):
   devices: Sequence[Any] = ()
   info: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
+  def __post_init__(self):
+    """Raises:
+    ValueError: the tokenizer is of another vocabulary than the network."""
+    tokenizer = self.tokenizer
+    if tokenizer is not None and not self._fits(tokenizer.vocab_size):
+      raise ValueError(
+        f"the tokenizer has {tokenizer.vocab_size} tokens and the model {self.vocab_size}: it is "
+        "another model's (--tokenizer on the command line, tokenizer= in Python)"
+      )
+
+  def _fits(self, tokens: int) -> bool:
+    """Whether a tokenizer with so many tokens may be the model's."""
+    return tokens == self.vocab_size
+
   @property
   @abc.abstractmethod
   def vocab_size(self) -> int:
@@ -274,8 +288,8 @@ class LanguageModel(abc.ABC):
   def _known_tokenizer(self) -> Tokenizer:
     if self.tokenizer is None:
       raise ValueError(
-        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2' or "
-        "'gpt2:FOLDER' (--tokenizer on the command line)"
+        "this model came without a tokenizer: use token ids, or load it with tokenizer='gpt2', a "
+        "tokenizer.json or a folder with one (--tokenizer on the command line)"
       )
     return self.tokenizer
 

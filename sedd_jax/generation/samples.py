@@ -12,6 +12,7 @@ import numpy as np
 
 from sedd_jax.files.lines import GrowingFile
 from sedd_jax.files.lock import take
+from sedd_jax.files.paths import local_path
 from sedd_jax.generation.generator import Generation, OnProgress
 from sedd_jax.generation.model import NUMBERS, LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
@@ -174,20 +175,22 @@ def to_line(record: Mapping[str, Any]) -> str:
   return text
 
 
-def check_path(path: Path) -> None:
-  """Checks that a `SampleFile` can be created.
+def check_path(path: Path) -> Path:
+  """The path, at which a `SampleFile` can be created.
 
   Raises:
     ValueError: the name does not end in .jsonl.
     FileExistsError: the file exists.
     FileNotFoundError: its folder is missing.
   """
+  path = local_path(path, "--out")
   if path.suffix != ".jsonl":
     raise ValueError(f"--out={path} must end in .jsonl")
   if path.exists():
     raise FileExistsError(f"{path} exists already: samples are never overwritten")
   if not path.absolute().parent.is_dir():
     raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}")
+  return path
 
 
 class SampleFile:
@@ -210,7 +213,7 @@ class SampleFile:
   """
 
   def __init__(self, path: Path, model: LanguageModel, request: SampleRequest):
-    check_path(path)
+    path = check_path(path)
     self._model, self._request = model, request
     self._lines = GrowingFile(path)
     try:

@@ -1,5 +1,6 @@
 """Templates: text with blanks to fill in, such as `Hi, my name is [[40]] and I'm late.`"""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -7,6 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from sedd_jax.data.compression import read_text
+from sedd_jax.files.paths import local_path
 
 # A blank of a number of tokens, or of all remaining tokens. Before it two backslashes mean one
 # backslash, and an odd one makes the blank plain text.
@@ -46,7 +50,7 @@ class Prompts:
   """
 
   template: str | None = None
-  file: str | None = None
+  file: str | Path | None = None
   prefix: str = ""
   suffix: str = ""
   length: int | None = None
@@ -65,15 +69,32 @@ class Prompts:
     """
     sizes = {"length": self.length, "longest": longest}
     if self.template is not None:
-      texts = [self.template]
-    elif self.file is None:
-      return [between(self.prefix, self.suffix, encode, **sizes)]
-    else:
-      lines = Path(self.file).read_text(encoding="utf-8").split("\n")
-      texts = [line for line in lines if line.strip()]
-      if not texts:
-        raise ValueError(f"--templates={self.file} has no line with a template")
-    return [parse_template(text, encode, **sizes) for text in texts]
+      with _naming("--template"):
+        return [parse_template(self.template, encode, **sizes)]
+    if self.file is None:
+      flags = [f"--{name}" for name in ("prefix", "suffix") if getattr(self, name)]
+      with _naming(" and ".join(flags or ["--length"])):
+        return [between(self.prefix, self.suffix, encode, **sizes)]
+    file = local_path(self.file, "--templates")
+    templates = []
+    for number, line in enumerate(read_text(file, "--templates").split("\n"), 1):
+      if line.strip():
+        with _naming(f"{file}, line {number}"):
+          templates.append(parse_template(line, encode, **sizes))
+    if not templates:
+      raise ValueError(f"--templates={self.file} has no line with a template")
+    return templates
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+  """Errors of the values within say where the user wrote them."""
+  try:
+    yield
+  except UnicodeEncodeError as error:  # A terminal of another encoding gives such characters.
+    raise ValueError(f"{where}: the text is not Unicode ({error.reason})") from error
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from error
 
 
 def parse_template(text: str, encode: Encode, *, length: int | None, longest: int) -> Template:

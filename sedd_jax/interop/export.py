@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sedd_jax.files.paths import local_path
 from sedd_jax.files.whole import whole
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
@@ -50,7 +51,7 @@ def export(
       "exports hold score networks; an autoregressive model is loaded from its run directory, and "
       "GPT-2's from its own folder"
     )
-  folder = Path(folder)
+  folder = local_path(folder, "folder")
   _check_target(folder, layout)
   config = exported_config(model) if layout == "sedd_jax" else original_config(model)
   target = folder.resolve()  # A link to an empty folder stays a link.
@@ -84,7 +85,7 @@ def convert(
   Raises:
     What the two raise.
   """
-  _check_target(Path(folder), layout)
+  _check_target(local_path(folder, "folder"), layout)
   return export(load(os.fspath(path_or_hub_id), tokenizer=tokenizer), folder, layout=layout)
 
 

@@ -3,13 +3,16 @@
 Only small files are read, no weights; nothing is written.
 """
 
+import contextlib
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from sedd_jax.data import from_json
+from sedd_jax.files.paths import local_path
 from sedd_jax.files.pointers import check_no_pointer
 from sedd_jax.interop import gpt2, mdlm
 from sedd_jax.interop.exported import FORMAT, read_tokenizer
@@ -42,6 +45,7 @@ def describe(path: Path) -> dict[str, Any]:
     FileNotFoundError: it is none of these.
     ValueError: a file is damaged; the message names it.
   """
+  path = local_path(path, "path")
   if not path.is_dir():
     raise FileNotFoundError(f"{path} is no folder: give a run, a checkpoint, an export or weights")
   if path.name.isdigit() and path.parent.name == FOLDER and _is_run(path.parent.parent):
@@ -192,4 +196,10 @@ def _counted_in(file: Path) -> int:
 
 
 def _size(folder: Path) -> int:
-  return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+  """Bytes of all files below a folder. One that a run removes meanwhile does not count."""
+  total = 0
+  for here, _, names in os.walk(folder):
+    for name in names:
+      with contextlib.suppress(OSError):
+        total += os.stat(os.path.join(here, name)).st_size
+  return total

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.files.paths import local_name, local_path
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
 from sedd_jax.interop import gpt2, mdlm
@@ -15,7 +16,7 @@ from sedd_jax.interop.original import is_run_layout, load_original, load_run
 from sedd_jax.interop.radd import is_radd, load_radd
 from sedd_jax.interop.weights import PICKLE, SAFETENSORS, WEIGHT_PATTERNS, has_weights
 from sedd_jax.training import rundir
-from sedd_jax.training.checkpoints import FOLDER, Checkpoints, read_meta
+from sedd_jax.training.checkpoints import FOLDER, Checkpoints, load_meta, newest_whole
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.objectives import NextToken
 
@@ -36,8 +37,8 @@ def load(
       `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
-    tokenizer: `gpt2` (downloads) or `gpt2:FOLDER`, for weights that come without one; where there
-      is one, that is taken.
+    tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
+      run may name (`data.tokenizers.from_name`); where there is one, that is taken.
 
   Raises:
     FileNotFoundError: there is no such path, no such hub id, or no model in it.
@@ -45,7 +46,8 @@ def load(
     ConnectionError: a hub id was given and cannot be fetched.
     ImportError: the weights are a torch pickle and torch is not installed.
   """
-  path, source = Path(path_or_hub_id), str(path_or_hub_id)
+  source = local_name(path_or_hub_id, "path_or_hub_id")
+  path = local_path(source, "path_or_hub_id")
   if not path.exists() and _is_hub_id(source):
     path, origin = _download(source), source
   else:
@@ -110,9 +112,19 @@ def _tokenizer(path: Path, name: str | None) -> Tokenizer | None:
 def _load_run(path: Path, dtype: str | None) -> Model | CausalModel:
   if not (path / FOLDER).is_dir():
     raise FileNotFoundError(f"{path} is a run without checkpoints: it has not saved yet")
-  step, meta = read_meta(path)
+  step = newest_whole(path)
   if step is None:
     raise FileNotFoundError(f"{path / FOLDER} holds no whole checkpoint: the run has not saved yet")
+  try:
+    return _load_step(path, step, dtype)
+  except Exception:
+    if (path / FOLDER / str(step)).is_dir():
+      raise
+  return _load_run(path, dtype)  # A run that goes on has removed the checkpoint; it has newer ones.
+
+
+def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
+  meta = load_meta(path, step)
   if dtype is not None:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.faults import describe
-from sedd_jax.data.prepared import MANIFEST, SIDES
+from sedd_jax.data.patterns import MANIFEST
+from sedd_jax.data.prepared import SIDES
+from sedd_jax.files.paths import command
 
 
 def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> str:
@@ -19,7 +21,15 @@ def prepared_text(folder: Path, manifest: Mapping[str, Any], seconds: float) -> 
     )
   if left_out := describe(**manifest["left_out"]):
     lines.append(left_out)
-  lines.append(f"Next: sedd train --config=... --config.data.files={folder}")
+  lines += manifest.get("notes", [])
+  if not manifest["heldout"]["tokens"]:
+    lines.append(
+      "0 held-out tokens: a run on this folder alone has nothing to evaluate on. Name held-out "
+      "text by --heldout_files, or by --config.data.heldout_files of the run, or leave more by "
+      "--split"
+    )
+  files = f"--config.data.files={folder}"
+  lines.append(f"Next: {command('sedd', 'train', '--config=...', files)}")
   return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.files.paths import local_path
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.weights import has_weights
 from sedd_jax.reports.result import FILE, Result, is_result, read_result
@@ -50,6 +51,7 @@ def collect(paths: Sequence[Path]) -> Report:
   """
   run_paths: list[Path] = []
   files: list[Path] = []
+  paths = [local_path(path, "paths") for path in paths]
   for path in paths:
     if not path.exists():
       raise FileNotFoundError(f"{path} does not exist: give runs, or folders of evaluations")

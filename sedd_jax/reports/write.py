@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.files.paths import local_path
 from sedd_jax.files.whole import whole
 from sedd_jax.reports import markdown, page
 from sedd_jax.reports.report import Report, differing
@@ -19,14 +20,16 @@ _VERSION = 1
 _HEAD = 2000
 
 
-def check_report_path(path: Path) -> None:
-  """Raises what `write_report` would raise about the path: to be called before a long read.
+def check_report_path(path: Path) -> Path:
+  """The path, of which `write_report` would complain if this does not: to be called before a long
+  read.
 
   Raises:
     ValueError: the suffix is none of a report.
     FileNotFoundError: the folder does not exist.
     FileExistsError: there is a file that is no report.
   """
+  path = local_path(path, "--out")
   if path.suffix not in SUFFIXES:
     raise ValueError(f"--out={path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
   if not path.absolute().parent.is_dir():
@@ -35,6 +38,7 @@ def check_report_path(path: Path) -> None:
     raise FileExistsError(
       f"{path} exists and was not written by sedd report: choose another name, or remove it"
     )
+  return path
 
 
 def write_report(report: Report, path: Path, *, made: float, version: str) -> None:
@@ -50,7 +54,7 @@ def write_report(report: Report, path: Path, *, made: float, version: str) -> No
   Raises:
     ValueError, FileNotFoundError, FileExistsError: as `check_report_path`.
   """
-  check_report_path(path)
+  path = check_report_path(path)
   match path.suffix:
     case ".html":
       text = page.page_of(report, made=made, version=version)

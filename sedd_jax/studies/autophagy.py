@@ -28,6 +28,7 @@ from sedd_jax.data.tokenizers import Chars
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.quality import flat, quality
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import local_path
 from sedd_jax.files.whole import write_text
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.samples import SampleRequest, write_samples
@@ -70,7 +71,7 @@ def run_loop(loop: Loop, workdir: Path, operations: Operations, say: Callable[[s
   """
   if jax.process_count() > 1:
     raise ValueError("generations run in one process; its devices share the batch")
-  generations, workdir = loop.generations, workdir.absolute()
+  generations, workdir = loop.generations, local_path(workdir, "workdir").absolute()
   if special := [c for c in _SPECIAL if c in str(workdir)]:
     raise ValueError(
       f"--workdir={workdir} holds {' '.join(special)}, which mean something in data.files: choose "

@@ -3,11 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sedd_jax.data.compression import file_fault, read_text
 from sedd_jax.diffusion.categorical import PRECISION
+from sedd_jax.files.paths import local_path
 from sedd_jax.studies.setup import EvaluationSetup, common_length, cut
 from sedd_jax.studies.study import Say, StudyConfig, in_folder
 
@@ -28,15 +33,17 @@ class GradeConfig(StudyConfig):
   samples: Sequence[str]
 
   @property
-  def files(self) -> list[Path]:
-    return [Path(name).expanduser() for name in self.samples]
+  def paths(self) -> list[Path]:
+    return [local_path(name, "--samples") for name in self.samples]
 
   def faults(self) -> list[str]:
-    missing = [str(file) for file in self.files if not file.is_file()]
-    return [
-      *super().faults(),
-      *([f"--samples: there is no file {', '.join(missing)}"] if missing else []),
-    ]
+    faults = super().faults()
+    if missing := [str(file) for file in self.paths if not os.path.lexists(file)]:
+      faults.append(f"--samples: there is no file {', '.join(missing)}")
+    files = [file.resolve() for file in self.paths]
+    if twice := sorted({str(file) for file in files if files.count(file) > 1}):
+      faults.append(f"--samples names {', '.join(twice)} twice")
+    return faults + [fault for file in self.paths if (fault := file_fault(file, "--samples"))]
 
 
 def grade(config: GradeConfig, say: Say) -> dict[str, Any]:
@@ -49,16 +56,19 @@ def grade(config: GradeConfig, say: Say) -> dict[str, Any]:
     ValueError: a file cannot be used; the message names it.
   """
   setup = config.setup()
-  hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in config.files]
+  hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in config.paths]
   settings = {"mode": "samples", "samples": dict(zip(config.samples, hashes, strict=True))}
   return in_folder(config, settings, setup, {}, lambda _: _graded(config, setup), say)
 
 
 def _graded(config: GradeConfig, setup: EvaluationSetup) -> dict[str, Any]:
-  files = config.files
+  files = config.paths
   read = {name: read_samples(file) for name, file in zip(_names(files), files, strict=True)}
-  tokens = {name: setup.encode([line["text"] for line in lines]) for name, lines in read.items()}
-  used = common_length([row for rows in tokens.values() for row in rows], config.length)
+  tokens = {
+    name: _encoded(setup, file, lines)
+    for (name, lines), file in zip(read.items(), files, strict=True)
+  }
+  used = _common_length(files, read, tokens, config.length)
   grader = setup.grader(used)
   rows = [{"label": REAL, **grader.of_real_text()}]
   for name, lines in read.items():
@@ -74,17 +84,18 @@ def _graded(config: GradeConfig, setup: EvaluationSetup) -> dict[str, Any]:
 
 
 def read_samples(file: Path) -> Sequence[Mapping[str, Any]]:
-  """The samples of a file: objects with `text`, and what else the file stores of each.
+  """The samples of a file: objects with `text`, the `line` it is in, and what else the file stores
+  of each.
 
   Raises:
-    ValueError: a line is no such object, or there is none.
+    ValueError: a line is no such object or no text, or there is none; the message names it.
     FileNotFoundError: the file is missing.
   """
-  lines = file.read_text(encoding="utf-8").split("\n")
+  lines = enumerate(read_text(file, "--samples").split("\n"), 1)
   if file.suffix == ".txt":
-    samples = [{"text": line} for line in lines if line.strip()]
+    samples = [{"text": line, "line": number} for number, line in lines if line.strip()]
   else:
-    samples = [_parsed(file, i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    samples = [_parsed(file, number, line) for number, line in lines if line.strip()]
   if not samples:
     raise ValueError(f"{file} holds no sample")
   return samples
@@ -106,14 +117,52 @@ def common_settings(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _parsed(file: Path, number: int, line: str) -> Mapping[str, Any]:
   try:
     sample = json.loads(line)
-  except ValueError as error:
-    raise ValueError(f"{file}, line {number}: {error}") from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
   if not isinstance(sample, Mapping) or not isinstance(sample.get("text"), str):
     raise ValueError(
       f"{file}, line {number} must be an object with a text, as sedd sample --out writes it; "
       "samples of a model without a tokenizer have none: sample with --tokenizer"
     )
-  return sample
+  try:
+    sample["text"].encode()
+  except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair.
+    raise ValueError(f"{file}, line {number} has no Unicode text: {error.reason}") from None
+  return {**sample, "line": number}
+
+
+def _encoded(
+  setup: EvaluationSetup, file: Path, samples: Sequence[Mapping[str, Any]]
+) -> list[np.ndarray]:
+  """The samples in the judge's tokens."""
+  try:
+    return setup.encode([sample["text"] for sample in samples])
+  except ValueError:
+    for sample in samples:  # Which of them is it?
+      try:
+        setup.encode([sample["text"]])
+      except ValueError as error:
+        raise ValueError(f"{file}, line {sample['line']}: {error}") from error
+    raise
+
+
+def _common_length(
+  files: Sequence[Path],
+  read: Mapping[str, Sequence[Mapping[str, Any]]],
+  tokens: Mapping[str, Sequence[np.ndarray]],
+  length: int | None,
+) -> int:
+  """`common_length` of all samples; its error names the shortest."""
+  try:
+    return common_length([row for rows in tokens.values() for row in rows], length)
+  except ValueError as error:
+    _, file, line = min(
+      (len(row), str(file), sample["line"])
+      for file, samples, rows in zip(files, read.values(), tokens.values(), strict=True)
+      for sample, row in zip(samples, rows, strict=True)
+    )
+    where = "" if length is not None else f"{file}, line {line}: "
+    raise ValueError(f"{where}{error}") from error
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -3,15 +3,20 @@
 import math
 from typing import Any
 
-from sedd_jax.data import load_dataset
 from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.interop.load import load
 from sedd_jax.ranges import check_seed
+from sedd_jax.studies.runtext import MovedText, run_dataset
 
 
 def evaluate_heldout(
-  checkpoint: str, *, num_times: int, batch_size: int, seed: int
+  checkpoint: str,
+  *,
+  num_times: int,
+  batch_size: int,
+  seed: int,
+  moved: MovedText = MovedText(),
 ) -> dict[str, Any]:
   """The report of a run's bound, for JSON.
 
@@ -20,16 +25,16 @@ def evaluate_heldout(
     num_times: draws of time and noise for each block; even.
     batch_size: blocks per call of the network.
     seed: of times and noise.
+    moved: where the run's text is now.
 
   Raises:
-    ValueError: the model is no run of ours.
+    ValueError: the model is no run of ours, or the text is not the one it was trained on.
+    FileNotFoundError: the text is not there.
   """
   check_seed(seed, "--seed")
   model = load(checkpoint)
-  if model.tokenizer is None or "experiment" not in model.info:
-    raise ValueError(f"{checkpoint} is no run of ours: it names no held-out text")
+  dataset = run_dataset(model, checkpoint, moved)
   experiment = model.info["experiment"]
-  dataset = load_dataset(experiment.data, expected=model.info["corpus"], tokenizer=model.tokenizer)
   blocks = dataset.heldout_rows[:]
   # In discrete time, if the run was trained so.
   objective = experiment.make_objective(model.vocab_size)

@@ -111,7 +111,7 @@ def infilling(config: InfillingConfig, say: Say) -> dict[str, Any]:
   """The report of a config's models; see `measure`."""
   setup, models = config.setup(), config.models()
   first, *_ = models
-  rows = heldout_rows(models[first], config.checkpoints[0])
+  rows = heldout_rows(models[first], config.checkpoints[0], config.moved)
   length = min(model.length for model in models.values())
   rows = rows[spread(len(rows), config.num), :length]
   settings = {"mode": "infilling", "num": config.num, "ways": _settings(config, models)}

@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sedd_jax.data import Tokenizer, load_corpus, load_dataset
+from sedd_jax.data import Tokenizer, load_corpus
+from sedd_jax.data.patterns import HUB, TFDS
 from sedd_jax.data.rows import spread
 from sedd_jax.evaluation.grading import Grader
 from sedd_jax.evaluation.judge import Judge, retokenized
+from sedd_jax.files.paths import local_path
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.interop.load import load
+from sedd_jax.studies.runtext import MovedText, run_dataset
 
 # Of real text: enough for MAUVE's usual numbers.
 _MOST_ROWS = 4000
@@ -33,6 +36,7 @@ class EvaluationSetup:
     name: path or hub id of the judge.
     reference: a run, for its held-out text, or text in the notation of `data.files`.
     batch_size: texts per call of the judge.
+    moved: where the text of the reference is now, if that is a run.
   """
 
   model: CausalModel
@@ -40,10 +44,17 @@ class EvaluationSetup:
   name: str
   reference: str
   batch_size: int
+  moved: MovedText = MovedText()
 
   @classmethod
   def load(
-    cls, name: str, reference: str, *, tokenizer: str | None, batch_size: int
+    cls,
+    name: str,
+    reference: str,
+    *,
+    tokenizer: str | None,
+    batch_size: int,
+    moved: MovedText = MovedText(),
   ) -> "EvaluationSetup":
     """The setup with a loaded judge.
 
@@ -52,6 +63,7 @@ class EvaluationSetup:
       reference: a run, or text; "" for the held-out text of the judge's own run.
       tokenizer: for a judge that comes without one.
       batch_size: texts per call of the judge.
+      moved: where the text of a run is now.
 
     Raises:
       ValueError: the judge is not autoregressive or has no tokenizer, or there is no reference.
@@ -74,6 +86,7 @@ class EvaluationSetup:
       name=name,
       reference=reference or name,
       batch_size=batch_size,
+      moved=moved,
     )
 
   @property
@@ -123,9 +136,9 @@ class EvaluationSetup:
   def _real_texts(self, length: int) -> list[np.ndarray]:
     """Pieces of real text in the judge's tokens. Adjacent rows of a run are joined: one row may be
     too short for the judge, and keeping only long rows would bias the sample."""
-    if (Path(self.reference) / "config.json").is_file():
+    if _is_run(self.reference):
       run = load(self.reference)
-      tokens = heldout_rows(run, self.reference)
+      tokens = heldout_rows(run, self.reference, self.moved)
       pieces = min(max(1, tokens.size // (_ROWS_IN_PIECE * length)), len(tokens))
       return self.retokenize(run, [piece.reshape(-1) for piece in np.array_split(tokens, pieces)])
     corpus = load_corpus(self.reference, self.reference)
@@ -133,21 +146,23 @@ class EvaluationSetup:
     return self.encode([text])
 
 
-def heldout_rows(model: LanguageModel, name: str) -> np.ndarray:
+def heldout_rows(model: LanguageModel, name: str, moved: MovedText = MovedText()) -> np.ndarray:
   """Rows int32[R, L] of the held-out text of a run, in its tokens.
 
   Raises:
     ValueError: the model is no run of ours, or its rows hold given tokens.
   """
-  if model.tokenizer is None or "experiment" not in model.info:
-    raise ValueError(f"{name} is no run of ours: it names no held-out text")
-  dataset = load_dataset(
-    model.info["experiment"].data, expected=model.info["corpus"], tokenizer=model.tokenizer
-  )
-  rows = dataset.heldout_rows[:]
+  rows = run_dataset(model, name, moved).heldout_rows[:]
   if not rows.loss_mask.all():
     raise ValueError(f"{name}: its rows hold given tokens (data.packing), of which no text is made")
   return rows.tokens
+
+
+def _is_run(reference: str) -> bool:
+  """Whether a reference is a run rather than text."""
+  if reference.startswith((TFDS, HUB)):
+    return False
+  return os.path.isfile(local_path(reference, "--reference") / "config.json")
 
 
 def common_length(rows: Sequence[np.ndarray], length: int | None) -> int:

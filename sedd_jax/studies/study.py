@@ -1,18 +1,22 @@
 """What the studies of samples share: their settings, the models they compare, their folder."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.data.patterns import source_faults
 from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.evaluation.folder import close_folder, open_folder
 from sedd_jax.evaluation.likelihood import weights_hash
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import local_path, path_fault
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.interop.load import load
 from sedd_jax.ranges import outside, seed_outside
+from sedd_jax.studies.runtext import MovedText
 from sedd_jax.studies.setup import EvaluationSetup
 from sedd_jax.training.rundir import versions
 
@@ -32,6 +36,7 @@ class StudyConfig:
     judge: a run of an autoregressive model, a folder of GPT-2's or its hub id.
     judge_tokenizer: of a judge that comes without one.
     reference: real text: a run, files, or "" for the held-out text of the judge's own run.
+    files, heldout_files: where the text of the runs is now, if it has moved (`MovedText`).
     length: tokens of the judge that all samples are cut to; None for the shortest sample's.
     batch_size: sequences per call of a network.
     seed: of everything random.
@@ -47,10 +52,12 @@ class StudyConfig:
   judge: str | None = None
   judge_tokenizer: str | None = None
   reference: str = ""
+  files: str = ""
+  heldout_files: str = ""
   length: int | None = None
   batch_size: int = 32
   seed: int = 0
-  out: str | None = None
+  out: str | Path | None = None
 
   def __post_init__(self):
     if faults := self.faults():
@@ -62,6 +69,20 @@ class StudyConfig:
       *outside("--batch_size", self.batch_size, 1),
       *outside("--num", getattr(self, "num", 1), 1),
       *seed_outside(self.seed, "--seed"),
+      *source_faults(self.reference, "--reference"),
+      *self.moved.faults(),
+    ]
+    named = {
+      "--checkpoint": self.checkpoints,
+      "--baseline": [self.baseline],
+      "--judge": [self.judge],
+      "--out": [self.out],
+    }
+    faults += [
+      fault
+      for flag, paths in named.items()
+      for path in paths
+      if path is not None and (fault := path_fault(os.fspath(path), flag))
     ]
     if self.judge is None:
       faults.append(
@@ -69,6 +90,10 @@ class StudyConfig:
         "folder or hub id, for example --judge=openai-community/gpt2-large"
       )
     return faults
+
+  @property
+  def moved(self) -> MovedText:
+    return MovedText(files=self.files, heldout_files=self.heldout_files)
 
   def setup(self) -> EvaluationSetup:
     """The judge and the real text."""
@@ -78,6 +103,7 @@ class StudyConfig:
       self.reference,
       tokenizer=self.judge_tokenizer,
       batch_size=self.batch_size,
+      moved=self.moved,
     )
 
   def models(self) -> dict[str, LanguageModel]:
@@ -138,7 +164,7 @@ def in_folder(
   """
   if config.out is None:
     return {**make(Path()), "versions": versions()}
-  folder = Path(config.out).expanduser()
+  folder = local_path(config.out, "--out")
   identity = {name: getattr(config, name) for name in _IDENTITY}
   identity["judge_weights"] = weights_hash(setup.model.params)
   identity["weights"] = {name: weights_hash(model.params) for name, model in models.items()}

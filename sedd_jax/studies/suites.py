@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 
 from sedd_jax.data import Tokenizer
+from sedd_jax.data.patterns import source_faults
 from sedd_jax.data.tokenizers import fingerprint
 from sedd_jax.diffusion import TimeSampling
 from sedd_jax.evaluation.bounds import Draws
@@ -24,6 +26,7 @@ from sedd_jax.evaluation.likelihood import (
 )
 from sedd_jax.evaluation.suites import SUITES, Protocol
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import local_path, path_fault
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import LanguageModel, Model
 from sedd_jax.interop.load import load
@@ -61,12 +64,16 @@ class SuiteConfig:
   passes: int = 1
   batch_size: int = 32
   seed: int = 0
-  out: str | None = None
+  out: str | Path | None = None
 
   def __post_init__(self):
     faults = [*outside("--passes", self.passes, 1), *seed_outside(self.seed, "--seed")]
+    for flag, path in (("--checkpoint", self.checkpoint), ("--out", self.out)):
+      if path is not None and (fault := path_fault(os.fspath(path), flag)):
+        faults.append(fault)
     try:
-      self.sources()
+      for name, source in self.sources().items():
+        faults += source_faults(source, f"--data={name}")
     except ValueError as error:
       faults.append(str(error))
     if faults:
@@ -147,7 +154,7 @@ def evaluate_suite(config: SuiteConfig, say: Say) -> dict[str, Any]:
   with contextlib.ExitStack() as stack:
     folder = None
     if config.out is not None:
-      folder = Path(config.out)
+      folder = local_path(config.out, "--out")
       stack.enter_context(FolderLock(folder, say, "--out"))
       done = open_folder(folder, settings)
       # A text from another source may differ: then it is read and compared with the rows.

@@ -11,6 +11,7 @@ removed.
 """
 
 import concurrent.futures
+import glob
 import json
 import logging
 import os
@@ -101,6 +102,9 @@ class Checkpoints:
     self._failure = None
     marks: dict[str, Any] = {"run": json.dumps(meta), "manifest": manifest.FILE}
     options = ocp.Context()
+    # Orbax joins the files of processes by a glob of their path, and finds none behind such signs:
+    # what it wrote could not be read.
+    options.array.saving.use_ocdbt = glob.escape(str(self._folder)) == str(self._folder)
     # Otherwise Orbax's threads would wait 20 minutes for a folder that cannot be made.
     options.asynchronous.create_directories_asynchronously = False
     try:
@@ -318,6 +322,8 @@ def newest_whole(workdir: Path, say: Say = warnings.warn) -> int | None:
   for step in reversed(_steps(workdir)):
     folder = workdir / FOLDER / str(step)
     faults, note = _damage(folder)
+    if faults and not folder.is_dir():
+      continue  # A run that goes on has removed it meanwhile.
     if not faults:
       for text in damaged:
         say(text)
@@ -339,16 +345,6 @@ def newest_whole(workdir: Path, say: Say = warnings.warn) -> int | None:
 def load_meta(workdir: Path, step: int) -> dict[str, Any]:
   """The metadata stored beside the state of a step."""
   return json.loads(_custom(workdir / FOLDER / str(step))["run"])
-
-
-def read_meta(workdir: Path) -> tuple[int | None, dict[str, Any]]:
-  """The step of the newest whole checkpoint and its metadata; (None, {}) if there is none.
-
-  Raises:
-    ValueError: see `newest_whole`.
-  """
-  step = newest_whole(workdir)
-  return (None, {}) if step is None else (step, load_meta(workdir, step))
 
 
 def check_room(folder: Path, size: int) -> None:

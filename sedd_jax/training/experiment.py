@@ -12,6 +12,7 @@ from typing import Any, Self
 from sedd_jax.data import DataConfig
 from sedd_jax.diffusion import NOISES, PROCESSES, TIME_SAMPLINGS, Noise, Process, TimeSampling
 from sedd_jax.diffusion.process import check_parameterization
+from sedd_jax.files.paths import path_fault
 from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
 from sedd_jax.models.placement import Placement
 from sedd_jax.models.visibility import CAUSAL
@@ -299,6 +300,8 @@ class Experiment:
         for name, wanted in (("process", "absorbing"), ("parameterization", "conditional"))
         if (own := getattr(self.diffusion, name)) != wanted
       ]
+    if self.init_from and (fault := path_fault(self.init_from, "init_from")):
+      faults.append(fault)
     if self.init_tokenizer not in ("same", "source", "new"):
       faults.append(f"init_tokenizer={self.init_tokenizer!r} must be 'same', 'source' or 'new'")
     elif self.init_tokenizer != "same" and not self.init_from:

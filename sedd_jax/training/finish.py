@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sedd_jax.files.paths import command
 from sedd_jax.files.whole import write_json, write_text
 from sedd_jax.parallel import processes
 from sedd_jax.training import curve, rundir
@@ -61,8 +62,9 @@ def finish_completed(run: Run, unsaved: str | None) -> int:
   console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
   exact = run.program.objective.exact
   console.say(_closing_text(run.workdir, bound, exact))
-  steps = "" if exact else " --steps=64"  # An autoregressive model has one step per token.
-  console.show(f"\nNext: sedd sample --checkpoint={_shown(run.workdir)} --num=4{steps} --seed=0")
+  steps = [] if exact else ["--steps=64"]  # An autoregressive model has one step per token.
+  checkpoint = f"--checkpoint={_shown(run.workdir)}"
+  console.show(f"\nNext: {command('sedd', 'sample', checkpoint, '--num=4', *steps, '--seed=0')}")
   if unsaved:  # The report takes a while: there may be room now.
     console.say(unsaved)
     run.save()

@@ -12,6 +12,8 @@ from typing import Any
 
 from sedd_jax.data import Batches, Dataset, Tokenizer, from_json, load_dataset
 from sedd_jax.files.lock import FolderLock
+from sedd_jax.files.paths import local_path
+from sedd_jax.files.whole import sweep
 from sedd_jax.parallel import processes
 from sedd_jax.training import rundir
 from sedd_jax.training.checkpoints import Checkpoints, check_room, load_meta, room_note
@@ -125,7 +127,7 @@ def open_run(
   Args and Raises: as of `loop.train`.
   """
   began = time.monotonic()
-  setup = _prepare(experiment, workdir.absolute(), load, tokenizer)
+  setup = _prepare(experiment, local_path(workdir, "workdir").absolute(), load, tokenizer)
   processes.barrier("all have looked at the run directory")
   with contextlib.ExitStack() as stack:
     if setup.lead:
@@ -175,6 +177,7 @@ def _claim(setup: Setup) -> None:
   check_room(workdir, size)
   if note := room_note(workdir, size, experiment.checkpoint.at_once(setup.last)):
     _print(note)
+  sweep(workdir, workdir / rundir.SAMPLES)
   rundir.write_run(workdir, setup.meta)
 
 

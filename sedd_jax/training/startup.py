@@ -18,6 +18,7 @@ def startup_messages(run: Run) -> Iterator[str]:
   previous, schedule = run.previous, run.experiment.optimizer.schedule
   if left_out := describe(faults.count, faults.first):
     yield left_out
+  yield from faults.notes
   if missed := run.profile.missed(run.first, run.last):
     yield missed
   if previous and not run.first:

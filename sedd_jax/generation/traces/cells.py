@@ -58,7 +58,7 @@ def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
   index_of = np.full(max(int(known[-1]), trace.mask_id or 0) + 1, MASK, np.int32)
   is_part = np.zeros(len(index_of), bool)
   for token in known.tolist():
-    (text,) = pieces([token])
+    _, text = pieces([token, token])  # Behind a token: the first may lack its space.
     is_part[token] = "\ufffd" in text
     if not is_part[token]:
       index_of[token] = entry(token, text)
