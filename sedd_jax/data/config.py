@@ -23,7 +23,8 @@ class DataConfig:
     heldout_files: held-out text, one of the same kinds; if empty, `files` is cut by `split`.
     split: shares of the text at which training ends and held-out text ends.
     text_field: of .jsonl lines and of records.
-    tokenizer: `chars`, `bytes`, `bytes:eos`, `gpt2`, `bert`, or any fast tokenizer: a
+    tokenizer: `chars`, `bytes`, `bytes:eos`, `bpe:N` (byte-level BPE of N tokens, trained on the
+      text to train on), `gpt2`, `bert`, or any fast tokenizer: a
       tokenizer.json, a folder with one or with a vocabulary, or a hub id (`tokenizers.from_name`).
     tokenizer_eos: its end-of-text token; "" to find it in the file.
     detokenizer: `none`, `wikitext`, `ptb`, `lm1b` or `lambada` (`detokenizers.py`).

@@ -3,13 +3,15 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sedd_jax.data import wordpiece
 from sedd_jax.data.batches import Batches
+from sedd_jax.data.bpe import bpe_size
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, check_same, load_corpus, parse_source
 from sedd_jax.data.faults import Faults
@@ -80,6 +82,8 @@ def vocab_size_of(config: DataConfig) -> int:
     return GPT2_VOCAB_SIZE
   if config.tokenizer == "bert":
     return wordpiece.VOCAB_SIZE
+  if (size := bpe_size(config.tokenizer)) is not None:
+    return size
   if config.tokenizer != "chars":
     return from_name(config.tokenizer, (), config.tokenizer_eos).vocab_size
   if not config.files:
@@ -151,6 +155,11 @@ class _Text:
   corpus: Corpus
   sides: Sequence[str]
   faults: Faults
+
+  def training_texts(self) -> Iterator[str]:
+    """The text to train on, read anew."""
+    if SIDES[0] in self.sides:
+      yield from (piece.text for piece in self.corpus.pieces(SIDES[0], self.faults))
 
   def encode(self, tokenizer: Tokenizer | Alphabet) -> "_Tokens":
     """Reads all of it, once."""
@@ -324,7 +333,9 @@ def _tokenizer(parts: Sequence[_Text | _Shards], config: DataConfig) -> Tokenize
       return part.prepared.tokenizer()
   if config.tokenizer == "chars":
     return Alphabet()
-  return from_name(config.tokenizer, (), config.tokenizer_eos)
+  training = (part.training_texts() for part in parts if isinstance(part, _Text))
+  texts = itertools.chain.from_iterable(training)
+  return from_name(config.tokenizer, texts, config.tokenizer_eos)
 
 
 def _rows(text: _Side, config: DataConfig, tokenizer: Tokenizer, name: str) -> Any:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.data.bpe import bpe_size
 from sedd_jax.data.config import DataConfig
 from sedd_jax.data.corpus import Corpus, Identity, load_corpus
 from sedd_jax.data.faults import Faults, describe
@@ -173,7 +174,13 @@ def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults)
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
   if _has_shards(folder) and (folder / TOKENIZER).is_file():
     return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
-  return from_name(config.tokenizer, corpus.texts(faults), config.tokenizer_eos)
+  training_only = bpe_size(config.tokenizer) is not None
+  texts = (
+    (piece.text for piece in corpus.pieces("train", faults))
+    if training_only
+    else corpus.texts(faults)
+  )
+  return from_name(config.tokenizer, texts, config.tokenizer_eos)
 
 
 def _make(

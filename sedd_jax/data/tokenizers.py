@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sedd_jax.data.bpe import bpe_size, train_bpe
 from sedd_jax.data.hub import read_from_hub
 from sedd_jax.data.library_tokenizer import (
   DEFINITION,
@@ -27,8 +28,8 @@ from sedd_jax.files.paths import local_path
 GPT2_VOCAB_SIZE = 50_257
 EOS = GPT2_EOS
 TOKENIZERS = (
-  "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert', 'bert:FOLDER', a tokenizer.json, "
-  "a folder with one, or a hub id"
+  "'chars', 'bytes', 'bytes:eos', 'bpe:N', 'gpt2', 'gpt2:FOLDER', 'bert', 'bert:FOLDER', a "
+  "tokenizer.json, a folder with one, or a hub id"
 )
 _FIXED = ("chars", "bytes", "bytes:eos", "gpt2", "bert")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -275,10 +276,11 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
-    name: `chars` (the characters of texts), `bytes`, `bytes:eos`; `gpt2` or `bert` (from the hub);
+    name: `chars` (the characters of texts), `bpe:N` (a byte-level BPE of N tokens, trained on
+      texts), `bytes`, `bytes:eos`; `gpt2` or `bert` (from the hub);
       a tokenizer.json, a folder with one or with the files of GPT-2's or BERT's vocabulary, or a
       hub id. `gpt2:` and `bert:` may stand before a folder.
-    texts: the corpus; read for `chars` only.
+    texts: the corpus; read for `chars` and `bpe:N` only.
     eos: the end-of-text token of a tokenizer.json; "" to find it there.
 
   Raises:
@@ -286,6 +288,8 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
     FileNotFoundError: a folder has no tokenizer.
     ConnectionError: a hub id was given and cannot be fetched.
   """
+  if (size := bpe_size(name)) is not None:
+    return BPE(train_bpe(size, texts))
   kind, colon, folder = name.partition(":")
   if eos and (kind in ("chars", "bytes") or name in ("gpt2", "bert")):
     raise ValueError(f"data.tokenizer_eos={eos!r}: {name!r} has its own; leave it out")
@@ -314,8 +318,8 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
 
 
 def is_fixed(name: str) -> bool:
-  """Whether a name means one tokenizer everywhere, and no file or hub id."""
-  return name in _FIXED
+  """Whether a name means no file or hub id, but one tokenizer everywhere or one for each text."""
+  return name in _FIXED or name.startswith("bpe:")
 
 
 def is_here(name: str) -> bool:
