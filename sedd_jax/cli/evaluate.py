@@ -88,7 +88,11 @@ def main() -> None:
   if _SUITE.value is None:
     moved = MovedText(**study_flags.settings(_OF_TEXT))
     report = evaluate_heldout(
-      checkpoint, num_times=_NUM_TIMES.value or _HELDOUT_TIMES, moved=moved, **common
+      checkpoint,
+      num_times=_NUM_TIMES.value or _HELDOUT_TIMES,
+      moved=moved,
+      say=app.note,
+      **common,
     )
     app.show(report, heldout_text, as_json=_JSON.value)
     return

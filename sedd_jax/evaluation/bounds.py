@@ -8,7 +8,7 @@ on a mesh.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -33,6 +33,9 @@ from sedd_jax.parallel import batch_sharding
 from sedd_jax.parallel.memory import check_batch
 from sedd_jax.parallel.mesh import batch_multiple, distribute
 from sedd_jax.ranges import check, check_seed
+
+# Told the share of the way that is done.
+OnShare = Callable[[float], None]
 
 
 class Estimator(Protocol):
@@ -201,6 +204,7 @@ class BoundEstimator:
     seed: int = 0,
     passes: int = 1,
     numbers: Sequence[int] | None = None,
+    on_progress: OnShare = lambda share: None,
   ) -> Terms:
     """Estimates for each block, float[G passes, N] in nats.
 
@@ -212,6 +216,7 @@ class BoundEstimator:
       seed: of times and corruptions.
       passes: independent passes, each with all draws of the estimate.
       numbers: of the blocks; 0 to N - 1 if None.
+      on_progress: told the share that is done, after each batch.
     """
     rows = self.batch_size // self._multiple
     check_batch(
@@ -219,10 +224,26 @@ class BoundEstimator:
     )
     key = jax.random.key(check_seed(seed))
     index = np.asarray(range(len(blocks.tokens)) if numbers is None else numbers, np.uint32)
-    of_pass = [self._pass(params, blocks, index, jax.random.fold_in(key, i)) for i in range(passes)]
+    of_pass = [
+      self._pass(
+        params,
+        blocks,
+        index,
+        jax.random.fold_in(key, i),
+        lambda share, i=i: on_progress((i + share) / passes),
+      )
+      for i in range(passes)
+    ]
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0), *of_pass)
 
-  def _pass(self, params: Params, blocks: Batch, numbers: np.ndarray, key: jax.Array) -> Terms:
+  def _pass(
+    self,
+    params: Params,
+    blocks: Batch,
+    numbers: np.ndarray,
+    key: jax.Array,
+    on_progress: OnShare,
+  ) -> Terms:
     # Plain numbers: several processes can hand over the same ones.
     key_data = np.asarray(jax.random.key_data(key))
     count = len(blocks.tokens)
@@ -233,6 +254,7 @@ class BoundEstimator:
       rows = blocks.map(lambda x, index=index: self._placed(np.asarray(x)[index]))
       terms = self._terms(params, rows, self._placed(numbers[index]), key_data)
       parts.append(jax.tree.map(lambda x, n=count - first: np.asarray(x)[:, :n], terms))
+      on_progress(min(1.0, (first + self.batch_size) / count))
     return jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *parts)
 
   def _placed(self, rows: np.ndarray) -> jax.Array:
@@ -246,13 +268,14 @@ class BoundEstimator:
     chars_per_block: float,
     seed: int = 0,
     passes: int = 1,
+    on_progress: OnShare = lambda share: None,
   ) -> Bound:
     """The mean over blocks, in bits per character.
 
     Args:
       chars_per_block: mean number of characters in a block.
     """
-    terms = self.terms(params, blocks, seed=seed, passes=passes)
+    terms = self.terms(params, blocks, seed=seed, passes=passes, on_progress=on_progress)
     scale = 1.0 / (math.log(2.0) * chars_per_block)
     paper, paper_stderr = mean_and_stderr(jnp.asarray(terms.paper))
     strict, strict_stderr = mean_and_stderr(jnp.asarray(terms.strict))

@@ -1,13 +1,17 @@
 """The bound of a run on its own held-out text."""
 
 import math
+import time
 from typing import Any
 
-from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
+from sedd_jax.evaluation.bounds import BoundEstimator, OnShare, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
 from sedd_jax.interop.load import load
 from sedd_jax.ranges import check_seed
 from sedd_jax.studies.runtext import MovedText, run_dataset
+from sedd_jax.studies.study import Say
+
+_PROGRESS_SECONDS = 10.0
 
 
 def evaluate_heldout(
@@ -17,6 +21,7 @@ def evaluate_heldout(
   batch_size: int,
   seed: int,
   moved: MovedText = MovedText(),
+  say: Say = lambda text: None,
 ) -> dict[str, Any]:
   """The report of a run's bound, for JSON.
 
@@ -26,6 +31,7 @@ def evaluate_heldout(
     batch_size: blocks per call of the network.
     seed: of times and noise.
     moved: where the run's text is now.
+    say: receives progress messages.
 
   Raises:
     ValueError: the model is no run of ours, or the text is not the one it was trained on.
@@ -44,6 +50,7 @@ def evaluate_heldout(
     blocks,
     chars_per_block=dataset.heldout_rows.characters() / len(blocks.tokens),
     seed=seed,
+    on_progress=_progress(say),
   )
   return evaluation_report(
     bound,
@@ -60,3 +67,17 @@ def evaluate_heldout(
     seed=seed,
     checkpoint=checkpoint,
   )
+
+
+def _progress(say: Say) -> OnShare:
+  """Says how far the bound has come, at most every ten seconds."""
+  began = last = time.monotonic()
+
+  def show(share: float) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last >= _PROGRESS_SECONDS and share < 1.0:
+      last = now
+      say(f"{share:.0%} done, {(now - began) * (1.0 - share) / share / 60:.1f} min left")
+
+  return show

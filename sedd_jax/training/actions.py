@@ -51,7 +51,8 @@ def make_reports(run: Run) -> list[Action]:
 
 def _evaluate(run: Run, step: int) -> None:
   """Logs the bound on held-out text."""
-  line = run.reporter.evaluate(run.state.average)
+  with run.console.waiting("held-out bound") as on_progress:
+    line = run.reporter.evaluate(run.state.average, on_progress)
   run.metrics.write(step, line)
   run.console.say(run.reporter.describe(step, line))
 

@@ -28,9 +28,9 @@ class RunConsole:
     self._console = Console(highlight=False, emoji=False, quiet=not lead)
     self._first, self._last = first, last
     self._started = self._printed = time.monotonic()
-    steps = TextColumn("{task.completed}/{task.total}")
+    steps = TextColumn("{task.description}")
     loss = TextColumn("{task.fields[loss]}")
-    rate = TextColumn("{task.fields[rate]:,.0f} tok/s")
+    rate = TextColumn("{task.fields[rate]}")
     narrow = self._console.width < _NARROW
     middle = (loss,) if narrow else (BarColumn(bar_width=None), loss, rate)
     self._progress = Progress(
@@ -41,7 +41,7 @@ class RunConsole:
       disable=not self._console.is_terminal,
     )
     self._task = self._progress.add_task(
-      "train", total=last, completed=first, loss="compiling", rate=0.0
+      f"{first}/{last}", total=last, completed=first, loss="compiling", rate=""
     )
 
   def __enter__(self) -> "RunConsole":
@@ -67,7 +67,13 @@ class RunConsole:
       loss: bits per character.
     """
     shown = f"{loss:.3f} bits/char"
-    self._progress.update(self._task, completed=step, loss=shown, rate=tokens_per_second)
+    self._progress.update(
+      self._task,
+      description=f"{step}/{self._last}",
+      completed=step,
+      loss=shown,
+      rate=f"{tokens_per_second:,.0f} tok/s",
+    )
     now = time.monotonic()
     if not self._console.is_terminal and (
       now - self._printed >= _PLAIN_INTERVAL or step == self._last
@@ -79,6 +85,32 @@ class RunConsole:
         f"step {step}/{self._last}  {shown}  {tokens_per_second:,.0f} tok/s  "
         f"{left / 60:.1f} min left"
       )
+
+  @contextlib.contextmanager
+  def waiting(self, what: str) -> Iterator[Callable[[float], None]]:
+    """Yields a function that shows how far something has come, given its share of the way.
+
+    A terminal gets a bar with the time left; a pipe or a file a line now and then.
+
+    Args:
+      what: takes a while.
+    """
+    task = self._progress.add_task(what, total=1.0, loss="", rate="")
+    began = printed = time.monotonic()
+
+    def show(share: float) -> None:
+      nonlocal printed
+      self._progress.update(task, completed=share)
+      now = time.monotonic()
+      if not self._console.is_terminal and now - printed >= _PLAIN_INTERVAL and share < 1.0:
+        printed = now
+        left = (now - began) * (1.0 - share) / max(share, 1e-9)
+        self.say(f"{what}: {share:.0%} done, {left / 60:.1f} min left")
+
+    try:
+      yield show
+    finally:
+      self._progress.remove_task(task)
 
 
 @contextlib.contextmanager

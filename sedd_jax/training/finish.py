@@ -52,16 +52,18 @@ def finish_completed(run: Run, unsaved: str | None) -> int:
   console = run.console
   if run.first >= run.last:
     console.say(f"step {run.first} was the last; a larger --config.train.steps would go on")
-  bound = run.reporter.evaluate_fully(run.state.average)
+  with console.waiting("final bound") as on_progress:
+    bound = run.reporter.evaluate_fully(run.state.average, on_progress)
   run.metrics.write(int(run.state.step), bound)
   texts = run.reporter.samples(run.state.average, run.experiment.report.samples)
+  words = run.reporter.known_words(texts)
   if run.lead:
     with report_write_errors(console.say):
-      _write_report(run, bound, texts)
+      _write_report(run, bound | words, texts)
       _draw_curve(run)
   console.show("".join(f"\n[sample {i}]\n{text}\n" for i, text in enumerate(texts)))
   exact = run.program.objective.exact
-  console.say(_closing_text(run.workdir, bound, exact))
+  console.say(_closing_text(run.workdir, bound | words, exact))
   steps = [] if exact else ["--steps=64"]  # An autoregressive model has one step per token.
   checkpoint = f"--checkpoint={_shown(run.workdir)}"
   console.show(f"\nNext: {command('sedd', 'sample', checkpoint, '--num=4', *steps, '--seed=0')}")
@@ -110,10 +112,20 @@ Held-out text, bits per character (lower is better):
   bigram entropy   {bigram:.3f}
   unigram entropy  {bound["heldout_unigram_bits_per_char"]:.3f}
 The {name} is {abs(bigram - strict):.3f} {side} the bigram entropy.
-
+{_words(bound)}
 {_shown(workdir)}/
   {curve.FILE}  {METRICS}  tensorboard/  evaluation.json
   {rundir.SAMPLES}/  {FOLDER}/  {rundir.CONFIG}  {rundir.VERSIONS}"""
+
+
+def _words(report: Mapping[str, float]) -> str:
+  """A line about words, where both texts have some."""
+  if not {"sample_known_words", "heldout_known_words"} <= report.keys():
+    return ""
+  return (
+    f"Words that occur in the training text: {report['sample_known_words']:.0%} of the samples', "
+    f"{report['heldout_known_words']:.0%} of the held-out text's.\n"
+  )
 
 
 def _shown(workdir: Path) -> str:

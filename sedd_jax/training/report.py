@@ -1,20 +1,23 @@
 """Held-out bounds and samples of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sedd_jax.data import Dataset
 from sedd_jax.data.rows import Joined, spread
-from sedd_jax.evaluation.bounds import BoundEstimator, evaluation_report
+from sedd_jax.evaluation.bounds import BoundEstimator, OnShare, evaluation_report
 from sedd_jax.evaluation.entropies import heldout_entropies
+from sedd_jax.evaluation.words import known_share, words_of
 from sedd_jax.models import Params
 from sedd_jax.parallel.mesh import batch_multiple
 from sedd_jax.training.program import Program
 
 _SEED = 0
 _TOKENS_PER_BATCH = 8192
+# Tokens of each side that words are looked up in.
+_WORD_TOKENS = 1_000_000
 # The final bound takes this many times the draws of an intermediate one.
 _FINAL_PASSES = 4
 
@@ -33,7 +36,13 @@ class HeldoutBound:
   estimator: BoundEstimator
   entropies: Mapping[str, float]
 
-  def metrics(self, params: Params, numbers: np.ndarray, passes: int) -> dict[str, float]:
+  def metrics(
+    self,
+    params: Params,
+    numbers: np.ndarray,
+    passes: int,
+    on_progress: OnShare = lambda share: None,
+  ) -> dict[str, float]:
     """The bound of some rows, as metrics.
 
     Args:
@@ -46,6 +55,7 @@ class HeldoutBound:
       chars_per_block=self.rows.characters(numbers) / len(numbers),
       seed=_SEED,
       passes=passes,
+      on_progress=on_progress,
     )
     report = evaluation_report(bound, self.entropies)
     return {f"heldout_{name}": value for name, value in report.items()}
@@ -79,23 +89,35 @@ class Reporter:
     self._many = spread(len(rows), report.final_blocks)
     self._exact = program.objective.exact
     self._tokenizer = dataset.tokenizer
+    self._heads = dataset.train_head[:_WORD_TOKENS], dataset.heldout_head[:_WORD_TOKENS]
     self._one_document = program.experiment.data.packing == "pad"
     self._draw = program.previews(report.preview_steps)
     self._multiple = batch_multiple(program.mesh)
 
-  def evaluate(self, params: Params) -> dict[str, float]:
+  def evaluate(self, params: Params, on_progress: OnShare) -> dict[str, float]:
     """The bound of `report.evaluate_blocks` rows, as metrics."""
-    return self._bound.metrics(params, self._few, passes=1)
+    return self._bound.metrics(params, self._few, 1, on_progress)
 
-  def evaluate_fully(self, params: Params) -> dict[str, float]:
+  def evaluate_fully(self, params: Params, on_progress: OnShare) -> dict[str, float]:
     """The bound of `report.final_blocks` rows from more draws, as metrics."""
-    return self._bound.metrics(params, self._many, passes=_FINAL_PASSES)
+    return self._bound.metrics(params, self._many, _FINAL_PASSES, on_progress)
 
   def samples(self, params: Params, count: int) -> list[str]:
     """Texts of one row each."""
     drawn = -(-count // self._multiple) * self._multiple
     tokens = np.asarray(self._draw(params, np.arange(drawn, dtype=np.int32)))
     return [self._text(row) for row in tokens[:count]]
+
+  def known_words(self, samples: Sequence[str]) -> dict[str, float]:
+    """The shares of words in samples and in held-out text that occur in the training text, as
+    metrics; both of the first million tokens. Empty where there are no words."""
+    train, heldout = map(self._tokenizer.decode, self._heads)
+    vocabulary = frozenset(words_of(train))
+    shares = {
+      "sample_known_words": known_share(samples, vocabulary),
+      "heldout_known_words": known_share([heldout], vocabulary),
+    }
+    return {name: share for name, share in shares.items() if share is not None}
 
   def describe(self, step: int, line: Mapping[str, float]) -> str:
     """One line of text about a bound."""
