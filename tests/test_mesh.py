@@ -34,6 +34,9 @@ UDLM = dataclasses.replace(
   UNIFORM, diffusion=dataclasses.replace(UNIFORM.diffusion, parameterization="conditional")
 )
 D3PM = dataclasses.replace(CONDITIONAL, objective="discrete_time")
+MUON = dataclasses.replace(
+  ABSORBING, optimizer=dataclasses.replace(ABSORBING.optimizer, name="muon")
+)
 AUTOREGRESSIVE = dataclasses.replace(ABSORBING, objective="autoregressive")
 BLOCKS = ArrayRows(np.random.default_rng(0).integers(0, 10, (64, 8), np.int32))
 
@@ -96,12 +99,13 @@ def test_every_loss_is_the_same_on_any_mesh_and_accumulation(devices, mesh, accu
   [
     pytest.param(UNIFORM, id="uniform"),
     pytest.param(AUTOREGRESSIVE, id="autoregressive"),
+    pytest.param(MUON, id="muon"),
     pytest.param(UDLM, id="udlm", marks=pytest.mark.slow),
     pytest.param(CONDITIONAL, id="conditional", marks=pytest.mark.slow),
     pytest.param(D3PM, id="d3pm", marks=pytest.mark.slow),
   ],
 )
-def test_every_loss_is_the_same_for_other_objectives(kind):
+def test_every_loss_is_the_same_for_other_objectives_and_optimizers(kind):
   found = losses(kind, dict(replica=1, fsdp=2, tensor=2), 4)
   np.testing.assert_allclose(found, one_device(kind), rtol=1e-6)
 

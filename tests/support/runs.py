@@ -27,7 +27,7 @@ def final_state(workdir, experiment=TINY):
 
 def load_state(workdir, step, network, experiment, mesh):
   """The state of a step, sharded over a mesh."""
-  optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
+  optimizer = make_optimizer(experiment.optimizer, experiment.train.steps, network.table)
   shapes = jax.eval_shape(lambda key: create_state(key, network, optimizer), jax.random.key(0))
   like = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
