@@ -155,7 +155,7 @@ def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
 def _evaluation(path: Path, step: int) -> dict[str, Any]:
   """The bound at the end of the run, if it is of this step."""
   report = rundir.read_json(path, rundir.EVALUATION)
-  return {"evaluation": report} if report is not None and report["step"] == step else {}
+  return {"evaluation": report} if report is not None and report.get("step") == step else {}
 
 
 def _is_hub_id(name: str) -> bool:

@@ -66,14 +66,17 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
 
 
 def read_json(workdir: Path, name: str) -> Any:
-  """The content of a JSON file of a run, or None if there is no such file.
+  """The object in a JSON file of a run, or None if there is no such file.
 
   Raises:
     ValueError: it is damaged.
   """
   file = workdir / name
   try:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if file.is_file() and not isinstance(found, dict):
+      raise ValueError(f"it holds {found!r:.20}, not named fields")
+    return found
   except ValueError as error:
     raise ValueError(
       f"{file} is damaged ({error}): bring it back from a copy; checkpoints hold its content too"
