@@ -19,6 +19,8 @@ from sedd_jax.data.library_tokenizer import (
   eos_of,
   read_beside,
 )
+from sedd_jax.data.scope import PART
+from sedd_jax.data.unknown import UnknownCharacters, named
 from sedd_jax.data.utf8 import pieces_of_bytes
 from sedd_jax.data.wordpiece import WordPiece
 from sedd_jax.files.manifest import hash_of
@@ -32,8 +34,6 @@ TOKENIZERS = (
 )
 _FIXED = ("chars", "bytes", "bytes:eos", "gpt2", "bert")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Unknown characters that an error message lists.
-_MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
   Attributes:
     vocab_size: V; ids lie in [0, V).
     eos_id: put after every document, or None where documents are joined by blank lines.
-    needs_context: whether the tokens of a part of a text depend on the text around it.
+    scope: how much of a document decides the tokens of a part of it (`scope.py`).
   """
 
   @property
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
   def eos_id(self) -> int | None: ...
 
   @property
-  def needs_context(self) -> bool: ...
+  def scope(self) -> str: ...
 
   def encode(self, text: str) -> np.ndarray:
     """int32[T]."""
@@ -84,10 +84,6 @@ class Tokenizer(Protocol):
     ...
 
 
-class UnknownCharacters(ValueError):
-  """Text has characters that a tokenizer does not have; the message names them."""
-
-
 class Chars:
   """One token per character of a fixed set.
 
@@ -96,7 +92,7 @@ class Chars:
   """
 
   eos_id = None
-  needs_context = False
+  scope = PART
 
   def __init__(self, characters: str):
     self.characters = characters
@@ -124,9 +120,8 @@ class Chars:
     ids = np.where(known, self._ids[np.where(known, points, 0)], -1)
     if np.any(ids < 0):
       unknown = sorted(set(text) - set(self.characters))
-      named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
-      named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-      what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
+      which = named(unknown)
+      what = f"character {which} is" if len(unknown) == 1 else f"characters {which} are"
       raise UnknownCharacters(
         f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
       )
@@ -153,7 +148,7 @@ class Alphabet:
   """
 
   eos_id = None
-  needs_context = False
+  scope = PART
 
   def __init__(self):
     self.vocab_size = 0
@@ -182,7 +177,7 @@ class Bytes:
     eos: whether there is an end-of-text token. It decodes to <|endoftext|>.
   """
 
-  needs_context = False
+  scope = PART
 
   def __init__(self, *, eos: bool = False):
     self.vocab_size = 257 if eos else 256
