@@ -96,7 +96,8 @@ def cut_by_length(make, size):
 ODD = {
   "phrases, BPE": (PHRASES["BPE"], DOCUMENT),
   "phrases, Unigram": (PHRASES["Unigram"], DOCUMENT),
-  "added words": (lambda: with_added(byte_level, "fox fox", "b\n\na"), AROUND),
+  "added words": (lambda: with_added(byte_level, "fox fox", "b\n\na"), DOCUMENT),
+  "added spaces": (lambda: with_added(byte_level, "\n\n", "   ", " a"), AROUND),
   "added, strips": (lambda: with_added(byte_level, AddedToken("fox", rstrip=True)), AROUND),
   "added, Unigram": (lambda: with_added(KINDS["Unigram"], "fox fox"), DOCUMENT),
   "words of a length": (lambda: cut_by_length(byte_level, 7), DOCUMENT),

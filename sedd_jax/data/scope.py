@@ -32,6 +32,8 @@ def scope_of(definition: Mapping[str, Any], library: Any) -> str:
   """
   normalizer, pre_tokenizer = definition["normalizer"], definition["pre_tokenizer"]
   added = definition["added_tokens"]
+  if any(re.search(r"\S\s", token["content"]) for token in added):
+    return DOCUMENT  # Which of "x x x" is the added token "x x" depends on all "x" before.
   spaced = any(t["lstrip"] or t["rstrip"] or re.search(r"\s", t["content"]) for t in added)
   if (normalizer, pre_tokenizer) == (None, GPT2_PRE_TOKENIZER) and not spaced:
     return PART
