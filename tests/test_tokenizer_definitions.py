@@ -1,5 +1,6 @@
 """Tokenizers that runs and folders hold already, and definitions that need care."""
 
+import dataclasses
 import json
 
 import hypothesis
@@ -7,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tokenizers
+from support.command import sedd
 from support.small_tokenizers import KINDS, TEXT, byte_level
 from tokenizers import (
   AddedToken,
@@ -18,10 +20,23 @@ from tokenizers import (
   trainers,
 )
 
-from sedd_jax.data import BPE, sources, streams
-from sedd_jax.data.library_tokenizer import LibraryTokenizer
+import sedd_jax
+from sedd_jax.data import (
+  BPE,
+  DataConfig,
+  from_name,
+  load_dataset,
+  sources,
+  streams,
+  vocab_size_of,
+)
+from sedd_jax.data.library_tokenizer import LibraryTokenizer, TokenizerWarning
+from sedd_jax.data.prepare import prepare
 from sedd_jax.data.scope import AROUND, DOCUMENT, PART
+from sedd_jax.data.tokenizers import same_tokenizer
 from sedd_jax.data.unknown import UnknownCharacters
+from sedd_jax.data.wordpiece import WordPiece
+from sedd_jax.interop.export import convert
 from sedd_jax.training import rundir
 
 # Identity of what was stored.
@@ -226,3 +241,142 @@ def test_other_decoders_read_as_the_library(parts):
     ids = rng.integers(0, ours.vocab_size, 5).tolist()
     if "\ufffd" not in (text := ours.decode(ids)) and ours.name_of(ids[0]) != "<0x20>":
       assert text == library.decode(ids, skip_special_tokens=False)
+
+
+# Names.
+
+
+def save(library, folder, **config):
+  folder.mkdir(exist_ok=True)
+  library.save(str(folder / "tokenizer.json"))
+  if config:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+  return folder
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fox", "##es", "."]
+
+
+def test_bert_with_both_files_is_its_vocabulary_as_before(tmp_path):
+  library = tokenizers.Tokenizer(
+    models.WordPiece({name: i for i, name in enumerate(VOCABULARY)}, unk_token="[UNK]")
+  )
+  library.add_special_tokens(VOCABULARY[:5])
+  save(library, tmp_path)
+  assert isinstance(from_name(f"bert:{tmp_path}", ()), LibraryTokenizer)
+  (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+  found = from_name(f"bert:{tmp_path}", ())
+  assert same_tokenizer(found, WordPiece(VOCABULARY))
+  assert (
+    found.encode("The [SEP] foxes").tolist()
+    == WordPiece(VOCABULARY).encode("the [SEP] foxes").tolist()
+  )
+  with pytest.raises(ValueError, match=r"tokenizer_eos='fox': that of .*vocab\.txt is '\[SEP\]'"):
+    from_name(f"bert:{tmp_path}", (), "fox")
+  (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+  with pytest.raises(ValueError, match=r"do_lower_case=false.* uncased"):
+    from_name(f"bert:{tmp_path}", ())
+
+
+def test_a_vocabulary_that_cannot_be_read_names_its_folder(tmp_path):
+  (tmp_path / "merges.txt").write_text("x y\n")
+  for content in ("{", '{"a": 0}'):
+    (tmp_path / "vocab.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}: its vocabulary and merges cannot be read"):
+      from_name(str(tmp_path), ())
+
+
+@pytest.fixture
+def hub(monkeypatch):
+  """Counts what is asked of the hub, which cannot be reached."""
+  asked = []
+
+  def unreachable(*arguments, **_):
+    asked.append(arguments)
+    raise OSError("no network")
+
+  monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+  return asked
+
+
+@pytest.mark.parametrize(
+  "name", ["charz", "nowhere/tokenizer.json", "gpt2:nowhere", "bert:no/where", "gpt2:no/x.json"]
+)
+def test_what_is_not_here_lists_the_choices_without_a_network(name, hub):
+  with pytest.raises((ValueError, FileNotFoundError), match=r"'chars', 'bytes'.* hub id") as error:
+    from_name(name, ())
+  assert f"data.tokenizer={name!r}" in str(error.value)
+  assert not hub
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once(hub):
+  with pytest.raises(ConnectionError, match=r"no such file or folder is here.*'chars', 'bytes'"):
+    from_name("nobody/nothing", ())
+  assert len(hub) == 1
+
+
+def test_a_tokenizer_without_an_end_of_text_says_so(tmp_path):
+  save(KINDS["GPT-1"](), tmp_path)
+  with pytest.warns(TokenizerWarning, match="no end-of-text token is found; blank lines"):
+    assert from_name(str(tmp_path), ()).eos_id is None
+
+
+# Prepared text.
+
+
+def test_prepared_text_refuses_another_end_of_text_and_another_gpt2(tmp_path):
+  library = with_added(byte_level, AddedToken("<stop>", special=True))
+  folder = save(library, tmp_path / "tokenizer")
+  (tmp_path / "text.txt").write_text(TEXT)
+  config = DataConfig(files=str(tmp_path / "text.txt"), tokenizer=f"gpt2:{folder}", length=16)
+  prepare(config, tmp_path / "prepared", workers=1)
+  there = dataclasses.replace(config, files=str(tmp_path / "prepared"))
+  assert vocab_size_of(there) == load_dataset(there).tokenizer.vocab_size
+  with pytest.raises(ValueError, match=r"data\.tokenizer_eos='<stop>', but .* '<\|endoftext\|>'"):
+    load_dataset(dataclasses.replace(there, tokenizer_eos="<stop>"))
+  with pytest.raises(ValueError, match=r"data\.tokenizer='gpt2', but .* has another tokenizer"):
+    load_dataset(dataclasses.replace(there, tokenizer="gpt2"))
+  byte_level(normalizer=normalizers.Lowercase()).save(str(folder / "tokenizer.json"))
+  with pytest.raises(ValueError, match=r"is not what it was when .* was prepared"):
+    load_dataset(there)
+
+
+# Weights that come without a tokenizer.
+
+
+def words(count):
+  library = tokenizers.Tokenizer(
+    models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0")
+  )
+  library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  return library
+
+
+def test_the_end_of_text_is_named_where_the_tokenizer_is(shared_path, tmp_path):
+  save(words(31), tmp_path)
+  weights = shared_path("golden/hf_tiny")
+  model = sedd_jax.load(weights, tokenizer=str(tmp_path), tokenizer_eos="w30")
+  assert model.tokenizer is not None
+  assert model.tokenizer.eos_id == 30
+  again = convert(weights, tmp_path / "converted", tokenizer=str(tmp_path), tokenizer_eos="w30")
+  assert same_tokenizer(sedd_jax.load(again).tokenizer, model.tokenizer)
+  with pytest.raises(ValueError, match=r"no 'w31', which data\.tokenizer_eos"):
+    sedd_jax.load(weights, tokenizer=str(tmp_path), tokenizer_eos="w31")
+
+
+@pytest.mark.parametrize("count", [30, 32])
+def test_a_vocabulary_that_does_not_fit_is_refused_by_every_verb(shared_path, tmp_path, count):
+  folder, weights = save(words(count), tmp_path / "tokenizer"), shared_path("golden/hf_tiny")
+  model = sedd_jax.load(weights)
+  with pytest.raises(ValueError, match=f"has {count} tokens and the model 31"):
+    dataclasses.replace(model, tokenizer=LibraryTokenizer(words(count).to_str()))
+  suite = ["evaluate", "--suite=zero-shot", "--protocol=strict", f"--data=lambada={__file__}"]
+  for verb in (
+    ["sample", f"--checkpoint={weights}", "--num=1", "--steps=1"],
+    ["convert", f"--from={weights}", f"--to={tmp_path / 'converted'}"],
+    [*suite, f"--checkpoint={weights}"],
+  ):
+    done = sedd(*verb, f"--tokenizer={folder}")
+    assert done.returncode == 2, done
+    assert f"has {count} tokens and the model 31" in done.stderr
+  assert not (tmp_path / "converted").exists()

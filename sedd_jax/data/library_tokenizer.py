@@ -20,7 +20,7 @@ from sedd_jax.data.unknown import Unknown, may_lack
 from sedd_jax.data.utf8 import pieces_of_bytes
 from sedd_jax.files.pointers import check_no_pointer
 
-DEFINITION = "tokenizer.json"
+DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
 GPT2_EOS = "<|endoftext|>"
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # Names of end-of-text tokens, the more specific first.
@@ -91,7 +91,7 @@ class LibraryTokenizer:
     Raises:
       ValueError: as of the class; the message names the file.
     """
-    named = eos or eos_of(read_beside(file.parent, "tokenizer_config.json"))
+    named = eos or eos_of(read_beside(file.parent, CONFIG))
     check_no_pointer(file)
     with open_any(file, text=True) as opened:
       return cls(opened.read(), eos=named, source=str(file))
@@ -292,11 +292,16 @@ def read_beside(folder: Path, *names: str) -> str | None:
 
 def eos_of(config: str | None) -> str | None:
   """The end-of-text token that a tokenizer_config.json names, if it names one."""
+  token = setting(config, "eos_token")
+  return token.get("content") if isinstance(token, Mapping) else token
+
+
+def setting(config: str | None, name: str) -> Any:
+  """A field of a tokenizer_config.json, or None."""
   try:
-    token = json.loads(config or "{}").get("eos_token")
+    return json.loads(config or "{}").get(name)
   except (ValueError, AttributeError):
     return None
-  return token.get("content") if isinstance(token, Mapping) else token
 
 
 def _parsed(definition: str, source: str) -> dict[str, Any]:
