@@ -90,7 +90,7 @@ def test_every_sampler_follows_temperature_to_its_limits(process, name):
     pytest.skip(f"{name} lifts masks")
   p = jnp.asarray(P[:5] / P[:5].sum(), jnp.float32)
   keys = jax.random.split(jax.random.key(0), 256)
-  for temperature in (1e-300, 1e-39, 1e-9, 1e39, 1e300):
+  for temperature in (1e-300, 1e300):
     sampling = Sampling(
       process=process,
       noise=noise,

@@ -70,10 +70,9 @@ def test_an_encoding_that_lacks_a_character_shows_an_escape(exported):
   done = outside(*sample, PYTHONIOENCODING="ascii", JAX_PLATFORMS="cpu")
   assert (done.returncode, "\\xb1" in done.stdout) == (0, True), done
   lines = outside(*sample, "--json", PYTHONIOENCODING="latin-1:strict", JAX_PLATFORMS="cpu")
-  unicode = outside(*sample, "--json", PYTHONIOENCODING="utf-8", JAX_PLATFORMS="cpu")
-  texts = [[json.loads(x)["text"] for x in y.stdout.splitlines()] for y in (lines, unicode)]
-  assert texts[0] == texts[1]
-  assert "±" in "".join(texts[0])
+  texts = [json.loads(line)["text"] for line in lines.stdout.splitlines()]
+  assert len(texts) == 2
+  assert all(text.startswith("±") for text in texts)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sample", "--num=100", "--batch=1"]])
