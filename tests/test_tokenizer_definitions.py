@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import hypothesis
 import hypothesis.strategies as st
@@ -33,7 +34,7 @@ from sedd_jax.data import (
 from sedd_jax.data.library_tokenizer import LibraryTokenizer, TokenizerWarning
 from sedd_jax.data.prepare import prepare
 from sedd_jax.data.scope import AROUND, DOCUMENT, PART
-from sedd_jax.data.tokenizers import same_tokenizer
+from sedd_jax.data.tokenizers import fingerprint, same_tokenizer
 from sedd_jax.data.unknown import UnknownCharacters
 from sedd_jax.data.wordpiece import WordPiece
 from sedd_jax.interop.export import convert
@@ -66,6 +67,28 @@ def test_a_run_with_another_tokenizer_does_not_go_on(tmp_path, monkeypatch):
     rundir.check_shared(tmp_path, other)
   with pytest.raises(ValueError, match=r"tokenizer\.(kind|definition)"):
     rundir.check_meta(tmp_path, 1, json.loads(json.dumps(one)), other)
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_one_definition_is_one_tokenizer_however_it_is_written(make):
+  library = make()
+  written = json.loads(library.to_str())
+  ours = LibraryTokenizer(json.dumps(written))
+  for name, inner in (
+    ("normalizer", "normalizers"),
+    ("pre_tokenizer", "pretokenizers"),
+    ("decoder", "decoders"),
+  ):
+    if written[name] is not None:  # A sequence of one step is that step.
+      written[name] = {"type": "Sequence", inner: [written[name]]}
+  written["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True,
+                               "trim_offsets": False, "use_regex": True}  # fmt: skip
+  if "merges" in written["model"]:
+    written["model"]["merges"] = [" ".join(pair) for pair in written["model"]["merges"]]
+  again = LibraryTokenizer(json.dumps(dict(reversed(written.items()))))
+  assert again.encode(TEXT[:500]).tolist() == ours.encode(TEXT[:500]).tolist()
+  assert same_tokenizer(again, ours)
+  assert fingerprint(again) == fingerprint(ours)
 
 
 # Documents that are read in pieces.
@@ -319,6 +342,18 @@ def test_a_tokenizer_without_an_end_of_text_says_so(tmp_path):
   save(KINDS["GPT-1"](), tmp_path)
   with pytest.warns(TokenizerWarning, match="no end-of-text token is found; blank lines"):
     assert from_name(str(tmp_path), ()).eos_id is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_tokenizer_that_loses_text_says_so(tmp_path, name):
+  save(KINDS[name](), tmp_path)
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    from_name(str(tmp_path), ())
+  is_lossless = name in ("byte level", "byte level, prefix space", "GPT-4", "Llama")
+  assert any("does not come back" in str(x.message) for x in said) != (
+    is_lossless or name == "byte level, stripped"  # It loses only what stands at the ends.
+  )
 
 
 # Prepared text.

@@ -74,7 +74,7 @@ class LibraryTokenizer:
       raise ValueError(f"{source}: the vocabulary is empty")
     self.vocab_size = max(self._names) + 1
     self.eos_id = self._find_eos(eos)
-    cuts = _without_offsets(self._plain["pre_tokenizer"])
+    cuts = _without_unused(self._plain["pre_tokenizer"])
     self.scope = scope_of({**self._plain, "pre_tokenizer": cuts}, self._library)
     ids = {name: i for i, name in self._names.items()}
     self._unknown = Unknown(self._plain, ids) if may_lack(self._plain) else None
@@ -108,7 +108,10 @@ class LibraryTokenizer:
     """
     if self._unknown is not None:
       self._unknown.check(list(texts), self._source)
-    encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    try:
+      encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    except TypeError as error:
+      raise ValueError(f"text that is not Unicode has no tokens: {error}") from error
     return [np.array(e.ids, np.int32) for e in encodings]
 
   def encode_within(self, parts: Sequence[tuple[str, str, str]]) -> list[np.ndarray]:
@@ -183,10 +186,16 @@ class LibraryTokenizer:
       model["merges"] = merges
       if self._is_gpt2:
         return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
-    parts = {name: self._plain[name] for name in ("normalizer", "pre_tokenizer", "decoder")}
+    parts = {
+      name: [_without_unused(step) for step in steps_of(self._plain[name])]
+      for name in ("normalizer", "pre_tokenizer", "decoder")
+    }
+    parts["decoder"] = [
+      {"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in parts["decoder"]
+    ]
     added = sorted(self._plain["added_tokens"], key=lambda token: token["id"])
     whole = {"kind": "library", "model": model, "added_tokens": added, "eos": self.eos_id}
-    return whole | _without_offsets(parts)
+    return whole | parts
 
   @functools.cached_property
   def _is_gpt2(self) -> bool:
@@ -275,7 +284,9 @@ def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
   found = [int(i) for i in ids]
   for i in found:
     if not 0 <= i < vocab_size:
-      raise ValueError(f"token {i} is not one of the {vocab_size} of this tokenizer")
+      raise ValueError(
+        f"token {i} is not one of the {vocab_size} of this tokenizer: ids lie in [0, {vocab_size})"
+      )
   return found
 
 
@@ -366,11 +377,11 @@ def _plain(definition: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
   return {**definition, **off, "model": model}, found
 
 
-def _without_offsets(part: Any) -> Any:
+def _without_unused(part: Any) -> Any:
   """The same without settings of offsets, which change no id and no text."""
   if isinstance(part, dict):
-    return {k: _without_offsets(v) for k, v in part.items() if k != "trim_offsets"}
-  return [_without_offsets(one) for one in part] if isinstance(part, list) else part
+    return {k: _without_unused(v) for k, v in part.items() if k != "trim_offsets"}
+  return [_without_unused(one) for one in part] if isinstance(part, list) else part
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -35,7 +35,8 @@ def scope_of(definition: Mapping[str, Any], library: Any) -> str:
   if any(re.search(r"\S\s", token["content"]) for token in added):
     return DOCUMENT  # Which of "x x x" is the added token "x x" depends on all "x" before.
   spaced = any(t["lstrip"] or t["rstrip"] or re.search(r"\s", t["content"]) for t in added)
-  if (normalizer, pre_tokenizer) == (None, GPT2_PRE_TOKENIZER) and not spaced:
+  is_gpt2 = not steps_of(normalizer) and steps_of(pre_tokenizer) == [GPT2_PRE_TOKENIZER]
+  if is_gpt2 and not spaced:
     return PART
   if _cuts_words(library):
     return AROUND

@@ -37,6 +37,9 @@ TOKENIZERS = (
   "'chars', 'bytes', 'bytes:eos', 'gpt2', 'gpt2:FOLDER', 'bert', 'bert:FOLDER', a tokenizer.json, "
   "a folder with one, or a hub id"
 )
+# Tokenizers that lose something lose some of this. It has no decomposed accents: to compose them
+# is no loss that a reader sees.
+_SAMPLE = 'The Café,  "A"\n\n\tend 1.5 ½ 東!'
 _FIXED = ("chars", "bytes", "bytes:eos", "gpt2", "bert")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -320,7 +323,22 @@ def from_name(
       TokenizerWarning,
       stacklevel=2,
     )
+  if not _comes_back(found):
+    warnings.warn(
+      f"{name}: text does not come back whole from its tokens (such as case, accents, spaces or "
+      "unknown characters); bits per character are per character of the text as it was",
+      TokenizerWarning,
+      stacklevel=2,
+    )
   return found
+
+
+def _comes_back(tokenizer: Tokenizer) -> bool:
+  """Whether a text of many kinds of characters is what its tokens are decoded to."""
+  try:
+    return tokenizer.decode(tokenizer.encode(_SAMPLE)).strip(" ") == _SAMPLE
+  except UnknownCharacters:  # These are refused, not lost.
+    return True
 
 
 def is_fixed(name: str) -> bool:
