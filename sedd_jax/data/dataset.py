@@ -81,9 +81,9 @@ def vocab_size_of(config: DataConfig) -> int:
     return GPT2_VOCAB_SIZE
   if name == "bert" or (name.startswith("bert:") and not is_here(name)):
     return wordpiece.VOCAB_SIZE
-  prepared = [part for part in config.parts if is_prepared(part)]
-  if prepared and not is_fixed(name) and not is_here(name):  # The folder has its tokenizer.
-    return open_prepared(prepared[0]).tokenizer().vocab_size
+  if config.files and not is_fixed(name) and not is_here(name):
+    for part in filter(is_prepared, config.parts):  # Each has its tokenizer.
+      return open_prepared(part).tokenizer().vocab_size
   if name != "chars":
     return from_name(name, (), config.tokenizer_eos).vocab_size
   if not config.files:
