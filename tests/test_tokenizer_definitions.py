@@ -371,9 +371,9 @@ def test_prepared_text_refuses_another_end_of_text_and_another_gpt2(tmp_path):
     load_dataset(dataclasses.replace(there, tokenizer_eos="<stop>"))
   with pytest.raises(ValueError, match=r"data\.tokenizer='gpt2', but .* has another tokenizer"):
     load_dataset(dataclasses.replace(there, tokenizer="gpt2"))
-  (folder / "tokenizer.json").rename(tmp_path / "away.json")
-  moved = dataclasses.replace(there, tokenizer=str(folder / "tokenizer.json"))
-  assert vocab_size_of(moved) == load_dataset(there).tokenizer.vocab_size
+  vocab_size = load_dataset(there).tokenizer.vocab_size
+  moved = dataclasses.replace(there, tokenizer=str(tmp_path / "moved" / "tokenizer.json"))
+  assert vocab_size_of(moved) == vocab_size
   byte_level(normalizer=normalizers.Lowercase()).save(str(folder / "tokenizer.json"))
   with pytest.raises(ValueError, match=r"is not what it was when .* was prepared"):
     load_dataset(there)
