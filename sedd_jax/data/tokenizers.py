@@ -265,7 +265,18 @@ def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:
-  """Builds a tokenizer from its `to_json`."""
+  """Builds a tokenizer from its `to_json`.
+
+  Raises:
+    ValueError: that is none.
+  """
+  try:
+    return _from_json(spec)
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"the stored tokenizer is damaged: {error!r} of {spec!r:.60}") from error
+
+
+def _from_json(spec: Mapping[str, Any]) -> Tokenizer:
   match spec["kind"]:
     case "chars":
       return Chars(spec["characters"])
