@@ -18,11 +18,20 @@ _LAYOUT = flags.DEFINE_enum(
 _TOKENIZER = flags.DEFINE_string(
   "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
+_EOS = flags.DEFINE_string(
+  "tokenizer_eos", "", "Its end-of-text token; by default found in its file."
+)
 
 
 def main() -> None:
   source, target = app.require(USAGE, _FROM, _TO)
-  folder = convert(source, target, layout=_LAYOUT.value, tokenizer=_TOKENIZER.value)
+  folder = convert(
+    source,
+    target,
+    layout=_LAYOUT.value,
+    tokenizer=_TOKENIZER.value,
+    tokenizer_eos=_EOS.value,
+  )
   print(f"wrote {folder}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
 
 

@@ -63,15 +63,20 @@ _OF_SUITES = {
   ),
   "passes": flags.DEFINE_integer("passes", 1, "Independent passes over every block."),
   "tokenizer": flags.DEFINE_string("tokenizer", None, "Of weights that have none, e.g. gpt2."),
+  "tokenizer_eos": flags.DEFINE_string(
+    "tokenizer_eos", "", "Its end-of-text token; by default found in its file."
+  ),
   "out": path_flags.define_path("out", None, "Folder of the result: new, or one to resume."),
 }
+# Of suites, and of the verbs in `_VERBS`.
+_SHARED = ("tokenizer", "tokenizer_eos", "out")
 _OF_TEXT = study_flags.define("files", "heldout_files")
 # Flags of older versions, whose work other verbs do: see `_older`.
 _FRONTIER = flags.DEFINE_bool("frontier", False, "Now sedd frontier.")
 _INFILLING = flags.DEFINE_bool("infilling", False, "Now sedd infilling.")
 _OF_STUDIES = study_flags.define(
-  "samples", "judge", "judge_tokenizer", "reference", "length", "baseline", "samplers", "steps",
-  "temperatures", "num",
+  "samples", "judge", "judge_tokenizer", "judge_tokenizer_eos", "reference", "length", "baseline",
+  "samplers", "steps", "temperatures", "num",
 )  # fmt: skip
 _VERBS = {"samples": "grade", "frontier": "frontier", "infilling": "infilling"}
 
@@ -126,7 +131,7 @@ def _faults() -> list[str]:
     if modes and (given := _given(_OF_TEXT.values())):
       faults.append(f"{given}: of a run's own text; with --suite --data=SET=SOURCE names it")
   else:
-    bounds = [flag for name, flag in _OF_SUITES.items() if name not in ("tokenizer", "out")]
+    bounds = [flag for name, flag in _OF_SUITES.items() if name not in _SHARED]
     if given := _given([*bounds, _NUM_TIMES]):
       faults.append(f"{given} cannot be combined with --{modes[0]}")
     if modes[0] != "samples":
@@ -150,8 +155,7 @@ def _older(mode: str) -> dict[str, Any]:
   """The report of a study that has a verb of its own now."""
   values = study_flags.settings({**_OF_STUDIES, **_OF_TEXT}) | {
     "checkpoints": [] if _CHECKPOINT.value is None else split_paths(_CHECKPOINT.value, ","),
-    "tokenizer": _OF_SUITES["tokenizer"].value,
-    "out": _OF_SUITES["out"].value,
+    **{name: _OF_SUITES[name].value for name in _SHARED},
     "batch_size": _BATCH.value,
     "seed": _SEED.value,
   }

@@ -13,8 +13,9 @@ The baseline is an autoregressive model at several temperatures. Quality is comp
 entropy (docs/quality.md). The same command resumes a killed one.
 """
 _FLAGS = study_flags.define(
-  "checkpoint", "baseline", "tokenizer", "judge", "judge_tokenizer", "reference", "files",
-  "heldout_files", "samplers", "steps", "temperatures", "num", "length",
+  "checkpoint", "baseline", "tokenizer", "tokenizer_eos", "judge", "judge_tokenizer",
+  "judge_tokenizer_eos", "reference", "files", "heldout_files",
+  "samplers", "steps", "temperatures", "num", "length",
   "batch_size", "seed", "out", "json",
 )  # fmt: skip
 

@@ -12,8 +12,8 @@ USAGE = """Grades samples by a judge, an autoregressive run or GPT-2, and by cou
 A perplexity alone says little: repeated words have a low one. docs/quality.md explains the table.
 """
 _FLAGS = study_flags.define(
-  "samples", "judge", "judge_tokenizer", "reference", "files", "heldout_files", "length",
-  "batch_size", "out", "json",
+  "samples", "judge", "judge_tokenizer", "judge_tokenizer_eos", "reference", "files",
+  "heldout_files", "length", "batch_size", "out", "json",
 )  # fmt: skip
 
 

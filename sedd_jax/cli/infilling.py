@@ -14,8 +14,9 @@ The gap is the second half of each row, the first half, or the middle. The basel
 autoregressive model, sees only the text before the gap (docs/quality.md).
 """
 _FLAGS = study_flags.define(
-  "checkpoint", "baseline", "tokenizer", "judge", "judge_tokenizer", "reference", "files",
-  "heldout_files", "num", "length", "batch_size", "seed", "out", "json",
+  "checkpoint", "baseline", "tokenizer", "tokenizer_eos", "judge", "judge_tokenizer",
+  "judge_tokenizer_eos", "reference", "files", "heldout_files",
+  "num", "length", "batch_size", "seed", "out", "json",
 )  # fmt: skip
 _SAMPLER = flags.DEFINE_string("sampler", "tweedie", "Of the diffusion models.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Sampling steps.", lower_bound=1)

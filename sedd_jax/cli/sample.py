@@ -61,6 +61,9 @@ _TEMPLATES = path_flags.define_path("templates", None, "File of templates, one a
 _TOKENIZER = flags.DEFINE_string(
   "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
 )
+_EOS = flags.DEFINE_string(
+  "tokenizer_eos", "", "Its end-of-text token; by default found in its file."
+)
 _BATCH = flags.DEFINE_integer("batch", 16, "Samples at a time, on all devices together.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Devices that share the samples; 0 for all.")
 _OUT = path_flags.define_path(
@@ -101,7 +104,7 @@ def main() -> None:
     top_k=_TOP_K.value,
     top_p=_TOP_P.value,
   )
-  model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value)
+  model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value, tokenizer_eos=_EOS.value)
   model = dataclasses.replace(model, devices=_devices())
   request = SampleRequest(
     templates=prompts.templates(model.encode, model.length),

@@ -32,6 +32,7 @@ def _define_numbers(kind: type[int] | type[float]) -> Callable[..., flags.FlagHo
 
 
 _TOKENIZER = "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
+_EOS = "End-of-text token of that tokenizer; by default found in its file."
 _STEPS, _TEMPERATURES = "4,8,16,32,64", "0.6,0.8,0.9,1,1.1,1.2"
 # How a flag is defined, its default and its help.
 _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {
@@ -39,8 +40,10 @@ _FLAGS: Mapping[str, tuple[Callable[..., Any], Any, str]] = {
   "checkpoint": (define_paths, None, "Diffusion models, separated by commas."),
   "baseline": (define_model, None, "Autoregressive model to compare with."),
   "tokenizer": (flags.DEFINE_string, None, _TOKENIZER),
+  "tokenizer_eos": (flags.DEFINE_string, "", _EOS),
   "judge": (define_model, None, "Autoregressive run, or GPT-2 by folder or hub id."),
   "judge_tokenizer": (flags.DEFINE_string, None, _TOKENIZER),
+  "judge_tokenizer_eos": (flags.DEFINE_string, "", _EOS),
   "reference": (define_source, "", "Real text: a run or files. Default: the judge's."),
   "files": (define_source, "", "Where the text of the runs is now, if data.files has moved."),
   "heldout_files": (define_source, "", "The same for data.heldout_files."),

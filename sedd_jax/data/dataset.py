@@ -21,11 +21,13 @@ from sedd_jax.data.rows import Joined, Rows, make_rows
 from sedd_jax.data.sources import Documents
 from sedd_jax.data.streams import Encoded, Stream, encode, heads, separated, token_dtype
 from sedd_jax.data.tokenizers import (
+  GPT2_FINGERPRINT,
   GPT2_VOCAB_SIZE,
   Alphabet,
-  Bytes,
   Tokenizer,
   UnknownCharacters,
+  eos_name,
+  fingerprint,
   from_name,
   is_fixed,
   is_here,
@@ -76,16 +78,18 @@ def vocab_size_of(config: DataConfig) -> int:
   Raises:
     ValueError: the tokenizer depends on a corpus that the config does not name.
   """
-  if config.tokenizer.startswith("bytes"):
-    return Bytes(eos=config.tokenizer == "bytes:eos").vocab_size
-  if config.tokenizer == "gpt2":
+  name = config.tokenizer
+  if name == "gpt2" or (name.startswith("gpt2:") and not is_here(name)):
     return GPT2_VOCAB_SIZE
-  if config.tokenizer == "bert":
+  if name == "bert" or (name.startswith("bert:") and not is_here(name)):
     return wordpiece.VOCAB_SIZE
-  if (size := bpe_size(config.tokenizer)) is not None:
+  if (size := bpe_size(name)) is not None:
     return size
-  if config.tokenizer != "chars":
-    return from_name(config.tokenizer, (), config.tokenizer_eos).vocab_size
+  if config.files and not is_fixed(name) and not is_here(name):
+    for part in filter(is_prepared, config.parts):  # Each has its tokenizer.
+      return open_prepared(part).tokenizer().vocab_size
+  if name != "chars":
+    return from_name(name, (), config.tokenizer_eos).vocab_size
   if not config.files:
     raise ValueError(
       f"data.tokenizer={config.tokenizer!r} depends on the corpus, and data.files is empty: name "
@@ -224,17 +228,31 @@ class _Shards:
       ValueError: it names another.
     """
     made, named = self.prepared.manifest["settings"]["tokenizer"], config.tokenizer
-    own, eos = self.prepared.tokenizer(), config.tokenizer_eos
+    own = self.prepared.tokenizer()
+    if (eos := config.tokenizer_eos) and eos != eos_name(own):
+      raise ValueError(
+        f"data.tokenizer_eos={eos!r}, but {self.prepared.folder} has another tokenizer, whose "
+        f"end-of-text token is {eos_name(own)!r}: leave it out, or prepare the text again"
+      )
     if made == named and not is_here(named):
       return
-    if made.startswith(f"{named}:") and own.vocab_size == vocab_size_of(config):
-      return  # gpt2 or bert, from a folder there and from the hub here.
-    if (made == named or not is_fixed(named)) and same_tokenizer(from_name(named, (), eos), own):
+    if made.startswith(f"{named}:"):  # A folder there, and here the one of the hub.
+      same = _is_published(named, own)
+    else:
+      same = (made == named or not is_fixed(named)) and same_tokenizer(
+        from_name(named, (), eos), own
+      )
+    if same:
       return
-    other = "it now gives other tokens" if made == named else f"it was prepared with {made!r}"
+    folder = self.prepared.folder
+    if made == named:
+      raise ValueError(
+        f"data.tokenizer={named!r} is not what it was when {folder} was prepared, which has "
+        "another tokenizer: prepare the text again, or name the tokenizer that it was"
+      )
     raise ValueError(
-      f"data.tokenizer={named!r}, but {self.prepared.folder} has another tokenizer: {other}. Set "
-      f"{command(f'--config.data.tokenizer={made}')}, or prepare the text again"
+      f"data.tokenizer={named!r}, but {folder} has another tokenizer: it was prepared with "
+      f"{made!r}. Set {command(f'--config.data.tokenizer={made}')}, or prepare the text again"
     )
 
   def read(self, side: str, tokenizer: Tokenizer) -> _Side:
@@ -247,6 +265,13 @@ class _Shards:
     # Held-out records are never skipped: a bound on part of the text is no bound on the text.
     stream = self.prepared.stream(side, self.faults if side == "train" else Faults())
     return _Side(stream, self.prepared.manifest[side]["characters"])
+
+
+def _is_published(name: str, tokenizer: Tokenizer) -> bool:
+  """Whether a tokenizer from a folder is that of the hub: `gpt2`, `bert` or another fixed one."""
+  if name == "gpt2":
+    return fingerprint(tokenizer) == GPT2_FINGERPRINT
+  return name == "bert" and tokenizer.vocab_size == wordpiece.VOCAB_SIZE
 
 
 def _parts(config: DataConfig, faults: Faults) -> list[_Text | _Shards]:

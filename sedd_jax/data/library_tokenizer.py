@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.scope import PART, scope_of, steps_of, types_of
+from sedd_jax.data.unknown import Unknown, may_lack
 from sedd_jax.data.utf8 import pieces_of_bytes
 from sedd_jax.files.pointers import check_no_pointer
 
-DEFINITION = "tokenizer.json"
+DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
 GPT2_EOS = "<|endoftext|>"
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # Names of end-of-text tokens, the more specific first.
@@ -27,10 +29,8 @@ _EOS_NAMES = (
 )  # fmt: skip
 # Decoders whose text of a token does not depend on the tokens after it.
 _DECODERS = (
-  "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Sequence", "Strip",
-  "WordPiece",
+  "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece",
 )  # fmt: skip
-_GPT2_PRE_TOKENIZER = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 # Post-processors that add no tokens.
 _HARMLESS = ("ByteLevel",)
 
@@ -45,8 +45,7 @@ class LibraryTokenizer:
   Attributes:
     vocab_size: V, the largest id plus 1. Ids that no token has stand for no text.
     eos_id: the end-of-text token, or None.
-    needs_context: whether the tokens of a part of a text may depend on the text around it, though
-      it is cut in front of white space. GPT-2's pre-tokenizer cuts there by itself.
+    scope: how much of a document decides the tokens of a part of it.
   """
 
   def __init__(self, definition: str, *, eos: str | None = None, source: str = DEFINITION):
@@ -75,8 +74,14 @@ class LibraryTokenizer:
       raise ValueError(f"{source}: the vocabulary is empty")
     self.vocab_size = max(self._names) + 1
     self.eos_id = self._find_eos(eos)
-    cuts = _without_offsets(self._plain["pre_tokenizer"])
-    self.needs_context = (self._plain["normalizer"], cuts) != (None, _GPT2_PRE_TOKENIZER)
+    cuts = _without_unused(self._plain["pre_tokenizer"])
+    self.scope = scope_of({**self._plain, "pre_tokenizer": cuts}, self._library)
+    ids = {name: i for i, name in self._names.items()}
+    self._unknown = Unknown(self._plain, ids) if may_lack(self._plain) else None
+    vocabulary = self._plain["model"]["vocab"]
+    self._as_written = {
+      token["id"] for token in self._plain["added_tokens"] if token["content"] not in vocabulary
+    }
     self._known: dict[int, str | bytes] = {}
 
   @classmethod
@@ -86,7 +91,7 @@ class LibraryTokenizer:
     Raises:
       ValueError: as of the class; the message names the file.
     """
-    named = eos or eos_of(read_beside(file.parent, "tokenizer_config.json"))
+    named = eos or eos_of(read_beside(file.parent, CONFIG))
     check_no_pointer(file)
     with open_any(file, text=True) as opened:
       return cls(opened.read(), eos=named, source=str(file))
@@ -96,8 +101,17 @@ class LibraryTokenizer:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """Each text by itself, int32[T]."""
-    encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    """Each text by itself, int32[T].
+
+    Raises:
+      UnknownCharacters: the vocabulary lacks some, and has no token for unknown text.
+    """
+    if self._unknown is not None:
+      self._unknown.check(list(texts), self._source)
+    try:
+      encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+    except TypeError as error:
+      raise ValueError(f"text that is not Unicode has no tokens: {error}") from error
     return [np.array(e.ids, np.int32) for e in encodings]
 
   def encode_within(self, parts: Sequence[tuple[str, str, str]]) -> list[np.ndarray]:
@@ -106,9 +120,10 @@ class LibraryTokenizer:
     Args:
       parts: (text before, the part, text after).
     """
-    encodings = self._library.encode_batch(
-      ["".join(part) for part in parts], add_special_tokens=False
-    )
+    texts = ["".join(part) for part in parts]
+    if self._unknown is not None:
+      self._unknown.check(texts, self._source)
+    encodings = self._library.encode_batch(texts, add_special_tokens=False)
     found = []
     for (before, text, after), encoding in zip(parts, encodings, strict=True):
       starts = np.array([first for first, _ in encoding.offsets], np.int64)
@@ -171,10 +186,16 @@ class LibraryTokenizer:
       model["merges"] = merges
       if self._is_gpt2:
         return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
-    parts = {name: self._plain[name] for name in ("normalizer", "pre_tokenizer", "decoder")}
+    parts = {
+      name: [_without_unused(step) for step in steps_of(self._plain[name])]
+      for name in ("normalizer", "pre_tokenizer", "decoder")
+    }
+    parts["decoder"] = [
+      {"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in parts["decoder"]
+    ]
     added = sorted(self._plain["added_tokens"], key=lambda token: token["id"])
     whole = {"kind": "library", "model": model, "added_tokens": added, "eos": self.eos_id}
-    return whole | _without_offsets(parts)
+    return whole | parts
 
   @functools.cached_property
   def _is_gpt2(self) -> bool:
@@ -184,7 +205,7 @@ class LibraryTokenizer:
            "ignore_merges")  # fmt: skip
     flags = ("single_word", "lstrip", "rstrip")
     return (
-      not self.needs_context
+      self.scope == PART
       and self._is_bytes
       and model["type"] == "BPE"
       and not any(model.get(name) for name in odd)
@@ -210,12 +231,12 @@ class LibraryTokenizer:
 
   @functools.cached_property
   def _is_bytes(self) -> bool:
-    return "ByteLevel" in _types(self._plain["decoder"])
+    return "ByteLevel" in types_of(self._plain["decoder"])
 
   @property
   def _parts_by_spaces(self) -> bool:
     """Whether a token may have a space that parts it from the token before it."""
-    return not self._is_bytes and "BPEDecoder" not in _types(self._plain["decoder"])
+    return not self._is_bytes and "BPEDecoder" not in types_of(self._plain["decoder"])
 
   @functools.cached_property
   def _anchor(self) -> int:
@@ -238,13 +259,15 @@ class LibraryTokenizer:
     name = self._names.get(token)
     if name is None:
       return ""
-    decoders = _types(self._plain["decoder"])
+    decoders = types_of(self._plain["decoder"])
     if self._is_bytes:
-      return _bytes_of(name)
+      # A token that text gives only as it is written stands for what is written.
+      return name.encode() if token in self._as_written else _bytes_of(name)
     if "ByteFallback" in decoders and (byte := _byte_of(name)):
       return byte
     if "BPEDecoder" in decoders:
-      suffix = _of_type(self._plain["decoder"], "BPEDecoder")["suffix"]
+      (step,) = (x for x in steps_of(self._plain["decoder"]) if x["type"] == "BPEDecoder")
+      suffix = step["suffix"]
       return name.replace(suffix, " ")
     before, both = self._text([self._anchor]), self._text([self._anchor, token])
     if not both.startswith(before):
@@ -261,7 +284,9 @@ def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
   found = [int(i) for i in ids]
   for i in found:
     if not 0 <= i < vocab_size:
-      raise ValueError(f"token {i} is not one of the {vocab_size} of this tokenizer")
+      raise ValueError(
+        f"token {i} is not one of the {vocab_size} of this tokenizer: ids lie in [0, {vocab_size})"
+      )
   return found
 
 
@@ -278,11 +303,16 @@ def read_beside(folder: Path, *names: str) -> str | None:
 
 def eos_of(config: str | None) -> str | None:
   """The end-of-text token that a tokenizer_config.json names, if it names one."""
+  token = setting(config, "eos_token")
+  return token.get("content") if isinstance(token, Mapping) else token
+
+
+def setting(config: str | None, name: str) -> Any:
+  """A field of a tokenizer_config.json, or None."""
   try:
-    token = json.loads(config or "{}").get("eos_token")
+    return json.loads(config or "{}").get(name)
   except (ValueError, AttributeError):
     return None
-  return token.get("content") if isinstance(token, Mapping) else token
 
 
 def _parsed(definition: str, source: str) -> dict[str, Any]:
@@ -293,12 +323,29 @@ def _parsed(definition: str, source: str) -> dict[str, Any]:
     raise ValueError(f"{source} is no tokenizer.json: {error!r}") from error
   if kind not in MODELS:
     raise ValueError(f"{source}: a model of type {kind!r} is not read, only {', '.join(MODELS)}")
-  if other := [name for name in _types(parsed.get("decoder")) if name not in _DECODERS]:
+  if fault := _decoder_fault(parsed.get("decoder")):
     raise ValueError(
-      f"{source}: with a decoder of type {other[0]} the text of a token depends on those after it; "
-      "such a tokenizer is not read"
+      f"{source}: with {fault} the text of a token depends on those after it; such a tokenizer is "
+      "not read"
     )
   return parsed
+
+
+def _decoder_fault(decoder: Mapping[str, Any] | None) -> str | None:
+  """What in a decoder gives a token a text that depends on other tokens than the one before."""
+  steps = steps_of(decoder)
+  names = [step["type"] for step in steps]
+  if other := [name for name in names if name not in _DECODERS]:
+    return f"a decoder of type {other[0]}"
+  for alone in ("ByteLevel", "BPEDecoder"):
+    if alone in names and (other := [name for name in names if name not in (alone, "Fuse")]):
+      return f"decoders of types {alone} and {other[0]} together"
+  # From here on the library has one text, and no tokens.
+  for step in steps[names.index("Fuse") :] if "Fuse" in names else ():
+    is_start = step["type"] == "Strip" and step["start"] <= 1 and not step["stop"]
+    if step["type"] != "Fuse" and not is_start:
+      return f"a decoder of type {step['type']} behind one of type Fuse"
+  return None
 
 
 def _guessed(model: Mapping[str, Any]) -> str | None:
@@ -321,34 +368,20 @@ def _plain(definition: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     found.append(f"dropout of {model['dropout']}")
     model["dropout"] = None
   post = definition.get("post_processor")
-  if any(name not in _HARMLESS for name in _types(post)):
+  if any(name not in _HARMLESS for name in types_of(post)):
     found.append("tokens added around each text")
   off: dict[str, Any] = {"truncation": None, "padding": None, "post_processor": None}
-  if definition.get("decoder") is None and "ByteLevel" in _types(definition.get("pre_tokenizer")):
+  if definition.get("decoder") is None and "ByteLevel" in types_of(definition.get("pre_tokenizer")):
     off["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
                       "use_regex": True}  # fmt: skip
   return {**definition, **off, "model": model}, found
 
 
-def _types(part: Mapping[str, Any] | None) -> list[str]:
-  """The types of a normalizer, pre-tokenizer, post-processor or decoder and of its parts."""
-  if not part:
-    return []
-  inner = part.get("decoders") or part.get("processors") or part.get("pretokenizers") or ()
-  return [part["type"]] * (not inner) + [name for one in inner for name in _types(one)]
-
-
-def _of_type(part: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  if part["type"] == name:
-    return part
-  return next(one for one in part.get("decoders", ()) if one["type"] == name)
-
-
-def _without_offsets(part: Any) -> Any:
+def _without_unused(part: Any) -> Any:
   """The same without settings of offsets, which change no id and no text."""
   if isinstance(part, dict):
-    return {k: _without_offsets(v) for k, v in part.items() if k != "trim_offsets"}
-  return [_without_offsets(one) for one in part] if isinstance(part, list) else part
+    return {k: _without_unused(v) for k, v in part.items() if k != "trim_offsets"}
+  return [_without_unused(one) for one in part] if isinstance(part, list) else part
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -4,19 +4,23 @@ T: tokens of a stream, D: its documents, L: tokens in a window.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from sedd_jax.data.library_tokenizer import LibraryTokenizer
-from sedd_jax.data.sources import SEPARATOR, Piece
+from sedd_jax.data.scope import AROUND, DOCUMENT
+from sedd_jax.data.sources import LONGEST, SEPARATOR, Piece
 from sedd_jax.data.tokenizers import Alphabet, Tokenizer
 
 # Characters that are tokenized together: enough to use all cores, and little memory.
 _GROUP = 2**22
-# Characters on each side of a piece that its tokens may depend on: far more than a long word.
-_CONTEXT = 2**11
+# Characters on each side of a piece that its tokens may depend on: far more than a long word. Where
+# words are longer still, more are taken, up to a limit.
+_CONTEXT, _LONGEST_CONTEXT = 2**11, 2 * LONGEST
+_BETWEEN_WORDS = re.compile(r"\S\s+(?=\S)")
 
 
 class Stream(Protocol):
@@ -81,7 +85,7 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Encoded:
 
 def _encoded(group: Sequence[Piece], tokenizer: Tokenizer | Alphabet) -> list[np.ndarray]:
   """int32[T] of each piece."""
-  if isinstance(tokenizer, LibraryTokenizer) and tokenizer.needs_context:
+  if isinstance(tokenizer, LibraryTokenizer) and tokenizer.scope == AROUND:
     return tokenizer.encode_within([(piece.before, piece.text, piece.after) for piece in group])
   return tokenizer.encode_batch([piece.text for piece in group])
 
@@ -90,7 +94,19 @@ def separated(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Itera
   """The pieces with a blank line before every document but the first, unless there is an EOS, and
   with the text around them if the tokenizer needs it."""
   pieces = _with_blank_lines(pieces, tokenizer)
-  return _in_context(pieces) if tokenizer.needs_context else pieces
+  if tokenizer.scope == DOCUMENT:
+    return _whole(pieces)
+  return _in_context(pieces) if tokenizer.scope == AROUND else pieces
+
+
+def _whole(pieces: Iterable[Piece]) -> Iterator[Piece]:
+  """Whole documents."""
+  texts: list[str] = []
+  for piece in pieces:
+    texts.append(piece.text)
+    if piece.ends:
+      yield Piece("".join(texts))
+      texts = []
 
 
 def _in_context(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -98,12 +114,24 @@ def _in_context(pieces: Iterable[Piece]) -> Iterator[Piece]:
   before, held = "", None
   for piece in pieces:
     if held is not None:
-      after = "" if piece.begins else piece.text[:_CONTEXT]
+      after = "" if piece.begins else piece.text[: _reach(piece.text, 1)]
       yield dataclasses.replace(held, before=before, after=after)
-      before = "" if piece.begins else (before + held.text)[-_CONTEXT:]
+      text = before + held.text
+      before = "" if piece.begins else text[-_reach(text, -1) :]
     held = piece
   if held is not None:
     yield dataclasses.replace(held, before=before)
+
+
+def _reach(text: str, step: int) -> int:
+  """How many characters of a text from one end on (step 1 or -1) have several words."""
+  size = _CONTEXT
+  while size < min(len(text), _LONGEST_CONTEXT):
+    end = text[:size] if step > 0 else text[-size:]
+    if len(_BETWEEN_WORDS.findall(end)) > 1:
+      break
+    size *= 2
+  return size
 
 
 def _with_blank_lines(pieces: Iterable[Piece], tokenizer: Tokenizer | Alphabet) -> Iterator[Piece]:

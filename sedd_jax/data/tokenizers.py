@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,28 +14,35 @@ import numpy as np
 from sedd_jax.data.bpe import bpe_size, train_bpe
 from sedd_jax.data.hub import read_from_hub
 from sedd_jax.data.library_tokenizer import (
+  CONFIG,
   DEFINITION,
   GPT2_EOS,
   LibraryTokenizer,
+  TokenizerWarning,
   checked_ids,
   eos_of,
   read_beside,
 )
+from sedd_jax.data.scope import PART
+from sedd_jax.data.unknown import UnknownCharacters, named
 from sedd_jax.data.utf8 import pieces_of_bytes
-from sedd_jax.data.wordpiece import WordPiece
+from sedd_jax.data.wordpiece import SEPARATOR, VOCABULARY, WordPiece
 from sedd_jax.files.manifest import hash_of
 from sedd_jax.files.paths import local_path
 
 GPT2_VOCAB_SIZE = 50_257
+# `fingerprint` of GPT-2's.
+GPT2_FINGERPRINT = "3f3fefc05434af47da3acd71972e688964b6dd6fd5850e9745c27a5711420934"
 EOS = GPT2_EOS
 TOKENIZERS = (
   "'chars', 'bytes', 'bytes:eos', 'bpe:N', 'gpt2', 'gpt2:FOLDER', 'bert', 'bert:FOLDER', a "
   "tokenizer.json, a folder with one, or a hub id"
 )
+# Tokenizers that lose something lose some of this. It has no decomposed accents: to compose them
+# is no loss that a reader sees.
+_SAMPLE = 'The Café,  "A"\n\n\tend 1.5 ½ 東!'
 _FIXED = ("chars", "bytes", "bytes:eos", "gpt2", "bert")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Unknown characters that an error message lists.
-_MOST_NAMED = 20
 
 
 class Tokenizer(Protocol):
@@ -43,7 +51,7 @@ class Tokenizer(Protocol):
   Attributes:
     vocab_size: V; ids lie in [0, V).
     eos_id: put after every document, or None where documents are joined by blank lines.
-    needs_context: whether the tokens of a part of a text depend on the text around it.
+    scope: how much of a document decides the tokens of a part of it (`scope.py`).
   """
 
   @property
@@ -53,7 +61,7 @@ class Tokenizer(Protocol):
   def eos_id(self) -> int | None: ...
 
   @property
-  def needs_context(self) -> bool: ...
+  def scope(self) -> str: ...
 
   def encode(self, text: str) -> np.ndarray:
     """int32[T]."""
@@ -85,10 +93,6 @@ class Tokenizer(Protocol):
     ...
 
 
-class UnknownCharacters(ValueError):
-  """Text has characters that a tokenizer does not have; the message names them."""
-
-
 class Chars:
   """One token per character of a fixed set.
 
@@ -97,7 +101,7 @@ class Chars:
   """
 
   eos_id = None
-  needs_context = False
+  scope = PART
 
   def __init__(self, characters: str):
     self.characters = characters
@@ -125,9 +129,8 @@ class Chars:
     ids = np.where(known, self._ids[np.where(known, points, 0)], -1)
     if np.any(ids < 0):
       unknown = sorted(set(text) - set(self.characters))
-      named = ", ".join(map(repr, unknown[:_MOST_NAMED]))
-      named += f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
-      what = f"character {named} is" if len(unknown) == 1 else f"characters {named} are"
+      which = named(unknown)
+      what = f"character {which} is" if len(unknown) == 1 else f"characters {which} are"
       raise UnknownCharacters(
         f"{what} not one of the {self.vocab_size} that this model knows: {self.characters!r}"
       )
@@ -154,7 +157,7 @@ class Alphabet:
   """
 
   eos_id = None
-  needs_context = False
+  scope = PART
 
   def __init__(self):
     self.vocab_size = 0
@@ -183,7 +186,7 @@ class Bytes:
     eos: whether there is an end-of-text token. It decodes to <|endoftext|>.
   """
 
-  needs_context = False
+  scope = PART
 
   def __init__(self, *, eos: bool = False):
     self.vocab_size = 257 if eos else 256
@@ -239,6 +242,15 @@ class BPE(LibraryTokenizer):
     return cls(read_from_hub(name, DEFINITION, "gpt2"))
 
 
+def eos_name(tokenizer: Tokenizer) -> str | None:
+  """How a tokenizer's vocabulary writes its end-of-text token, or None if it has none."""
+  if tokenizer.eos_id is None:
+    return None
+  if isinstance(tokenizer, LibraryTokenizer):
+    return tokenizer.name_of(tokenizer.eos_id)
+  return tokenizer.decode([tokenizer.eos_id])
+
+
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
   """Whether two tokenizers give the same tokens, however they were written down."""
   return _meaning(one) == _meaning(other)
@@ -254,7 +266,18 @@ def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def from_json(spec: Mapping[str, Any]) -> Tokenizer:
-  """Builds a tokenizer from its `to_json`."""
+  """Builds a tokenizer from its `to_json`.
+
+  Raises:
+    ValueError: that is none.
+  """
+  try:
+    return _from_json(spec)
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"the stored tokenizer is damaged: {error!r} of {spec!r:.60}") from error
+
+
+def _from_json(spec: Mapping[str, Any]) -> Tokenizer:
   match spec["kind"]:
     case "chars":
       return Chars(spec["characters"])
@@ -272,7 +295,9 @@ def from_json(spec: Mapping[str, Any]) -> Tokenizer:
       )
 
 
-def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
+def from_name(
+  name: str, texts: Iterable[str], eos: str = "", *, field: str = "data.tokenizer"
+) -> Tokenizer:
   """Builds the tokenizer that a config names.
 
   Args:
@@ -282,6 +307,7 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
       hub id. `gpt2:` and `bert:` may stand before a folder.
     texts: the corpus; read for `chars` and `bpe:N` only.
     eos: the end-of-text token of a tokenizer.json; "" to find it there.
+    field: what the user set, for messages; that of eos is called field_eos.
 
   Raises:
     ValueError: the name is none of these, or the file is no tokenizer that can be used.
@@ -292,7 +318,7 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
     return BPE(train_bpe(size, texts))
   kind, colon, folder = name.partition(":")
   if eos and (kind in ("chars", "bytes") or name in ("gpt2", "bert")):
-    raise ValueError(f"data.tokenizer_eos={eos!r}: {name!r} has its own; leave it out")
+    raise ValueError(f"{field}_eos={eos!r}: {name!r} has its own; leave it out")
   match kind, colon, folder:
     case "chars", "", _:
       return Chars.of(texts)
@@ -304,17 +330,30 @@ def from_name(name: str, texts: Iterable[str], eos: str = "") -> Tokenizer:
       return BPE.from_hub("gpt2")
     case "bert", "", _:
       return WordPiece.from_hub()
-    case "gpt2" | "bert", _, _ if folder:
-      return _from_folder(local_path(folder, "data.tokenizer"), eos, _FILES[kind])
-  if _HUB_ID.fullmatch(name) and not Path(name).exists() and not Path(name).parent.is_dir():
-    return LibraryTokenizer(
-      read_from_hub(name, DEFINITION, name), eos=eos or eos_of(_hub_config(name)), source=name
+  found = _named(name, eos, field)
+  if found.eos_id is None:
+    warnings.warn(
+      f"{name}: no end-of-text token is found; blank lines stand between documents. "
+      f"{field}_eos names one",
+      TokenizerWarning,
+      stacklevel=2,
     )
-  if name.strip() and (path := local_path(name, "data.tokenizer")).exists():
-    return _from_folder(path, eos) if path.is_dir() else LibraryTokenizer.from_file(path, eos)
-  near = difflib.get_close_matches(name, _FIXED, n=1)
-  hint = f"; did you mean {near[0]!r}?" if near else ""
-  raise ValueError(f"data.tokenizer={name!r} must be {TOKENIZERS}{hint}")
+  if not _comes_back(found):
+    warnings.warn(
+      f"{name}: text does not come back whole from its tokens (such as case, accents, spaces or "
+      "unknown characters); bits per character are per character of the text as it was",
+      TokenizerWarning,
+      stacklevel=2,
+    )
+  return found
+
+
+def _comes_back(tokenizer: Tokenizer) -> bool:
+  """Whether a text of many kinds of characters is what its tokens are decoded to."""
+  try:
+    return tokenizer.decode(tokenizer.encode(_SAMPLE)).strip(" ") == _SAMPLE
+  except UnknownCharacters:  # These are refused, not lost.
+    return True
 
 
 def is_fixed(name: str) -> bool:
@@ -324,36 +363,76 @@ def is_fixed(name: str) -> bool:
 
 def is_here(name: str) -> bool:
   """Whether a name means a file or folder that is there."""
-  path = name.partition(":")[2] if name.startswith(("gpt2:", "bert:")) else name
+  path = name.partition(":")[2] if name.startswith(_KINDS) else name
   return not is_fixed(name) and local_path(path, "data.tokenizer").exists()
 
 
-def _from_folder(
-  folder: Path, eos: str, kinds: Sequence[str] = ("gpt2", "bert")
+def _named(name: str, eos: str, field: str) -> LibraryTokenizer:
+  """The tokenizer of a file, a folder or a hub id.
+
+  Raises:
+    ValueError, FileNotFoundError, ConnectionError: as of `from_name`.
+  """
+  kind, path_name = name[:4], name[5:]
+  if not (name.startswith(_KINDS) and path_name.strip()):
+    kind, path_name = "", name
+  if path_name.strip() and (path := local_path(path_name, field)).exists():
+    if path.is_dir():
+      return from_folder(path, eos, kind, field)
+    return LibraryTokenizer.from_file(path, eos)
+  is_path = kind or Path(name).suffix in (".json", ".txt") or Path(name).parent.is_dir()
+  if _HUB_ID.fullmatch(name) and not is_path:
+    try:
+      definition = read_from_hub(name, DEFINITION, "")
+    except ConnectionError as error:
+      raise ConnectionError(
+        f"{field}={name!r}: no such file or folder is here, and as a hub id it fails: "
+        f"{error}. It must be {TOKENIZERS}"
+      ) from error
+    return LibraryTokenizer(definition, eos=eos or eos_of(_hub_config(name)), source=name)
+  if kind:
+    raise FileNotFoundError(
+      f"{field}={name!r}: {path_name} does not exist. It must be {TOKENIZERS}"
+    )
+  near = difflib.get_close_matches(name, _FIXED, n=1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  raise ValueError(f"{field}={name!r} must be {TOKENIZERS}{hint}")
+
+
+def from_folder(
+  folder: Path, eos: str = "", kind: str = "", field: str = "data.tokenizer"
 ) -> LibraryTokenizer:
   """The tokenizer of a folder: of a tokenizer.json, or of a vocabulary.
 
   Args:
-    kinds: of vocabularies that are looked for.
+    eos, field: as of `from_name`.
+    kind: `gpt2` or `bert`, whose files are looked for; "" for both.
 
   Raises:
     FileNotFoundError: it has none.
   """
-  if (folder / DEFINITION).is_file():
-    return LibraryTokenizer.from_file(folder / DEFINITION, eos)
-  if "gpt2" in kinds and (definition := _definition_in(folder)):
-    named = eos or eos_of(read_beside(folder, "tokenizer_config.json"))
-    return LibraryTokenizer(definition, eos=named, source=str(folder))
-  if "bert" in kinds and (text := read_beside(folder, "vocab.txt")) is not None:
-    return WordPiece.from_text(text)
-  wanted = " nor ".join(_WANTED[kind] for kind in kinds)
-  raise FileNotFoundError(f"{folder} has no {wanted}")
+  named = eos or eos_of(read_beside(folder, CONFIG))
+  file = folder / DEFINITION
+  source = str(file if file.is_file() else folder)
+  # bert:FOLDER has always meant the vocabulary, if there is one.
+  if kind != "bert" and (definition := _definition_in(folder)):
+    return LibraryTokenizer(definition, eos=named, source=source)
+  if kind != "gpt2" and (vocabulary := WordPiece.from_folder(folder)):
+    if eos not in ("", SEPARATOR):
+      raise ValueError(
+        f"{field}_eos={eos!r}: that of {folder / VOCABULARY} is {SEPARATOR!r}; leave it out"
+      )
+    return vocabulary
+  if kind == "bert" and (definition := read_beside(folder, DEFINITION)):
+    return LibraryTokenizer(definition, eos=named, source=source)
+  wanted = [_WANTED[kind]] if kind else list(_WANTED.values())
+  raise FileNotFoundError(f"{folder} has no {' nor '.join(wanted)}")
 
 
-_FILES = {"gpt2": ("gpt2",), "bert": ("bert",)}
+_KINDS = ("gpt2:", "bert:")
 _WANTED = {
   "gpt2": "tokenizer.json, nor vocab.json + merges.txt, nor encoder.json + vocab.bpe",
-  "bert": "vocab.txt",
+  "bert": "vocab.txt or tokenizer.json",
 }
 
 
@@ -365,12 +444,15 @@ def _definition_in(folder: Path) -> str | None:
   merges = read_beside(folder, "merges.txt", "vocab.bpe")
   if vocab is None or merges is None:
     return None
-  return _gpt2_definition(json.loads(vocab), merges)
+  try:
+    return _gpt2_definition(json.loads(vocab), merges)
+  except Exception as error:  # The library raises nothing narrower.
+    raise ValueError(f"{folder}: its vocabulary and merges cannot be read: {error}") from error
 
 
 def _hub_config(name: str) -> str | None:
   try:
-    return read_from_hub(name, "tokenizer_config.json", name)
+    return read_from_hub(name, CONFIG, "")
   except ConnectionError:
     return None
 

@@ -1,14 +1,22 @@
 """BERT's uncased WordPiece, for comparison with what was published on One Billion Words."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.hub import read_from_hub
-from sedd_jax.data.library_tokenizer import LibraryTokenizer
+from sedd_jax.data.library_tokenizer import (
+  CONFIG,
+  DEFINITION,
+  LibraryTokenizer,
+  read_beside,
+  setting,
+)
 
 UNKNOWN = "[UNK]"
 SEPARATOR = "[SEP]"
 VOCAB_SIZE = 30_522
+VOCABULARY = "vocab.txt"
 _INSIDE = "##"
 
 
@@ -50,12 +58,28 @@ class WordPiece(LibraryTokenizer):
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    return cls.from_text(read_from_hub(name, "vocab.txt", "bert"))
+    return cls.from_text(read_from_hub(name, VOCABULARY, "bert"))
 
   @classmethod
   def from_text(cls, text: str) -> "WordPiece":
     """From a vocab.txt, one token a line."""
     return cls(text.removesuffix("\n").split("\n"))
+
+  @classmethod
+  def from_folder(cls, folder: Path) -> "WordPiece | None":
+    """From a folder's vocab.txt; None if it has none.
+
+    Raises:
+      ValueError: the vocabulary is of another kind of text.
+    """
+    if (text := read_beside(folder, VOCABULARY)) is None:
+      return None
+    if setting(read_beside(folder, CONFIG), "do_lower_case") is False:
+      raise ValueError(
+        f"{folder}: its {CONFIG} says do_lower_case=false, and a {VOCABULARY} alone is read as "
+        f"that of an uncased BERT. Name a {DEFINITION} instead"
+      )
+    return cls.from_text(text)
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
     names = map(self.name_of, ids)

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from sedd_jax.data.tokenizers import GPT2_FINGERPRINT
 from sedd_jax.evaluation.chunks import Chunking
 
 Record = Literal["text", "line", "stripped"]
@@ -192,8 +193,6 @@ SUITES: Mapping[str, Mapping[str, Protocol]] = {
   "zero-shot": {protocol.name: protocol for protocol in (SEDD, MDLM, STRICT)}
 }
 
-# `data.tokenizers.fingerprint` of GPT-2's.
-GPT2 = "3f3fefc05434af47da3acd71972e688964b6dd6fd5850e9745c27a5711420934"
 # Of texts that were at hand: OpenAI's LAMBADA, and the test text that WikiText-2 and WikiText-103
 # share. Those of `sedd` and `mdlm` are what the functions in the published code give.
 GOLDEN: Mapping[tuple[str, str], Golden] = {
@@ -218,5 +217,5 @@ GOLDEN: Mapping[tuple[str, str], Golden] = {
 def golden_of(protocol: str, test_set: str, fingerprint: str, length: int) -> Golden | None:
   """What the chunks of a set should be, if that is known for this tokenizer and length."""
   golden = GOLDEN.get((protocol, test_set))
-  known = golden is not None and fingerprint == GPT2 and length == golden.length
+  known = golden is not None and fingerprint == GPT2_FINGERPRINT and length == golden.length
   return golden if known else None

@@ -72,11 +72,12 @@ def convert(
   *,
   layout: str = "sedd_jax",
   tokenizer: str | None = None,
+  tokenizer_eos: str = "",
 ) -> Path:
   """`load`, then `export`; a target that `export` would refuse is refused before anything is read.
 
   Args:
-    path_or_hub_id, tokenizer: as `load` takes them.
+    path_or_hub_id, tokenizer, tokenizer_eos: as `load` takes them.
     folder, layout: as `export` takes them.
 
   Returns:
@@ -86,7 +87,8 @@ def convert(
     What the two raise.
   """
   _check_target(local_path(folder, "folder"), layout)
-  return export(load(os.fspath(path_or_hub_id), tokenizer=tokenizer), folder, layout=layout)
+  model = load(os.fspath(path_or_hub_id), tokenizer=tokenizer, tokenizer_eos=tokenizer_eos)
+  return export(model, folder, layout=layout)
 
 
 def _check_target(path: Path, layout: str) -> None:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.data import BPE, Tokenizer
+from sedd_jax.data import Tokenizer
+from sedd_jax.data.tokenizers import from_folder
 from sedd_jax.interop.exported import read_tokenizer
 from sedd_jax.interop.fields import Fields
 from sedd_jax.interop.weights import Tensors, read_weights
@@ -162,7 +163,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
   if (own := read_tokenizer(folder)) is not None:
     return own
   try:
-    return BPE.from_folder(folder)
+    return from_folder(folder, kind="gpt2")
   except FileNotFoundError:
     return None
   except Exception as error:  # All that the `tokenizers` library raises.

@@ -83,6 +83,13 @@ def _is_run(path: Path) -> bool:
 
 
 def _run(workdir: Path) -> dict[str, Any]:
+  try:
+    return _described(workdir)
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{workdir}: a file of this run is damaged: {error!r}") from error
+
+
+def _described(workdir: Path) -> dict[str, Any]:
   config = Fields.from_json(workdir / rundir.CONFIG)
   steps, total = kept_steps(workdir), config.integer("train", "steps")
   lines = read_metrics(workdir) if (workdir / METRICS).is_file() else []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ _HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
 def load(
-  path_or_hub_id: str | Path, *, dtype: str | None = None, tokenizer: str | None = None
+  path_or_hub_id: str | Path,
+  *,
+  dtype: str | None = None,
+  tokenizer: str | None = None,
+  tokenizer_eos: str = "",
 ) -> Model | CausalModel:
   """Loads a model for sampling and evaluation. Only a hub id downloads.
 
@@ -39,6 +44,7 @@ def load(
       default that of the run or export, and float32 for other weights.
     tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
       run may name (`data.tokenizers.from_name`); where there is one, that is taken.
+    tokenizer_eos: its end-of-text token; "" to find it in its file.
 
   Raises:
     FileNotFoundError: there is no such path, no such hub id, or no model in it.
@@ -52,13 +58,15 @@ def load(
     path, origin = _download(source), source
   else:
     origin = path.resolve().name
-  model = _load_folder(path, dtype, tokenizer)
+  model = _load_folder(path, dtype, lambda: _named(tokenizer, tokenizer_eos))
   # The origin in an export's config goes before the name of the folder.
   model.info.update({"origin": origin} | model.info | {"source": source})
   return model
 
 
-def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model | CausalModel:
+def _load_folder(
+  path: Path, dtype: str | None, named: Callable[[], Tokenizer | None]
+) -> Model | CausalModel:
   if is_run_layout(path):
     model = load_run(path, dtype or "float32")
   elif (path / CONFIG).is_file():
@@ -74,7 +82,8 @@ def _load_folder(path: Path, dtype: str | None, tokenizer: str | None) -> Model 
       f"{SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
     )
   if model.tokenizer is None:
-    model = dataclasses.replace(model, tokenizer=_tokenizer(path, tokenizer))
+    own = read_tokenizer(path)
+    model = dataclasses.replace(model, tokenizer=own if own is not None else named())
   return model
 
 
@@ -103,10 +112,9 @@ def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | Ca
   return load_original(path, config, dtype)
 
 
-def _tokenizer(path: Path, name: str | None) -> Tokenizer | None:
-  """The folder's own tokenizer, else the named one."""
-  own = read_tokenizer(path)
-  return own if own is not None or name is None else from_name(name, ())
+def _named(name: str | None, eos: str) -> Tokenizer | None:
+  """The tokenizer of a name, or None if there is no name."""
+  return None if name is None else from_name(name, (), eos, field="tokenizer")
 
 
 def _load_run(path: Path, dtype: str | None) -> Model | CausalModel:
@@ -155,7 +163,7 @@ def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
 def _evaluation(path: Path, step: int) -> dict[str, Any]:
   """The bound at the end of the run, if it is of this step."""
   report = rundir.read_json(path, rundir.EVALUATION)
-  return {"evaluation": report} if report is not None and report["step"] == step else {}
+  return {"evaluation": report} if report is not None and report.get("step") == step else {}
 
 
 def _is_hub_id(name: str) -> bool:

@@ -35,7 +35,7 @@ def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   if found.get("vocab_size"):
     yield "tokenizer", f"{found['tokenizer'] or 'not known'}, {found['vocab_size']:,} tokens"
   if corpus := found.get("corpus"):
-    yield "corpus", f"{corpus['name']}" + _sized(corpus)
+    yield "corpus", f"{corpus.get('name', 'unnamed')}" + _sized(corpus)
   if found.get("origin"):
     yield "origin", str(found["origin"])
   if config.get("init_from"):

@@ -53,6 +53,7 @@ class EvaluationSetup:
     reference: str,
     *,
     tokenizer: str | None,
+    tokenizer_eos: str = "",
     batch_size: int,
     moved: MovedText = MovedText(),
   ) -> "EvaluationSetup":
@@ -61,14 +62,14 @@ class EvaluationSetup:
     Args:
       name: a run of an autoregressive model, a folder of GPT-2's, or its hub id.
       reference: a run, or text; "" for the held-out text of the judge's own run.
-      tokenizer: for a judge that comes without one.
+      tokenizer, tokenizer_eos: for a judge that comes without one.
       batch_size: texts per call of the judge.
       moved: where the text of a run is now.
 
     Raises:
       ValueError: the judge is not autoregressive or has no tokenizer, or there is no reference.
     """
-    model = load(name, tokenizer=tokenizer)
+    model = load(name, tokenizer=tokenizer, tokenizer_eos=tokenizer_eos)
     if not isinstance(model, CausalModel):
       raise ValueError(
         f"--judge={name} must be autoregressive: a run of objective 'autoregressive', or GPT-2"

@@ -32,9 +32,9 @@ class StudyConfig:
   Attributes:
     checkpoints: diffusion models.
     baseline: an autoregressive model.
-    tokenizer: of models that come without one.
+    tokenizer, tokenizer_eos: of models that come without one, and its end-of-text token.
     judge: a run of an autoregressive model, a folder of GPT-2's or its hub id.
-    judge_tokenizer: of a judge that comes without one.
+    judge_tokenizer, judge_tokenizer_eos: of a judge that comes without one.
     reference: real text: a run, files, or "" for the held-out text of the judge's own run.
     files, heldout_files: where the text of the runs is now, if it has moved (`MovedText`).
     length: tokens of the judge that all samples are cut to; None for the shortest sample's.
@@ -49,8 +49,10 @@ class StudyConfig:
   checkpoints: Sequence[str] = ()
   baseline: str | None = None
   tokenizer: str | None = None
+  tokenizer_eos: str = ""
   judge: str | None = None
   judge_tokenizer: str | None = None
+  judge_tokenizer_eos: str = ""
   reference: str = ""
   files: str = ""
   heldout_files: str = ""
@@ -102,6 +104,7 @@ class StudyConfig:
       self.judge,
       self.reference,
       tokenizer=self.judge_tokenizer,
+      tokenizer_eos=self.judge_tokenizer_eos,
       batch_size=self.batch_size,
       moved=self.moved,
     )
@@ -115,7 +118,7 @@ class StudyConfig:
     assert self.baseline is not None
     models: dict[str, LanguageModel] = {}
     for path in [*self.checkpoints, self.baseline]:
-      model = load(path, tokenizer=self.tokenizer)
+      model = load(path, tokenizer=self.tokenizer, tokenizer_eos=self.tokenizer_eos)
       experiment = model.info.get("experiment")
       label = (experiment.label if experiment else "") or Path(path).name
       if label in models:

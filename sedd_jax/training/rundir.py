@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from sedd_jax.data.tokenizers import from_json, same_tokenizer
 from sedd_jax.files import lock
 from sedd_jax.files.whole import PARTIAL, write_json
 from sedd_jax.training.experiment import Experiment
@@ -66,14 +67,17 @@ def find_run(workdir: Path, experiment: Experiment) -> Experiment | None:
 
 
 def read_json(workdir: Path, name: str) -> Any:
-  """The content of a JSON file of a run, or None if there is no such file.
+  """The object in a JSON file of a run, or None if there is no such file.
 
   Raises:
     ValueError: it is damaged.
   """
   file = workdir / name
   try:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if file.is_file() and not isinstance(found, dict):
+      raise ValueError(f"it holds {found!r:.20}, not named fields")
+    return found
   except ValueError as error:
     raise ValueError(
       f"{file} is damaged ({error}): bring it back from a copy; checkpoints hold its content too"
@@ -105,6 +109,7 @@ def check_meta(
   changed = [
     line
     for name in ("config", "corpus", "tokenizer")
+    if name != "tokenizer" or not _same_tokens(stored[name], meta[name])
     for line in _differences(name, stored[name], json.loads(json.dumps(meta[name])))
     if not line.startswith("  corpus.name:")
   ]
@@ -132,7 +137,7 @@ def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
     TOKENIZER: json.loads(json.dumps(meta["tokenizer"])),
   }
   deadline = time.monotonic() + _SHARED_SECONDS
-  while (written := {name: read_json(workdir, name) for name in mine}) != mine:
+  while others := _others(written := {name: read_json(workdir, name) for name in mine}, mine):
     if time.monotonic() > deadline:
       break
     time.sleep(1.0)
@@ -142,11 +147,26 @@ def check_shared(workdir: Path, meta: Mapping[str, Any]) -> None:
       f"{jax.process_index()} does not see them. All processes need the same directory: a shared "
       "file system or a mounted bucket"
     )
-  if other := [name for name in mine if written[name] != mine[name]]:
+  if others:
     raise ValueError(
-      f"process {jax.process_index()} does not run what process 0 runs: {', '.join(other)} in "
+      f"process {jax.process_index()} does not run what process 0 runs: {', '.join(others)} in "
       f"{workdir} differ from what it was given. All processes need the same flags and text"
     )
+
+
+def _others(written: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+  """The files whose content is not what this process has."""
+  return [
+    name
+    for name in mine
+    if written[name] != mine[name]
+    and not (name == TOKENIZER and written[name] and _same_tokens(written[name], mine[name]))
+  ]
+
+
+def _same_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+  """Whether two descriptions are of one tokenizer. Older versions wrote them otherwise."""
+  return one == other or same_tokenizer(from_json(one), from_json(other))
 
 
 def versions() -> dict[str, str]:
