@@ -293,6 +293,7 @@ def test_a_judge_of_its_own_samples_finds_their_likelihood(stories):
   assert network.vocab_size == 512
 
 
+@pytest.mark.slow
 def test_the_stories_are_stories(stories):
   _, _, tokenizer, tokens, _ = stories
   texts = [tokenizer.decode(row) for row in tokens]

@@ -298,6 +298,7 @@ def test_a_frontier_of_a_run_that_was_trained_on_is_another(runs, tmp_path):
     in_folder(config, settings, setup, {"a": later}, lambda _: {}, print)
 
 
+@pytest.mark.slow
 def test_older_flags_of_evaluate_do_what_the_verbs_do(runs, real, tmp_path):
   """Into the folders of the verbs: they hold the same study."""
   models = [f"--checkpoint={runs / 'sedd'}", f"--baseline={runs / 'ar'}", f"--judge={runs / 'ar'}"]

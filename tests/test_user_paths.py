@@ -72,6 +72,7 @@ def said(*arguments):
   return done.stdout
 
 
+@pytest.mark.slow
 def test_every_verb_finds_and_writes_below_home(home):
   there = home / ODD
   assert "step" in said("info", RUN)

@@ -231,7 +231,8 @@ def _check_memory(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
   check_batch(
     f"train.batch_size={train.batch_size}",
     train.batch_size // batch_multiple(mesh) // train.accumulation,
-    4 * experiment.data.length * experiment.model.width,  # One activation.
+    # What enters each block is kept for the gradient, however much is made anew.
+    4 * experiment.data.length * experiment.model.width * experiment.model.blocks,
     [device for device in mesh.devices.flat if device.process_index == jax.process_index()],
   )
   # Tokens and masks of the whole batch, and the one made ahead, before it is cut up.
