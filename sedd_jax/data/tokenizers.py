@@ -273,8 +273,10 @@ def from_json(spec: Mapping[str, Any]) -> Tokenizer:
   """
   try:
     return _from_json(spec)
-  except (KeyError, TypeError) as error:
-    raise ValueError(f"the stored tokenizer is damaged: {error!r} of {spec!r:.60}") from error
+  except KeyError as error:
+    raise ValueError(f"the stored tokenizer is damaged: field {error} is missing") from error
+  except TypeError as error:
+    raise ValueError(f"the stored tokenizer is damaged: {error}") from error
 
 
 def _from_json(spec: Mapping[str, Any]) -> Tokenizer:

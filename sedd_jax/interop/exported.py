@@ -101,8 +101,6 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
   spec.require("kind")
   try:
     return from_json(spec.values)
-  except KeyError as error:
-    raise ValueError(f"{file}: field {error} is missing") from None
   except Exception as error:  # All that the `tokenizers` library raises.
     raise ValueError(f"{file}: {error}") from error
 
