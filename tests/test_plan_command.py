@@ -51,7 +51,7 @@ def compile(lowered):
   memory = types.SimpleNamespace(argument_size_in_bytes=1000, output_size_in_bytes=0,
     alias_size_in_bytes=0, temp_size_in_bytes=100, generated_code_size_in_bytes=10)
   return memory, {PROGRAM!r}
-plan._compile = compile
+plan.compiled = compile
 """
 
 KEYS = (
@@ -133,7 +133,7 @@ def test_a_compiler_that_fails_ends_with_2(config_file):
   fails = ON_CPU + (
     "def compile(lowered):\n"
     "  raise jax.errors.JaxRuntimeError('INTERNAL: Async done requires its operand')\n"
-    "plan._compile = compile\n"
+    "plan.compiled = compile\n"
   )
   done = sedd_plan(config_file, "--topology=v6e:2x2", "--vocab_size=65", prelude=fails)
   assert done.returncode == 2

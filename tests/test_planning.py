@@ -34,7 +34,7 @@ def once(monkeypatch):
     argument_size_in_bytes=1000, output_size_in_bytes=900, alias_size_in_bytes=890,
     temp_size_in_bytes=100, generated_code_size_in_bytes=10,
   )  # fmt: skip
-  monkeypatch.setattr(planning, "_compile", lambda _: (memory, PROGRAM))
+  monkeypatch.setattr(planning, "compiled", lambda _: (memory, PROGRAM))
 
 
 def test_a_plan_adds_up(tiny):
@@ -130,7 +130,7 @@ def test_tiles_of_rows_are_those_of_a_device(train, mesh, rows, columns):
       mesh=mesh,
     )
     program = Program(experiment=experiment, mesh=make_mesh(mesh), vocab_size=50257)
-    tiles = planning._row_tiles(program, "train")
+    tiles = planning.row_tiles(program, "train")
     if process == "uniform":
       assert tiles == rows / height
     else:
@@ -156,7 +156,7 @@ OUT_OF_MEMORY_TOO = (
 
 @pytest.mark.parametrize("message", [OUT_OF_MEMORY, OUT_OF_MEMORY_TOO])
 def test_the_compiler_says_how_much_is_missing(monkeypatch, message):
-  monkeypatch.setattr(planning, "_compile", failing(message))
+  monkeypatch.setattr(planning, "compiled", failing(message))
   plan = plan_training(TINY, 65, slice_of(4))
   assert not plan.fits
   assert plan.bytes_per_chip == 27.5 * 2**30
@@ -173,7 +173,7 @@ def test_the_compiler_says_how_much_is_missing(monkeypatch, message):
   ],
 )
 def test_a_compiler_that_fails_is_named(monkeypatch, message):
-  monkeypatch.setattr(planning, "_compile", failing(message))
+  monkeypatch.setattr(planning, "compiled", failing(message))
   with pytest.raises(ValueError, match="a compiler cannot compile this for cpu:4: ") as error:
     plan_training(TINY, 65, slice_of(4))
   assert message.splitlines()[0] in str(error.value)
@@ -239,4 +239,4 @@ def test_row_tiles_of_a_sampler_share_positions_over_tensor(batch, length, mesh,
     train=dataclasses.replace(TINY.train, batch_size=batch, accumulation=1),
   )
   program = Program(experiment=experiment, mesh=make_mesh(mesh), vocab_size=65)
-  assert planning._row_tiles(program, "sample") == tiles
+  assert planning.row_tiles(program, "sample") == tiles

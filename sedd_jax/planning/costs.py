@@ -1,4 +1,4 @@
-"""Adds up a compiled program: what a device computes, moves and sends, counted through loops."""
+"""Costs of a compiled program on one device: operations, HBM traffic and communication."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from sedd_jax.planning.exchanges import Collective, collectives
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-  """What one device does in one execution of a program.
+  """The work of one device in one execution of a program; loops count all their iterations.
 
   Attributes:
-    flops: of matrix products, 2 for each multiplication and addition.
-    hbm_bytes: read from and written to HBM, by operands and results that live there; an estimate:
-      each instruction reads its operands once, and layouts have no padding.
-    collectives: every exchange.
+    flops: operations of matrix products: 2 for each multiplication and addition.
+    hbm_bytes: bytes read from and written to HBM. This is an estimate: it assumes that each
+      instruction reads its operands once and that layouts have no padding.
+    collectives: all exchanges with other devices.
   """
 
   flops: float
@@ -23,7 +23,7 @@ class Costs:
   collectives: tuple[Collective, ...]
 
   def collective_bytes(self) -> dict[str, dict[str, float]]:
-    """Bytes that a device sends, by kind and mesh axes."""
+    """The bytes that a device sends, by kind and mesh axes."""
     table: dict[str, dict[str, float]] = {}
     for one in self.collectives:
       row = table.setdefault(one.kind, {})
@@ -34,17 +34,17 @@ class Costs:
 def costs(
   text: str, axes: Mapping[str, int], slices: int = 1, open_trips: int | None = None
 ) -> Costs:
-  """Costs of a compiled program. Of a conditional every branch counts.
+  """The costs of a compiled program. All branches of a conditional count.
 
   Args:
     text: `compiled.as_text()`.
     axes: names and sizes of the mesh's axes, outermost first.
-    slices: TPU slices, which divide the outermost axis.
-    open_trips: iterations of a loop whose bounds the program does not tell.
+    slices: number of TPU slices, which divide the outermost axis.
+    open_trips: iterations to assume for a loop whose bounds are not in the text.
 
   Raises:
-    ValueError: the text holds no entry computation, or a loop whose bounds cannot be read though
-      open_trips does not say what to take.
+    ValueError: the text has no entry computation; or it has a loop whose bounds are not in it, and
+      open_trips is None.
   """
   computations, entry = hlo.parse(text)
   runs = hlo.runs(computations, entry, open_trips)

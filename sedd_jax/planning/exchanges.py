@@ -1,9 +1,11 @@
-"""What the devices of a compiled program send to each other, and along which axes of the mesh."""
+"""Communication between the devices of a compiled program: bytes, and axes of the mesh."""
 
 import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
 
 from sedd_jax.planning.hlo import Array, Computation, Instruction
 
@@ -21,15 +23,15 @@ _MEGASCALE = "xla_megascale_runtime"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-  """One exchange between devices.
+  """One communication operation between devices.
 
   Attributes:
     kind: `all-gather`, `all-reduce`, ...
-    axes: mesh axes it runs over, joined by `+`.
-    between_slices: whether it crosses the data center network.
-    bytes: what a device sends in one execution, at the least: each byte goes once to where it must.
-    largest: bytes of the largest array it makes on a device.
-    shapes: dims of the arrays it makes.
+    axes: names of the mesh axes it runs over, joined by `+`.
+    between_slices: whether it uses the data center network.
+    bytes: the least number of bytes that a device sends in one execution.
+    largest: bytes of its largest result on a device.
+    shapes: shapes of its results.
     runs: executions in one step.
   """
 
@@ -49,26 +51,26 @@ def collectives(
   axes: Mapping[str, int],
   slices: int,
 ) -> tuple[Collective, ...]:
-  """Every exchange of a program.
+  """All exchanges of a program.
 
   Args:
-    computations: of `hlo.parse`.
-    runs: of `hlo.runs`.
-    fused: of `hlo.fused`.
+    computations: from `hlo.parse`.
+    runs: from `hlo.runs`.
+    fused: from `hlo.fused`.
     axes: names and sizes of the mesh's axes, outermost first.
-    slices: TPU slices, which divide the outermost axis.
+    slices: number of TPU slices, which divide the outermost axis.
   """
   found: dict[object, Collective] = {}
   for name, times in runs.items():
     computation = computations[name]
     for instruction in computation.values():
       kind = instruction.opcode.removesuffix("-start")
-      # XLA spreads one gather over several fusions, which share a chain.
+      # XLA may split one gather into several fusions, which share a chain_id.
       chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
       channel = instruction.attribute("channel_id")
       key = (chain.group(1), channel) if chain else (name, instruction.name)
       if kind == "all-reduce" and name in fused and _only_sliced(instruction, computation):
-        # So libtpu writes a reduce-scatter; each device keeps a part.
+        # This is how libtpu writes a reduce-scatter: each device keeps a part of the sum.
         kind = "reduce-scatter"
       if kind in KINDS:
         found[key] = _collective(kind, instruction, computation, axes, times)
@@ -90,7 +92,7 @@ def _collective(
   )
   result = sum(array.bytes for array in made)
   n = max(len(group) for group in groups) if groups else 1
-  # In a ring of n each device sends (n - 1) / n of the whole, and all-reduce does it twice.
+  # In a ring of n devices each sends (n - 1) / n of the array; an all-reduce does so twice.
   share = (n - 1) / n
   sent = {
     "all-reduce": 2 * result * share,
@@ -111,9 +113,10 @@ def _collective(
 def _between_slices(
   send: Instruction, axes: Mapping[str, int], slices: int, runs: int
 ) -> Collective:
-  """Exchanges between slices leave XLA: a device hands an array to its host, which does the rest.
+  """An exchange between slices. XLA only sends an array to the host, which does the rest.
 
-  The array is a device's own part, and its peers are the same devices of the other slices.
+  The array is the device's own part. The other members of its group are the devices at the same
+  place in the other slices.
   """
   named = re.search(r'_xla_megascale_transfer_type="?(\w+)', send.attributes)
   kind = named.group(1).lower().replace("_", "-") if named else "send"
@@ -134,11 +137,12 @@ def _between_slices(
 
 
 def _arrays(results: Sequence[Array]) -> list[Array]:
-  """Without the numbers that stand beside arrays: contexts of asynchronous starts, scalar sums."""
+  """The results without scalars, such as the contexts of asynchronous operations."""
   return [array for array in results if array.size > 1] or list(results)
 
 
 def _only_sliced(instruction: Instruction, computation: Computation) -> bool:
+  """Whether only dynamic slices use the result of an instruction."""
   users = [one for one in computation.values() if instruction.name in one.operands]
   while len(users) == 1 and users[0].opcode == "bitcast":
     name = users[0].name
@@ -147,7 +151,7 @@ def _only_sliced(instruction: Instruction, computation: Computation) -> bool:
 
 
 def _groups(attributes: str, devices: int) -> list[list[int]]:
-  """Groups of device places; pairs for a permute."""
+  """The groups of devices that exchange data, by position in the mesh; pairs for a permute."""
   pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", attributes)
   if pairs:
     return [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs.group(1)) if a != b]
@@ -157,44 +161,29 @@ def _groups(attributes: str, devices: int) -> list[list[int]]:
     return [[int(n) for n in group.split(",") if n] for group in found] or [list(range(devices))]
   counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
   if counted:
-    shape, dims = _ints(counted.group(1)), _ints(counted.group(2))
-    order = _ints(counted.group(3)) if counted.group(3) else list(range(len(dims)))
-    flat = _transposed(dims, order)
-    width = math.prod(shape[1:])
-    return [flat[i : i + width] for i in range(0, len(flat), width)]
+    shape, dims, order = (n and [int(i) for i in n.split(",")] for n in counted.groups())
+    return _transposed(dims, order or range(len(dims)), shape[0])
   named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\S*)\s*\{([^}]*)\}", attributes)
   if named:
     sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", named.group(1))}
     chosen = re.findall(r"'([^']+)'", named.group(2))
     names = list(sizes)
     order = [names.index(n) for n in names if n not in chosen] + [names.index(n) for n in chosen]
-    flat = _transposed(list(sizes.values()), order)
-    width = math.prod(sizes[name] for name in chosen)
-    return [flat[i : i + width] for i in range(0, len(flat), width)]
+    count = math.prod(n for name, n in sizes.items() if name not in chosen)
+    return _transposed(list(sizes.values()), order, count)
   return [list(range(devices))]
 
 
-def _ints(text: str) -> list[int]:
-  return [int(n) for n in text.split(",")]
-
-
-def _transposed(dims: Sequence[int], order: Sequence[int]) -> list[int]:
-  """0, 1, ... as an array of dims, its axes in another order, flattened."""
-  strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
-  flat = [0]
-  for axis in order:
-    flat = [base + strides[axis] * i for base in flat for i in range(dims[axis])]
-  return flat
+def _transposed(dims: Sequence[int], order: Sequence[int], groups: int) -> list[list[int]]:
+  """0, 1, ... as an array of shape dims, its axes reordered, split into equal groups."""
+  places = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+  return places.reshape(groups, -1).tolist()
 
 
 def _axes_of(groups: Sequence[Sequence[int]], axes: Mapping[str, int]) -> str:
-  """Mesh axes along which members of a group differ."""
+  """The mesh axes along which members of a group differ."""
   varying = set()
-  sizes = list(axes.values())
   for group in groups:
-    for member in group[1:]:
-      for i, name in enumerate(axes):
-        stride = math.prod(sizes[i + 1 :])
-        if group[0] // stride % sizes[i] != member // stride % sizes[i]:
-          varying.add(name)
+    coordinates = np.unravel_index(group, tuple(axes.values()))
+    varying |= {name for name, x in zip(axes, coordinates, strict=True) if np.ptp(x)}
   return "+".join(name for name in axes if name in varying) or "none"

@@ -1,4 +1,4 @@
-"""Searches over plans: batches and rematerialisation that fit, meshes to compare."""
+"""The largest batch that fits, found by compiling; and meshes to compare, read from text."""
 
 import dataclasses
 import functools
@@ -9,24 +9,25 @@ from sedd_jax.parallel import MeshConfig
 from sedd_jax.planning.plan import Plan
 from sedd_jax.training.experiment import Experiment
 
-# From the least work to the least memory.
+# From the least recomputation to the least memory.
 _POLICIES = ("none", "dots", "narrow", "full")
 
 
 def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, devices: int) -> Plan:
-  """The plan with the largest batch that fits, and of those the one with least remat.
+  """The plan with the largest batch that fits and, for that batch, the least rematerialisation.
 
-  From the experiment's batch it doubles until nothing fits, or halves until something does, then
-  halves the gap until that is an eighth. Batches are whole numbers of sequences per device (a chip
-  is one device, of tpu7x two); accumulation is 1. Each try is a compilation.
+  The search starts from the experiment's batch and doubles it until it no longer fits, or halves it
+  until it fits. Bisection then narrows the range to an eighth of the batch. A batch is a multiple
+  of the number of devices (tpu7x has two devices per chip). Accumulation is 1. Each attempt is a
+  compilation.
 
   Args:
     plan: compiles an experiment.
-    experiment: its batch and remat are replaced.
+    experiment: the run; its batch, accumulation and remat are replaced.
     devices: number of devices.
 
   Returns:
-    The best plan; that of one sequence per device with full remat where not even that fits.
+    The best plan. If not even one sequence per device fits, the plan for that with full remat.
   """
 
   @functools.cache
@@ -36,7 +37,7 @@ def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, devices: int
     return plan(dataclasses.replace(experiment, train=train, model=model))
 
   def fits(each: int) -> bool:
-    # What fits with less remat fits with more: ask the leanest.
+    # The last policy needs the least memory: if it does not fit, no other does.
     return at(each, _POLICIES[-1]).fits
 
   low, high = 0, max(1, experiment.train.batch_size // devices)
@@ -56,10 +57,10 @@ def fit(plan: Callable[[Experiment], Plan], experiment: Experiment, devices: int
 
 
 def meshes(text: str) -> list[MeshConfig]:
-  """Meshes from text: `fsdp=16;fsdp=4,tensor=4`. What is not named is 1, and -1 is what is left.
+  """Meshes from text such as `fsdp=16;fsdp=4,tensor=4`; axes not named are 1, -1 takes the rest.
 
   Raises:
-    ValueError: an axis is unknown, named twice or not a number.
+    ValueError: an axis is unknown or named twice, or its size is not a number.
   """
   found = []
   for part in filter(None, (part.strip() for part in text.split(";"))):

@@ -1,9 +1,9 @@
-"""Parses the text of a compiled program, and finds how often each part of it runs.
+"""A parser for the text of compiled programs (HLO), and the number of runs of each part.
 
-XLA's own cost analysis counts the body of a loop once. To count it as often as it runs needs the
-program's text: every computation, who calls it, and the bounds of each loop.
+XLA's own cost analysis counts the body of a loop once. To count every iteration we read the text:
+all computations, their callers, and the bounds of each loop.
 
-On a first read skip to `parse` and `runs`.
+Begin with `parse` and `runs`.
 """
 
 import collections
@@ -18,7 +18,7 @@ _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\](\{[^}
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array type. `in_hbm` is false in other memory (memory space S(1) and up)."""
+  """An array type. `in_hbm` is false for other memory spaces (S(1) and up)."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -30,7 +30,7 @@ class Array:
 
   @property
   def bytes(self) -> float:
-    """Without the padding of its layout."""
+    """Its size in bytes, without the padding of its layout."""
     if self.dtype == "pred":
       return self.size
     bits = re.search(r"\d+", self.dtype)
@@ -43,12 +43,12 @@ class Instruction:
 
   Attributes:
     name: unique in the program.
-    types: of its result; the parts of a tuple.
+    types: types of its result; several for a tuple.
     opcode: `dot`, `fusion`, `all-gather-start`, ...
-    operands: names.
-    literal: what stands in its brackets.
-    attributes: what stands after them.
-    root: whether it is the computation's result.
+    operands: names of its operands.
+    literal: the text in its parentheses.
+    attributes: the text after them.
+    root: whether its result is that of the computation.
   """
 
   name: str
@@ -61,20 +61,18 @@ class Instruction:
 
   @functools.cached_property
   def results(self) -> tuple[Array, ...]:
-    """What it makes. Of an asynchronous start the type also lists operands and a context."""
-    if not self.opcode.endswith("-start"):
+    """The types of its results. Types of asynchronous starts also list operands and a context."""
+    if not self.opcode.endswith("-start") or self.opcode == "all-reduce-start":
       return self.types
     if self.opcode == "copy-start":
       return self.types[:1]
-    if self.opcode == "all-reduce-start":
-      return self.types
     listed = self.types
     while len(listed) > 2 and listed[-1].size == 1:
       listed = listed[:-1]
     return listed[-(len(listed) // 2) :] if len(listed) % 2 == 0 else listed[-1:]
 
   def called(self, *keys: str) -> list[str]:
-    """Names of computations that attributes point to."""
+    """Names of the computations in the attributes of these keys."""
     found = []
     for key in keys:
       for names in re.findall(rf"\b{key}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes):
@@ -82,6 +80,7 @@ class Instruction:
     return found
 
   def attribute(self, key: str) -> str | None:
+    """The text of an attribute; None if there is none."""
     match = re.search(rf"\b{key}=([^\s,]+)", self.attributes)
     return match.group(1) if match else None
 
@@ -93,7 +92,7 @@ Computation = dict[str, Instruction]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-  """All computations of a module, and the name of its entry."""
+  """All computations of a module, and the name of its entry computation."""
   computations: dict[str, Computation] = {}
   current: Computation = {}
   entry = None
@@ -113,7 +112,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _spell_elements(computation: Computation) -> None:
-  """Some compilers write `%x#2` for element 2 of a tuple: gives each an instruction of its own."""
+  """Adds an instruction for each element `%x#2` of a tuple, which some compilers write in short."""
   for name in {name for one in computation.values() for name in one.operands if "#" in name}:
     source, _, index = name.rpartition("#")
     if source in computation:
@@ -147,13 +146,13 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-  """The place after the bracket that closes the one at start."""
+  """The index after the parenthesis that closes the one at start."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == "(") - (text[i] == ")")
     if depth == 0:
       return i + 1
-  raise ValueError(f"unbalanced brackets in {text[:200]!r}")
+  raise ValueError(f"unbalanced parentheses in {text[:200]!r}")
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
@@ -171,7 +170,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def fused(computations: Mapping[str, Computation]) -> set[str]:
-  """Names of computations that are parts of fusions: what they make stays on the chip."""
+  """Names of computations inside fusions; their intermediate results are not in HBM."""
   return {
     name
     for computation in computations.values()
@@ -184,15 +183,15 @@ def fused(computations: Mapping[str, Computation]) -> set[str]:
 def runs(
   computations: Mapping[str, Computation], entry: str, open_trips: int | None = None
 ) -> dict[str, int]:
-  """How often each computation runs; of a conditional all branches do.
+  """The number of runs of each computation. All branches of a conditional count as run.
 
   Args:
-    computations: of `parse`.
-    entry: name of the one that starts.
-    open_trips: iterations of a loop whose bounds the program does not tell.
+    computations: from `parse`.
+    entry: name of the entry computation.
+    open_trips: iterations to assume for a loop whose bounds are not in the text.
 
   Raises:
-    ValueError: a loop's bounds cannot be read, and open_trips does not say what to take.
+    ValueError: a loop's bounds are not in the text, and open_trips is None.
   """
   runs: dict[str, int] = collections.Counter()
 
@@ -218,7 +217,7 @@ def _trips(
   computations: Mapping[str, Computation],
   open_trips: int | None,
 ) -> int:
-  """Iterations of a counted loop: i = first; while i < end; i += step."""
+  """The number of iterations of a loop: i = first; while i < end; i += step."""
   known = re.search(r'known_trip_count[^}]*"n":"?(\d+)', loop.attributes)
   if known:
     return int(known.group(1))
@@ -231,10 +230,8 @@ def _trips(
   index = _tuple_index(scope, counter)
   first = _constant(caller, _element(caller, loop.operands[0], index))
   step = _step(computations[body], index, computations)
-  end = _constant(scope, last)
-  if (
-    end is None and _step(computations[body], fixed := _tuple_index(scope, last), computations) == 0
-  ):
+  end, fixed = _constant(scope, last), _tuple_index(scope, last)
+  if end is None and _step(computations[body], fixed, computations) == 0:
     end = _constant(caller, _element(caller, loop.operands[0], fixed))
   beyond = {"LT": 0, "GT": 0, "NE": 0, "LE": 1, "GE": -1}.get(compare.attribute("direction") or "")
   if index is None or first is None or end is None or not step or beyond is None:
@@ -247,18 +244,18 @@ def _trips(
 def _inlined_root(
   computation: Computation, computations: Mapping[str, Computation]
 ) -> tuple[Instruction, Computation] | None:
+  """The root of a computation, inside fusions too, and its scope; None if there is no root."""
   root = next((one for one in computation.values() if one.root), None)
   if root is None:
     return None
   if root.opcode == "fusion":
-    # A fused comparison: its parameters are the fusion's operands.
     (called,) = root.called("calls")
     return _inlined_root(_bound(computations[called], root, computation), computations)
   return root, computation
 
 
 def _bound(inner: Computation, call: Instruction, outer: Computation) -> Computation:
-  """A fused computation with its parameters replaced by what is passed to it."""
+  """A fused computation with its parameters replaced by the operands of the fusion."""
   scope = dict(outer)
   for instruction in inner.values():
     if instruction.opcode == "parameter":
@@ -271,6 +268,7 @@ def _bound(inner: Computation, call: Instruction, outer: Computation) -> Computa
 
 
 def _tuple_index(scope: Computation, name: str) -> int | None:
+  """The index of the tuple element that name is a copy of; None if it is no such element."""
   instruction = scope[name]
   while instruction.opcode in ("copy", "bitcast", "convert"):
     instruction = scope[instruction.operands[0]]
@@ -286,6 +284,7 @@ def _element(scope: Computation, name: str, index: int | None) -> str | None:
 
 
 def _constant(scope: Computation, name: str | None) -> int | None:
+  """The integer constant that name is a copy of; None if it is no integer constant."""
   if name is None:
     return None
   instruction = scope[name]
@@ -298,6 +297,7 @@ def _constant(scope: Computation, name: str | None) -> int | None:
 def _step(
   body: Computation, index: int | None, computations: Mapping[str, Computation]
 ) -> int | None:
+  """The change of an element of the loop's state in an iteration; None if it is not constant."""
   root = next(one for one in body.values() if one.root)
   if root.opcode != "tuple" or index is None:
     return None
@@ -307,7 +307,7 @@ def _step(
 def _increment(
   scope: Computation, name: str, index: int, computations: Mapping[str, Computation]
 ) -> int | None:
-  """What is added to element `index` of the loop's state to make `name`."""
+  """The difference between `name` and element `index` of the loop's state, if it is constant."""
   instruction = scope[name]
   match instruction.opcode:
     case "copy" | "bitcast":

@@ -1,7 +1,7 @@
-"""Compiles the real programs of a run for an absent TPU slice, and reads off what they need.
+"""Plans: the memory and the least time of a run's programs on a TPU slice that is not attached.
 
-The compiler is PyPI's libtpu on a CPU; no TPU and no network is used. Memory is what the compiler
-assigned. Times are roofs: what peak figures allow if all else were free, so real steps are slower.
+The programs are the run's own, compiled by PyPI's libtpu on a CPU, without a TPU or a network.
+Memory is what the compiler assigns. Times are lower bounds from peak rates: real steps are slower.
 """
 
 import dataclasses
@@ -26,49 +26,50 @@ from sedd_jax.planning.slices import Slice, first_line
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.program import Program
 
-# How compilers say that HBM is too small; other memories are no matter of batch and mesh.
+# Compiler errors about HBM. Other memory (vmem) does not depend on batch and mesh.
 _NO_ROOM = re.compile(r"RESOURCE_EXHAUSTED.*(memory space hbm|out of memory on HBM)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What a program needs on each chip, and the least time that a run of it takes.
+  """The memory of a program on each chip, and a lower bound of a run's time.
 
   Attributes:
     what: `train` or `sample`.
     topology: name of the slice.
-    slices: number of TPU slices that the data center network joins.
-    mesh: sizes of its axes.
+    slices: number of TPU slices, joined by the data center network.
+    mesh: sizes of the mesh's axes.
     batch: sequences in a global batch.
-    length: tokens in each.
-    accumulation: micro-batches that a step takes one after the other.
+    length: tokens in a sequence.
+    accumulation: number of micro-batches in a step.
     remat: the rematerialisation policy.
     attention: the attention kernel that runs.
     compiler: versions of jax and libtpu.
     chips: number of chips.
-    hbm_bytes: of one chip.
-    argument_bytes_per_chip: parameters, optimizer state, batch, and results that replace none.
-    temp_bytes_per_chip: activations and everything else that comes and goes.
+    hbm_bytes: HBM of one chip.
+    argument_bytes_per_chip: parameters, optimizer state, batch, and results that reuse no argument.
+    temp_bytes_per_chip: activations and other temporary arrays.
     code_bytes_per_chip: the program.
-    bytes_per_chip: all of them.
-    fits: whether they fit, by the compiler's word.
-    why_not: its message where they do not.
-    hlo_flops_per_step: matrix operations of all chips, counted through loops and remat; the output
-      layer in the share of rows that need it on average over times.
-    model_flops_per_step: those of the network itself, forward and backward, the output layer in the
+    bytes_per_chip: the sum of these.
+    fits: whether the program fits into HBM.
+    why_not: the reason if it does not, else empty.
+    hlo_flops_per_step: matrix operations of all chips, with all iterations of loops and with
+      rematerialisation; the output layer counts for the mean share of rows that need it.
+    model_flops_per_step: matrix operations of the network alone, forward and backward, with the
       same share of rows.
     hbm_traffic_per_chip: bytes read and written in a step, an estimate.
     collective_bytes: bytes that a chip sends in a step, by kind and mesh axes.
-    largest_gather_bytes: of the largest array that an all-gather makes on a device.
-    collectives: every exchange of a device.
-    compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: the roofs; the last is 0 for one slice,
-      and where the data center network of a chip is not published.
+    largest_gather_bytes: bytes of the largest result of an all-gather on a device.
+    collectives: all exchanges of a device.
+    compute_seconds, hbm_seconds, ici_seconds, dcn_seconds: least times of a step by peak rates of
+      matrix units, HBM, interconnect and data center network. The last is 0 for one slice, and for
+      chips whose data center network has no published rate.
     seconds_bound: the largest of them.
-    tokens_per_second_bound: tokens of a step over it.
-    mfu_bound: model_flops_per_step over what the chips could do in that time.
-    steps: of the config.
-    days_bound: least time for them.
-    chip_hours_bound: least chip hours for them.
+    tokens_per_second_bound: tokens of a step divided by seconds_bound.
+    mfu_bound: model_flops_per_step divided by the operations that the chips can do in that time.
+    steps: number of steps.
+    days_bound: least time of all steps, in days.
+    chip_hours_bound: least time of all steps, in chip hours.
   """
 
   what: str
@@ -107,12 +108,12 @@ class Plan:
   chip_hours_bound: float
 
   def to_json(self) -> dict[str, Any]:
-    """All fields; what is not known (NaN) is null."""
+    """All fields as JSON values; unknown numbers (NaN) are null."""
     return _jsonable(dataclasses.asdict(self))
 
 
 def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan:
-  """Compiles the training step.
+  """The plan of a training step, which is compiled.
 
   Args:
     experiment: the run; its mesh must fit the slice.
@@ -121,7 +122,7 @@ def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
 
   Raises:
     ValueError: the mesh does not fit the slice, the model or the batch; or the compiler fails for
-      another reason than memory.
+      a reason other than memory.
   """
   program = _program(experiment, vocab_size, where)
   lowered = program.step.lower(program.state, program.batch)
@@ -130,12 +131,12 @@ def plan_training(experiment: Experiment, vocab_size: int, where: Slice) -> Plan
 
 
 def plan_sampling(experiment: Experiment, vocab_size: int, where: Slice) -> Plan:
-  """Compiles one sampling step and the denoising step after it, for a batch of the same size.
+  """The plan of a sampling step followed by the denoising step, for a batch of the same size.
 
   A sampler of n steps calls the network n + 1 times, this program twice: `steps` is 1.
-  `plan_training` has the arguments.
+  The arguments are those of `plan_training`.
   """
-  # Micro-batches are no part of sampling.
+  # Sampling has no micro-batches.
   train = dataclasses.replace(experiment.train, accumulation=1)
   experiment = dataclasses.replace(experiment, train=train)
   program = _program(experiment, vocab_size, where)
@@ -152,11 +153,15 @@ def _program(experiment: Experiment, vocab_size: int, where: Slice) -> Program:
   return Program(experiment=experiment, mesh=mesh, vocab_size=vocab_size)
 
 
-def _row_tiles(program: Program, what: str) -> int:
-  """Tiles of rows that need the output layer, on average over times and at most one more.
+def row_tiles(program: Program, what: str) -> int:
+  """Number of row tiles of the output layer: the mean over times, rounded up.
 
-  Loops over them are the only ones whose end the program does not tell. In training devices along
-  tensor share the columns, in sampling the positions, where they can.
+  Only the loops over these tiles have no bounds in the program's text. Devices along the axis
+  tensor share the columns in training, and the positions in sampling if tensor divides the length.
+
+  Args:
+    program: the run.
+    what: `train` or `sample`.
   """
   train, length = program.experiment.train, program.experiment.data.length
   tensor = program.mesh.shape["tensor"]
@@ -191,7 +196,7 @@ def _plan(
     steps=steps,
   )
   try:
-    memory, text = _compile(lowered)
+    memory, text = compiled(lowered)
   except jax.errors.JaxRuntimeError as error:
     if _NO_ROOM.search(str(error)):
       return described(**_too_large(program, where, str(error)))
@@ -205,19 +210,19 @@ def _plan(
   )
 
 
-def _compile(lowered: Any) -> tuple[Any, str]:
-  """What the compiler says of memory, and the program's text.
+def compiled(lowered: Any) -> tuple[Any, str]:
+  """The compiler's memory analysis of a lowered program, and the text of the compiled program.
 
-  The text comes from the compiler's own dump: `compiled.as_text()` fails on some programs for v6e
-  and tpu7x ("async-update instruction should have 1 operands", libtpu 0.0.52).
+  The text comes from the compiler's own dump: `as_text()` fails on some programs for v6e and tpu7x
+  ("async-update instruction should have 1 operands", libtpu 0.0.52).
   """
   with tempfile.TemporaryDirectory() as folder:
-    compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+    program = lowered.compile(compiler_options={"xla_dump_to": folder})
     dumped = max(
       Path(folder).glob("*.after_optimizations.txt"), key=lambda p: p.stat().st_size, default=None
     )
-    text = compiled.as_text() if dumped is None else dumped.read_text()
-  return compiled.memory_analysis(), text
+    text = program.as_text() if dumped is None else dumped.read_text()
+  return program.memory_analysis(), text
 
 
 def _memory(memory: Any, where: Slice) -> dict[str, Any]:
@@ -233,16 +238,16 @@ def _memory(memory: Any, where: Slice) -> dict[str, Any]:
     "code_bytes_per_chip": memory.generated_code_size_in_bytes * times,
     "bytes_per_chip": needed * times,
     "fits": fits,
-    "why_not": "" if fits else "it needs more than the chip has",
+    "why_not": "" if fits else "the program needs more HBM than the chip has",
   }
 
 
 def _times(
   what: str, text: str, program: Program, where: Slice, *, model_flops: float, steps: int
 ) -> dict[str, Any]:
-  """What is counted in the program's text, and the least time that it takes."""
+  """The fields of a plan that come from the program's text: costs and lower bounds of times."""
   chip, times, train = where.chip, where.devices_per_chip, program.experiment.train
-  counted = costs(text, program.mesh.shape, where.slices, _row_tiles(program, what))
+  counted = costs(text, program.mesh.shape, where.slices, row_tiles(program, what))
   sent = [(one.between_slices, one.bytes * one.runs * times) for one in counted.collectives]
   dcn = sum(value for between, value in sent if between)
   roofs = {
@@ -272,7 +277,7 @@ def _times(
 
 
 def _too_large(program: Program, where: Slice, message: str) -> dict[str, Any]:
-  """The fields that are known when the compiler gave up; the rest are NaN."""
+  """The fields of a plan whose program does not fit into HBM; unknown numbers are NaN."""
   arguments = program.bytes_per_device()
   size = re.search(r"Used ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)", message)
   number, unit = [group for group in size.groups() if group is not None] if size else ("0", "")
@@ -298,7 +303,7 @@ def _too_large(program: Program, where: Slice, message: str) -> dict[str, Any]:
 
 
 def _attention(program: Program) -> str:
-  """The kernel that `auto` stands for, where it stands."""
+  """The attention kernel that runs; `auto` is resolved."""
   shape, train = program.network.config, program.experiment.train
   queries = jax.ShapeDtypeStruct(
     (

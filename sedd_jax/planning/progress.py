@@ -1,4 +1,4 @@
-"""Progress of a compilation, which takes from seconds to minutes."""
+"""Progress of compilations, which take from seconds to minutes."""
 
 import dataclasses
 import time
@@ -15,7 +15,7 @@ Planner = Callable[[Experiment, int, Slice], Plan]
 def announced(
   planner: Planner, vocab_size: int, where: Slice, stream: TextIO
 ) -> Callable[[Experiment], Plan]:
-  """The planner as a function of an experiment alone, with a line on a stream for each plan."""
+  """The planner as a function of an experiment; it writes a line to stream for each plan."""
 
   def plan(experiment: Experiment) -> Plan:
     train, mesh = experiment.train, dataclasses.asdict(experiment.mesh)
@@ -39,11 +39,11 @@ def announced(
 
 
 def mesh_text(mesh: Mapping[str, int]) -> str:
-  """The axes of a mesh that are not 1: `fsdp=4,tensor=2`."""
+  """The mesh as text, without axes of size 1: `fsdp=4,tensor=2`."""
   sizes = {name: size for name, size in mesh.items() if size != 1} or mesh
   return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def size_text(value: float) -> str:
-  """Bytes as GiB or MiB."""
+  """A number of bytes as text, in GiB or MiB."""
   return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

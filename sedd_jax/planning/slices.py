@@ -1,4 +1,4 @@
-"""TPU slices that are not here: their devices, as libtpu describes them to a compiler."""
+"""TPU slices that are not attached: their devices, as libtpu describes them."""
 
 import dataclasses
 import importlib.metadata
@@ -15,21 +15,21 @@ _ABSENT_HOST = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  # One program may plan while another one does.
+  # Several programs may plan at the same time.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-  """Devices that are not there.
+  """Devices to compile for.
 
   Attributes:
-    name: `v5e:16x16`, `2xv5e:16x16` for two slices.
-    chip: its figures.
-    chips: number of chips.
+    name: `v5e:16x16`, or `2xv5e:16x16` for two slices.
+    chip: memory and peak rates of a chip.
+    chips: number of chips in all slices.
     slices: number of slices, joined by the data center network.
-    devices: jax devices, one or two a chip.
+    devices: jax devices, one or two per chip.
     compiler: versions of jax and libtpu.
   """
 
@@ -49,10 +49,10 @@ def find_slice(topology: str) -> Slice:
   """The devices of a topology.
 
   Args:
-    topology: a generation and a shape, `v5e:16x16`; `2xv5e:16x16` is two such slices.
+    topology: a generation and a shape, such as `v5e:16x16`; `2xv5e:16x16` is two such slices.
 
   Raises:
-    ValueError: the name cannot be read, or libtpu does not know the shape.
+    ValueError: the name has another form, or libtpu does not know the shape.
     ImportError: libtpu is not installed.
   """
   match = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})", topology)
@@ -62,7 +62,7 @@ def find_slice(topology: str) -> Slice:
       "example v5e:4x4, v5p:4x4x4, or 2xv5e:16x16 for two slices"
     )
   slices, generation = int(match.group(1) or 1), match.group(2)
-  # What libtpu would ask of a TPU host; set before it is loaded.
+  # libtpu would ask a TPU host for these; it reads them when it is loaded.
   for name, value in _ABSENT_HOST.items():
     os.environ.setdefault(name, value)
   try:
@@ -73,7 +73,7 @@ def find_slice(topology: str) -> Slice:
     ) from error
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if generation == "v4":
-    options["chip_config_name"] = "megacore"  # One device a chip, as runs have it.
+    options["chip_config_name"] = "megacore"  # One device per chip, as in a run.
   try:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=f"{generation}:{match.group(3)}", **options
@@ -92,5 +92,5 @@ def find_slice(topology: str) -> Slice:
 
 
 def first_line(error: object) -> str:
-  """Of a message that may be long."""
+  """The first line of an error message, at most 300 characters."""
   return str(error).strip().splitlines()[0][:300]

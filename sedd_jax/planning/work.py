@@ -1,4 +1,4 @@
-"""What one instruction of a compiled program computes, and what it moves to and from HBM."""
+"""Costs of one instruction of a compiled program: operations and HBM traffic."""
 
 import functools
 import math
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 from sedd_jax.planning.hlo import Computation, Instruction
 
-# Products of [L, K] by [K, L] or [L, L] by [L, K] that splash attention makes for each head. Its
-# backward kernels make the logits and their gradient again; where one kernel makes dq too, it is
-# called dkv, with that as a fifth result (and perhaps room to sum it as a sixth).
+# Products of [L, K] by [K, L] or [L, L] by [L, K] that splash attention computes for each head. Its
+# backward kernels compute the logits and their gradient again. The fused backward kernel, which
+# also computes dq, is called dkv too; it has dq as a fifth result, and may have a sixth to sum it.
 _KERNELS = (("splash_mha_fwd", 2), ("splash_mha_dq", 3), ("splash_mha_dkv", 4))
 _DKV_RESULTS = 4
-# Instructions that only name what exists, or whose parts are counted where they are called.
+# Instructions that move no data, or whose computations are counted by themselves.
 _FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional",
   "after-all", "partition-id", "replica-id", "iota", "async-start", "async-update",
   "optimization-barrier",
 }  # fmt: skip
-# Custom calls by which libtpu keeps books; all others run.
+# Custom calls of libtpu that move no data.
 _BOOKKEEPING = {
   "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone",
   "ConcatBitcast",
@@ -27,7 +27,7 @@ _BOOKKEEPING = {
 
 
 def flops(instruction: Instruction, computation: Computation) -> float:
-  """Operations of a matrix product, 2 for each multiplication and addition; 0 for all else."""
+  """Operations of a matrix product, 2 for each multiplication and addition; else 0."""
   if instruction.opcode == "dot":
     lhs = computation[instruction.operands[0]].types[0]
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
@@ -41,9 +41,10 @@ def flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _kernel_flops(instruction: Instruction, computation: Computation) -> float:
-  """Pallas kernels are opaque to XLA; those of `models/attention.py` are known by their names.
+  """Operations of a Pallas kernel of `models/attention.py`, recognized by its name; else 0.
 
-  Queries are their first array of floats, [B, H, L, K], or [H, L, K] where B is 1.
+  XLA does not know the work of these kernels. Queries are the first array of floats: [B, H, L, K],
+  or [H, L, K] if B is 1.
   """
   products = next((n for name, n in _KERNELS if instruction.name.startswith(name)), 0)
   if not products:
@@ -57,10 +58,10 @@ def _kernel_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
-  """TPUs run products as convolutions; padding and dilation hold no work.
+  """Operations of a convolution, as which TPUs run products. Padding and dilation do not count.
 
-  The kernel's input features are those of one feature group, and the result's batch that of one
-  batch group, so groups need no factor.
+  Groups need no factor: the kernel has the input features of one feature group, and the result the
+  batch of one batch group.
   """
   lhs, rhs = (computation[name].types[0].dims for name in instruction.operands[:2])
   out = instruction.types[0].dims
@@ -87,7 +88,7 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
 
 
 class _Window(NamedTuple):
-  """How a kernel moves along one dimension; `low` is the padding before the first element."""
+  """A convolution's window in one dimension; `low` is the padding before the first element."""
 
   low: int
   stride: int
@@ -97,7 +98,7 @@ class _Window(NamedTuple):
 
 @functools.cache
 def _valid_pairs(size: int, kernel: int, out: int, window: _Window) -> int:
-  """The number of pairs of output and kernel positions that meet an input element."""
+  """The number of pairs of output and kernel positions that read an input element."""
   low, stride, dilation, kernel_dilation = window
   end = (size - 1) * dilation
   places = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
@@ -107,9 +108,10 @@ def _valid_pairs(size: int, kernel: int, out: int, window: _Window) -> int:
 def hbm_bytes(
   instruction: Instruction, computation: Computation, computations: Mapping[str, Computation]
 ) -> float:
-  """Bytes that an instruction outside of fusions reads from HBM and writes to it.
+  """Bytes that an instruction outside fusions reads from HBM and writes to it.
 
-  Of a sliced operand only the slice counts, of one updated in place only the update.
+  Of an operand that is sliced only the slice counts; of one that is updated in place only the
+  update counts.
   """
   opcode = instruction.opcode.removesuffix("-start")
   if instruction.opcode in _FREE or opcode.endswith("-done"):
@@ -158,7 +160,7 @@ def _fusion_hbm(
 def _read(
   source: Instruction, inner: Computation, computations: Mapping[str, Computation], whole: float
 ) -> float:
-  """Bytes that the users of an instruction read of it."""
+  """Bytes of an instruction's result that its users read."""
   if source.root:
     return whole
   read = 0.0
@@ -182,7 +184,7 @@ def _read(
 
 
 def _results(inner: Computation, computations: Mapping[str, Computation]) -> Iterator[float]:
-  """Bytes that a fused computation writes for each of its results."""
+  """Bytes that a fused computation writes, for each of its results."""
   root = next(one for one in inner.values() if one.root)
   for name in root.operands if root.opcode == "tuple" else [root.name]:
     result, scope = inner[name], inner
@@ -206,6 +208,6 @@ def _called(fusion: Instruction, computations: Mapping[str, Computation]) -> Com
 
 
 def _update_bytes(update: Instruction, computation: Computation) -> float:
-  """Bytes of the rows that are put into place; a scatter takes its first third for the whole."""
+  """Bytes of an update. The first third of a scatter's operands are the arrays to update."""
   place = 1 if update.opcode == "dynamic-update-slice" else 2 * (len(update.operands) // 3)
   return computation[update.operands[place]].types[0].bytes
