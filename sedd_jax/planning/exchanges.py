@@ -161,7 +161,7 @@ def _groups(attributes: str, devices: int) -> list[list[int]]:
     return [[int(n) for n in group.split(",") if n] for group in found] or [list(range(devices))]
   counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
   if counted:
-    shape, dims, order = (n and [int(i) for i in n.split(",")] for n in counted.groups())
+    shape, dims, order = ([int(i) for i in n.split(",")] if n else [] for n in counted.groups())
     return _transposed(dims, order or range(len(dims)), shape[0])
   named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\S*)\s*\{([^}]*)\}", attributes)
   if named:
