@@ -10,7 +10,7 @@ from sedd_jax.diffusion.numerics import as_float
 # How draws are made, for reports: sample metrics depend on it.
 PRECISION = "float32 Gumbel races in two levels, mode='high': unbiased to 31.9 nats"
 # Beyond these a float32 law does not change any more: it is the argmax, or even.
-_COLDEST, _HOTTEST = 1e-30, 1e30
+_COLDEST, _HOTTEST = 1e-7, 1e30
 _LEAST_TOP_P = 1e-30
 # About the square root of GPT-2's vocabulary size.
 _GROUP = 256
