@@ -60,6 +60,32 @@ def test_temperature_tends_to_its_limits(temperature):
   np.testing.assert_allclose(truncated(P, temperature=temperature), limit, atol=1e-6)
 
 
+@pytest.mark.parametrize("process", [Absorbing(103), Uniform(103)], ids=lambda p: p.name)
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-12, 1e-9, 1e-7])
+def test_a_cold_law_keeps_its_pace_when_compiled(process, temperature):
+  """On many states that are nearly even: rounded quotients of 4.6e9 are 512 nats apart."""
+  p = np.exp(0.01 * np.random.default_rng(0).normal(size=103))
+  p = jnp.asarray(p / p.sum(), jnp.float32)
+  best = int(jnp.argmax(p))
+  x = jnp.full((4,), process.num_states - 1)  # The mask, or a token.
+  total = jnp.array([0.1, 0.5, 2.0, 6.0])
+  log_score = independent(process, p).call(x[:, None], total)[:, 0]
+  cold = jax.jit(
+    lambda z: process.with_posterior(z, x, total, Truncation(temperature=temperature))
+  )(log_score)
+  if process.mask_id is not None:
+    real, before = np.asarray(cold[:, :-1]), np.asarray(log_score[:, :-1])
+    np.testing.assert_array_equal(np.argmax(real, axis=-1), best)
+    np.testing.assert_allclose(
+      jax.nn.logsumexp(real, axis=-1), jax.nn.logsumexp(before, axis=-1), rtol=1e-5, atol=1e-5
+    )
+  else:
+    kept = np.exp(-np.asarray(total))
+    np.testing.assert_allclose(
+      jax.nn.softmax(cold, axis=-1)[:, best], kept + (1.0 - kept) / 103, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("top_p", [5e-324, 1e-300, 1e-39, 1e-9])
 def test_the_likeliest_state_is_always_kept(top_p):
   np.testing.assert_array_equal(truncated(P, top_p=top_p), np.eye(6)[1])

@@ -9,8 +9,11 @@ from sedd_jax.diffusion.numerics import as_float
 
 # How draws are made, for reports: sample metrics depend on it.
 PRECISION = "float32 Gumbel races in two levels, mode='high': unbiased to 31.9 nats"
-# Beyond these a float32 law does not change any more: it is the argmax, or even.
-_COLDEST, _HOTTEST = 1e-7, 1e30
+# Below this, quotients are large and their last digits would be whole nats: the largest is taken
+# off before the division.
+_COLD = 0.01
+# Divisors that float32 holds, with their inverses.
+_COLDEST, _HOTTEST = 1e-30, 1e30
 _LEAST_TOP_P = 1e-30
 # About the square root of GPT-2's vocabulary size.
 _GROUP = 256
@@ -84,8 +87,11 @@ class Truncation:
   def __call__(self, log_weights: jax.Array) -> jax.Array:
     """Truncated log weights float[..., S], unnormalised, -inf at removed states. Ties with the last
     kept state are kept."""
-    # A divisor outside float32 would turn the rows into NaN.
-    z = as_float(log_weights) / min(max(self.temperature, _COLDEST), _HOTTEST)
+    z = as_float(log_weights)
+    if self.temperature < _COLD:
+      largest = jnp.max(z, axis=-1, keepdims=True)
+      z = z - jnp.where(largest > -jnp.inf, largest, 0.0)
+    z = z / min(max(self.temperature, _COLDEST), _HOTTEST)
     if 0 < self.top_k < z.shape[-1]:
       z = _at_least(z, jax.lax.top_k(z, self.top_k)[0][..., -1:])
     if self.top_p < 1.0:
