@@ -121,7 +121,7 @@ def test_weights_of_half_the_bytes_are_the_nearest(tmp_path, weights, bits, layo
 def test_weights_beyond_their_dtype_are_refused(tmp_path):
   model = made_model()
   large = dataclasses.replace(model, params=jax.tree.map(lambda x: x * 1e30, model.params))
-  with pytest.raises(ValueError, match="this model in float16: tensor .* not finite"):
+  with pytest.raises(ValueError, match=r"this model in float16: tensor .* not finite"):
     sedd_jax.export(large, tmp_path / "large", weights="float16")
   with pytest.raises(ValueError, match="weights='float8' must be 'float32' or"):
     sedd_jax.export(model, tmp_path / "large", weights="float8")
