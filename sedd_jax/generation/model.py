@@ -345,7 +345,7 @@ class Model(LanguageModel):
       ValueError: tokens have another rank or lie outside [0, S).
     """
     tokens = self._checked(tokens, self.network.process.num_states)
-    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
+    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.wide_dtype), tokens.shape[:1])
     return self._log_score(self.params, tokens, total)
 
   def _generate(self, request: BatchRequest) -> Generation:

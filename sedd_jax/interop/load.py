@@ -28,8 +28,12 @@ CONFIG = "config.json"
 _HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
+# The model that comes with the package.
+STORIES = Path(__file__).resolve().parent.parent / "assets" / "stories"
+
+
 def load(
-  path_or_hub_id: str | Path,
+  path_or_hub_id: str | Path = STORIES,
   *,
   dtype: str | None = None,
   tokenizer: str | None = None,
@@ -41,7 +45,8 @@ def load(
     path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder that
       `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
       of the original code, a folder of Hugging Face's GPT-2, or a hub id such as
-      `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
+      `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads. By default a small
+      model of children's stories that comes with the package.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
     tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
