@@ -17,7 +17,7 @@ from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.generation.generator import Generation, Generator, OnProgress
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
-from sedd_jax.ranges import check_seed
+from sedd_jax.ranges import check, check_seed
 
 # Sample numbers lie below this; numbers above it make the keys of candidates.
 NUMBERS = 2**31 - 2**16
@@ -229,9 +229,18 @@ class LanguageModel(abc.ABC):
     return self._known_tokenizer().encode(text)
 
   def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
-    """The text of each row of tokens."""
-    tokenizer = self._known_tokenizer()
-    return [tokenizer.decode(row) for row in np.asarray(tokens)]
+    """The text of each row of tokens.
+
+    Args:
+      tokens: int[B, L].
+
+    Raises:
+      ValueError: they are no rows, or lie outside [0, V).
+    """
+    tokenizer, rows = self._known_tokenizer(), np.asarray(tokens)
+    if rows.ndim != 2:
+      raise ValueError(f"tokens must be int[B, L], rows of tokens, not of shape {rows.shape}")
+    return [tokenizer.decode(row) for row in rows]
 
   def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
     """The text of one sample, up to its end-of-text token if the tokenizer has one.
@@ -341,8 +350,9 @@ class Model(LanguageModel):
 
   def _generate(self, request: BatchRequest) -> Generation:
     best_of = request.best_of
-    if not 1 <= best_of <= NO_LIMIT - NUMBERS or (request.record and best_of > 1):
-      raise ValueError(f"best_of={best_of} must be at least 1, and 1 if frames are recorded")
+    check("best_of", best_of, 1, NO_LIMIT - NUMBERS)
+    if request.record and best_of > 1:
+      raise ValueError(f"best_of={best_of} must be 1 if frames are recorded")
     sampling = request.settings.sampling(self.network.process, self.noise)
     given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))
 
