@@ -95,8 +95,8 @@ def _described(workdir: Path) -> dict[str, Any]:
   config = Fields.from_json(workdir / rundir.CONFIG)
   steps, total = kept_steps(workdir), config.integer("train", "steps")
   lines = read_metrics(workdir) if (workdir / METRICS).is_file() else []
-  tokenizer = _json(workdir, rundir.TOKENIZER)
-  vocab_size = None if tokenizer is None else from_json(tokenizer).vocab_size
+  tokenizer, file = _json(workdir, rundir.TOKENIZER), str(workdir / rundir.TOKENIZER)
+  vocab_size = None if tokenizer is None else from_json(tokenizer, file).vocab_size
   parameters, faults = _parameters(config, vocab_size)
   return {
     "kind": "run",

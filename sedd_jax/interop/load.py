@@ -166,7 +166,7 @@ def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
   if dtype is not None:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])
-  tokenizer = from_json(meta["tokenizer"])
+  tokenizer = from_json(meta["tokenizer"], f"{path}, step {step}")
   objective = experiment.make_objective(tokenizer.vocab_size)
   with Checkpoints(path, objective.network) as checkpoints:
     params = checkpoints.load_average(step)
