@@ -156,9 +156,10 @@ class LibraryTokenizer:
 
   def to_json(self) -> dict[str, Any]:
     """The values from which `tokenizers.from_json` builds it again."""
+    definition = json.dumps(self._plain, ensure_ascii=False, separators=(",", ":"))
     if self._is_gpt2:
-      return {"kind": "bpe", "definition": json.dumps(self._plain)}
-    return {"kind": "library", "definition": json.dumps(self._plain), "eos": self._eos_name}
+      return {"kind": "bpe", "definition": definition}
+    return {"kind": "library", "definition": definition, "eos": self._eos_name}
 
   def meaning(self) -> dict[str, Any]:
     """Equal for tokenizers that give the same ids and texts, however they were written down."""
