@@ -204,6 +204,22 @@ def test_any_definition_is_a_tokenizer_or_an_error_that_names_its_file(definitio
     use(LibraryTokenizer(json.dumps(definition), source=SOURCE))
 
 
+@pytest.mark.parametrize("value", ["ByteLevel", [1], {"x": 1}, 7, {"type": "Strip"}])
+@pytest.mark.parametrize("name", ["normalizer", "pre_tokenizer", "decoder", "added_tokens"])
+def test_the_part_that_is_at_fault_is_named(name, value):
+  definition = json.dumps(json.loads(byte_level().to_str()) | {name: value})
+  with pytest.raises(ValueError, match=rf"{SOURCE} is no tokenizer .*its field '{name}' holds"):
+    LibraryTokenizer(definition, source=SOURCE)
+
+
+@pytest.mark.parametrize("value", ["x", [1], 7, True])
+@pytest.mark.parametrize("name", ["truncation", "padding", "post_processor"])
+def test_a_part_that_is_switched_off_is_an_object(name, value):
+  definition = json.dumps(json.loads(byte_level().to_str()) | {name: value})
+  with pytest.raises(ValueError, match=f"{SOURCE}: {name} must be an object or null, not"):
+    LibraryTokenizer(definition, source=SOURCE)
+
+
 # Panics, and other errors of the library.
 
 

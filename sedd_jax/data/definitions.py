@@ -5,6 +5,7 @@ The library reads a definition first, since it knows what is wrong with one. Wha
 afterwards is how the library writes it, so that all parts are well-formed.
 """
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ _DECODERS = (
 )  # fmt: skip
 # Post-processors that add no tokens.
 _HARMLESS = ("ByteLevel",)
+# What a definition may lack beside the model, and how it is written then.
+_PARTS = {"normalizer": None, "pre_tokenizer": None, "decoder": None, "added_tokens": []}
 # Ids are int32. The library makes arrays as long as the largest id, and a model an embedding.
 _LARGEST = 2**31 - 1
 _SPARE = 1000
@@ -36,15 +39,14 @@ def read_definition(definition: str, source: str) -> tuple[Any, dict[str, Any], 
   Raises:
     ValueError: it is none, or of a kind that cannot be used; the message names its source.
   """
-  from tokenizers import Tokenizer as Library
   from tokenizers import decoders
 
   written = _parsed(definition, source)
   ids, vocabulary = dict(_written_ids(written)), written["model"].get("vocab")
   check_ids(ids, source, len(vocabulary) if isinstance(vocabulary, list) else 0)
   plain, switched_off = _plain(written, source)
-  with library_call(f"{source} is no tokenizer that the library reads"):
-    library = Library.from_str(json.dumps(plain))
+  library = _library(plain, source)
+  with library_call(f"{source} is no tokenizer that the library writes"):
     read = json.loads(library.to_str())
     if read["decoder"] is None and "ByteLevel" in types_of(read["pre_tokenizer"]):
       library.decoder = decoders.ByteLevel()
@@ -91,6 +93,31 @@ def without_unused(part: Any) -> Any:
   if isinstance(part, dict):
     return {k: without_unused(v) for k, v in part.items() if k != "trim_offsets"}
   return [without_unused(one) for one in part] if isinstance(part, list) else part
+
+
+def _library(plain: Mapping[str, Any], source: str) -> Any:
+  """The tokenizer of a definition, as an object of the library."""
+  try:
+    return _built(plain, f"{source} is no tokenizer that the library reads")
+  except ValueError as error:
+    raise ValueError(f"{error}{_part_at_fault(plain)}") from error
+
+
+def _built(plain: Mapping[str, Any], message: str) -> Any:
+  from tokenizers import Tokenizer as Library
+
+  with library_call(message):
+    return Library.from_str(json.dumps(plain))
+
+
+def _part_at_fault(plain: Mapping[str, Any]) -> str:
+  """Which part the library cannot read. It names a line and column, and not those of the file."""
+  for name, nothing in _PARTS.items():
+    if plain.get(name):
+      with contextlib.suppress(ValueError):
+        _built({**plain, name: nothing}, "")
+        return f" (its field {name!r} holds {plain[name]!r:.60})"
+  return ""
 
 
 def _parsed(definition: str, source: str) -> dict[str, Any]:
