@@ -168,11 +168,13 @@ def _parts(text: str, encode: Encode) -> Iterator[Part]:
     if plain:
       yield encode(plain)
     plain = ""
-    if match[2] != "*" and not re.fullmatch(r"[0-9]*[1-9][0-9]*", match[2]):
+    if match[2] != "*" and not re.fullmatch("[0-9]+", match[2]):
       raise ValueError(
-        f"template {text!r}: {blank} must hold a number of tokens of at least one, such as [[40]], "
-        "or be [[*]]; a backslash before it makes it text"
+        f"template {text!r}: {blank} must hold a number of tokens, such as [[40]], or be [[*]]; a "
+        "backslash before it makes it text"
       )
+    if match[2] != "*" and int(match[2]) < 1:
+      raise ValueError(f"template {text!r}: {blank} is empty; a blank takes at least one token")
     yield None if match[2] == "*" else int(match[2])
   if plain + text[at:]:
     yield encode(plain + text[at:])
