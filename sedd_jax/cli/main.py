@@ -11,6 +11,7 @@ from sedd_jax.cli import streams
 VERBS = {
   "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or resume a run",
+  "sweep": "train one config with many overrides, on any launcher, and print a table",
   "sample": "print text from a trained model",
   "info": "describe a run, a checkpoint or an export",
   "evaluate": "bound the perplexity of a trained model on held-out text",
