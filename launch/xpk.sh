@@ -6,7 +6,7 @@
 #   launch/xpk.sh image --image=REPOSITORY/sedd:1           # build from a checkout, and push
 #   launch/xpk.sh workload $gke --type=v5litepod-16 --num-slices=2 --workload=text8 \
 #     --image=REPOSITORY/sedd:1 --storage=my-bucket \
-#     sedd train --config=configs/text8.py --workdir=/bucket/text8
+#     sedd train --config=text8 --workdir=/bucket/text8
 #   launch/xpk.sh list $gke
 #   launch/xpk.sh logs $gke --workload=text8 [--slice=0 --worker=0]
 #   launch/xpk.sh delete $gke --workload=text8 [--yes]

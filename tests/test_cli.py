@@ -64,7 +64,7 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     (["trian"], ["did you mean 'train'"]),
     (
       ["train"],
-      ["--config and --workdir are missing", "sedd train --config=configs/quickstart.py"],
+      ["--config and --workdir are missing", "sedd train --config=quickstart --workdir"],
     ),
     (["train", QUICKSTART], ["--workdir is missing"]),
     (["train", QUICKSTART, "--workdir=gs://x"], ["must be a path of a file system"]),

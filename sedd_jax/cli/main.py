@@ -24,7 +24,7 @@ VERBS = {
   "plan": "compile a run for an absent TPU slice: memory, traffic, time",
 }
 _EXAMPLES = """
-  sedd train --config=configs/quickstart.py --workdir=runs/quickstart
+  sedd train --config=quickstart --workdir=runs/quickstart
   sedd info runs/quickstart
   sedd sample --checkpoint=runs/quickstart --num=4
 
