@@ -112,7 +112,7 @@ def test_recording_and_progress_change_nothing(x64):
   assert shares[-1] == 1.0
 
 
-def test_what_a_snapshot_raises_ends_the_sampling():
+def test_what_a_snapshot_raises_ends_the_sampling(x64):
   seen = []
 
   def stop(snapshot):
@@ -125,7 +125,7 @@ def test_what_a_snapshot_raises_ends_the_sampling():
   assert seen == [0, 1, 2]
 
 
-def test_other_steps_and_temperatures_need_no_other_program():
+def test_other_steps_and_temperatures_need_no_other_program(x64):
   """Their numbers are arguments of the compiled functions."""
   one = dataclasses.replace(model())
   for settings in (
@@ -136,7 +136,7 @@ def test_other_steps_and_temperatures_need_no_other_program():
     made = one.generate(*nothing(1), settings=settings)
     assert made.steps == settings.steps
   generator = one._generator
-  for function in (generator._start, generator._advance, generator._finish):
+  for function in (generator._advance, generator._finish):
     assert function._cache_size() == 1
 
 

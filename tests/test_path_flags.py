@@ -33,7 +33,8 @@ from sedd_jax.training.operations import Operations
 
 # Flags whose text is no path. `tokenizer` names a kind first; `data` is checked by `SuiteConfig`.
 WORDS = {
-  "coordinator_address", "compare", "data", "judge_tokenizer", "judge_tokenizer_eos", "length",
+  "coordinator_address", "compare", "data", "host", "judge_tokenizer", "judge_tokenizer_eos",
+  "length",
   "prefix", "profile_steps", "protocol", "sampler", "samplers", "schedule", "sets", "split",
   "steps", "suffix", "suite", "temperatures", "template", "text_field", "tokenizer",
   "tokenizer_eos", "topology",

@@ -12,6 +12,7 @@ VERBS = {
   "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or resume a run",
   "sample": "print text from a trained model",
+  "demo": "fill in text on a page in the browser, or by POST /v1/infill",
   "info": "describe a run, a checkpoint or an export",
   "evaluate": "bound the perplexity of a trained model on held-out text",
   "grade": "grade files of samples by a judge and by counting",

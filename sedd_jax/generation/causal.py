@@ -122,8 +122,8 @@ class CausalModel(LanguageModel):
     frames = self._frames(samples, lengths) if watched else np.zeros((0, *samples.shape), np.int32)
     times = np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], len(samples), axis=1)
     if request.on_snapshot is not None:
-      for calls, (frame, time_B) in enumerate(zip(frames, times, strict=True)):
-        request.on_snapshot(Snapshot(frame, time_B, calls))
+      for calls in range(len(frames)):
+        request.on_snapshot(Snapshot(frames[calls], times[calls], calls))
     kept = len(frames) if request.record else 0
     return Generation(
       tokens=samples,

@@ -67,8 +67,12 @@ class Page:
       raise RuntimeError(f"{method}: {answer['error']}")
     return answer["result"]
 
-  def open(self, path: Path, fragment: str = "", *, dark=False, calm=False, width=1100, height=800):
-    """Loads a page afresh, with the user's wishes."""
+  def open(self, path: Path, fragment: str = "", **wishes):
+    """Loads a file afresh, with the user's wishes."""
+    self.visit(path.as_uri() + fragment, **wishes)
+
+  def visit(self, url: str, *, dark=False, calm=False, width=1100, height=800):
+    """Loads an address afresh, with the user's wishes."""
     self.requests.clear()
     self.errors.clear()
     self.call(
@@ -82,8 +86,8 @@ class Page:
     media = [{"name": name, "value": value} for name, value in features.items()]
     self.call("Emulation.setEmulatedMedia", features=media)
     self.call("Page.navigate", url="about:blank")
-    self.call("Page.navigate", url=path.as_uri() + fragment)
-    self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
+    self.call("Page.navigate", url=url)
+    self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
     self.requests[:] = [url for url in self.requests if url != "about:blank"]
 
   def run(self, expression: str):
@@ -99,6 +103,10 @@ class Page:
     while not self.run(expression):
       assert time.monotonic() < deadline, f"{expression} did not become true"
       time.sleep(0.02)
+
+  def type(self, text: str):
+    """Text into what has the focus, as from the keyboard."""
+    self.call("Input.insertText", text=text)
 
   def press(self, key: str):
     """A key, as from the keyboard: the code of KeyboardEvent.key."""

@@ -1,0 +1,60 @@
+"""sedd demo: a page and an endpoint on which a trained model fills in text."""
+
+import importlib
+from types import ModuleType
+
+from absl import flags
+
+import sedd_jax
+from sedd_jax.cli import app, path_flags
+from sedd_jax.ranges import check
+
+USAGE = """Serves a page on which a trained model fills in text, and POST /v1/infill for programs.
+
+  sedd demo --checkpoint=runs/quickstart
+  sedd demo --checkpoint=exports/quickstart --port=0
+  curl http://127.0.0.1:8000/v1/infill -d '{"template": "The [[20]] is [[*]].", "seed": 1}'
+
+It answers this machine alone unless --host says otherwise. docs/demo.md has the endpoint's keys.
+"""
+# Where a model comes with the package, its name is the default.
+_DEFAULT_MODEL = None
+_CHECKPOINT = path_flags.define_model(
+  "checkpoint", _DEFAULT_MODEL, "Run directory, folder of weights or hub id."
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address or name to bind to; 0.0.0.0 for all.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port; 0 takes a free one, which is printed.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
+)
+_EOS = flags.DEFINE_string(
+  "tokenizer_eos", "", "Its end-of-text token; by default found in its file."
+)
+
+
+def main() -> None:
+  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
+  check("--port", _PORT.value, 0, 65_535)
+  server = _server()
+  bound = server.bind(_HOST.value, _PORT.value)  # First, so that a port in use is known at once.
+  model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value, tokenizer_eos=_EOS.value)
+  server.serve(model, bound, host=_HOST.value, note=app.note)
+
+
+def _server() -> ModuleType:
+  try:
+    return importlib.import_module("sedd_jax.demo.server")
+  except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+      raise
+    raise ImportError(
+      f"sedd demo needs {error.name}, which is not installed: pip install 'sedd-jax[demo]'"
+    ) from error
+
+
+def run() -> None:
+  app.run(main, USAGE)
+
+
+if __name__ == "__main__":
+  run()
