@@ -25,7 +25,7 @@ def main() -> None:
   t = sample_times(keys[0], jnp.arange(batch), batch)
   total, rate = noise.total(t), noise.rate(t)
   x = jax.vmap(network.process.corrupt)(keys[2:], x0, total)
-  dtype = network.config.stream_dtype
+  dtype = network.config.wide_dtype
   hidden = jax.random.normal(keys[1], (batch, length, network.config.width), dtype)
 
   @jax.jit

@@ -15,6 +15,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GOLDEN = Path(__file__).resolve().parent / "golden" / "configs"
 ARGUMENTS = [
   ("quickstart", None),
+  ("stories", None),
   ("text8", "absorb"),
   ("text8", "uniform"),
   ("lm1b", "absorb"),

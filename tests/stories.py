@@ -129,12 +129,12 @@ class StoriesTokenizer:
   eos_id = BOS
 
   def __init__(self, pieces, scores):
-    self._pieces, self._scores = pieces, scores
+    self.pieces, self.scores = pieces, scores
     self._ids = {piece: i for i, piece in enumerate(pieces)}
 
   @property
   def vocab_size(self):
-    return len(self._pieces)
+    return len(self.pieces)
 
   def encode(self, text):
     tokens = []
@@ -143,9 +143,9 @@ class StoriesTokenizer:
       tokens += [byte + 3 for byte in character.encode()] if known is None else [known]
     while True:
       pairs = [
-        (self._scores[joined], -i, joined)
+        (self.scores[joined], -i, joined)
         for i, (a, b) in enumerate(itertools.pairwise(tokens))
-        if (joined := self._ids.get(self._pieces[a] + self._pieces[b])) is not None
+        if (joined := self._ids.get(self.pieces[a] + self.pieces[b])) is not None
       ]
       if not pairs:
         return np.array(tokens, np.int32)
@@ -156,7 +156,7 @@ class StoriesTokenizer:
     """The text, with a line of dashes between stories."""
     out = b""
     for i in map(int, ids):
-      piece = self._pieces[i]
+      piece = self.pieces[i]
       if i == BOS:
         piece = b"\n---\n"
       elif 3 <= i < 259:

@@ -7,6 +7,7 @@ import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -101,6 +102,30 @@ def test_exports_are_unpadded_float32(tmp_path):
   assert tensors["vocab_embed.embedding"].shape == (12, 32)
   assert tensors["output_layer.linear.weight"].shape == (12, 32)
   assert sum(x.size for x in tensors.values()) == model.network.num_parameters()
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("float16", 11), ("bfloat16", 8)])
+@pytest.mark.parametrize("layout", ["sedd_jax", "original"])
+def test_weights_of_half_the_bytes_are_the_nearest(tmp_path, weights, bits, layout):
+  model = made_model()
+  whole = sedd_jax.export(model, tmp_path / "whole", layout=layout)
+  half = sedd_jax.export(model, tmp_path / "half", layout=layout, weights=weights)
+  tensors, halves = (load_file(folder / "model.safetensors") for folder in (whole, half))
+  for name, x in tensors.items():
+    assert halves[name].dtype == jnp.dtype(weights)
+    np.testing.assert_allclose(halves[name].astype(np.float32), x, rtol=2.0**-bits, atol=1e-7)
+  assert f"{model.network.num_parameters():,}, {weights}" in (half / "README.md").read_text()
+  assert sedd_jax.load(half).params.keys() == model.params.keys()
+
+
+def test_weights_beyond_their_dtype_are_refused(tmp_path):
+  model = made_model()
+  large = dataclasses.replace(model, params=jax.tree.map(lambda x: x * 1e30, model.params))
+  with pytest.raises(ValueError, match=r"this model in float16: tensor .* not finite"):
+    sedd_jax.export(large, tmp_path / "large", weights="float16")
+  with pytest.raises(ValueError, match="weights='float8' must be 'float32' or"):
+    sedd_jax.export(model, tmp_path / "large", weights="float8")
+  assert not (tmp_path / "large").exists()
 
 
 def test_original_to_ours_to_original(shared_path, tmp_path):

@@ -159,7 +159,8 @@ def test_best_of_keeps_the_lowest_bound(x64):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"best_of": 0}, "best_of=0"),
+    ({"best_of": 0}, "best_of=0 must be at least 1"),
+    ({"best_of": 2**31 - 2**14}, "best_of=.* must be at most 65,535"),
     ({"best_of": 2, "record": True}, "best_of=2"),
     ({"seed": -1}, "seed=-1"),
     ({"numbers": [1, 2]}, "numbers must be 1"),
@@ -170,6 +171,12 @@ def test_best_of_keeps_the_lowest_bound(x64):
 def test_arguments_out_of_range_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     model().generate(*nothing(1), **change)
+
+
+@pytest.mark.parametrize("tokens", [[1, 2], 1, [[[1]]], []])
+def test_only_rows_are_decoded(tokens):
+  with pytest.raises(ValueError, match=r"tokens must be int\[B, L\]"):
+    model().decode(tokens)
 
 
 def test_samples_longer_than_the_model_are_refused():
@@ -280,6 +287,10 @@ def test_prefix_and_suffix_are_text(prefix, suffix):
     ("a[[*]]bcd", 4, "leaves nothing to fill in"),
     ("a[[*]]b[[*]]", None, "2 blanks"),
     ("a[[0]]b", None, "at least one token"),
+    ("a[[-1]]b[[3]]", None, r"\[\[-1\]\] must hold a number"),
+    ("a[[ 4 ]]b[[3]]", None, r"\[\[ 4 \]\] must hold a number"),
+    ("a[[]]b[[3]]", None, r"\[\[\]\] must hold a number"),
+    ("a[[**]]b[[3]]", None, r"\[\[\*\*\]\] must hold a number"),
     ("ab[[9]]cd", None, "13 tokens exceed the 12"),
     ("ab[[4]]cd", 6, "takes 8 tokens and does not fit length=6"),
     ("ab[[4]]", 20, "20 tokens exceed the 12"),

@@ -1,9 +1,11 @@
 """sedd info: it says what a folder is, reads no weights, and changes nothing."""
 
 import json
+import re
 import shutil
 
 import pytest
+from support.command import sedd
 from support.experiments import TINY
 
 import sedd_jax
@@ -82,6 +84,42 @@ def test_a_config_of_another_version_is_shown_with_what_is_not_known(run, tmp_pa
   assert found["parameters"] is None
   assert found["config"]["model"]["gates"] == 3
   assert "config.model.gates is unknown" in found["config_faults"][0]
+
+
+@pytest.mark.parametrize(
+  ("change", "fault"),
+  [
+    ({"model": None}, "config.model=None must be a section"),
+    ({"diffusion": 7, "model": []}, "config.diffusion=7 must be a section"),
+    ({"model": {"width": 96, "heads": 5}}, "model.heads=5"),
+  ],
+)
+def test_a_damaged_config_is_described(run, tmp_path, change, fault):
+  workdir = shutil.copytree(run, tmp_path / "run")
+  config = json.loads((workdir / "config.json").read_text())
+  (workdir / "config.json").write_text(json.dumps(config | change))
+  done = sedd("info", workdir)
+  assert done.returncode == 0, done.stderr
+  assert re.search(rf"not usable +{fault}", done.stdout), done.stdout
+  del config["model"]
+  (workdir / "config.json").write_text(json.dumps(config))
+  assert "width ?" in sedd("info", workdir).stdout  # It is not said; what is read is the default.
+
+
+@pytest.mark.parametrize(
+  ("text", "fault"),
+  [
+    ("[1]", "must hold named fields"),
+    ('{"step": "x"}', "step='x' must be an integer"),
+    ('{"step": 8}', "field 'heldout_bits_per_char_strict' is missing"),
+    ("{", "is damaged"),
+  ],
+)
+def test_a_damaged_evaluation_is_named(run, tmp_path, text, fault):
+  workdir = shutil.copytree(run, tmp_path / "run")
+  (workdir / "evaluation.json").write_text(text)
+  with pytest.raises(ValueError, match=rf"run/evaluation\.json.*{fault}"):
+    describe(workdir)
 
 
 def test_one_checkpoint_and_the_folder_of_all(run):

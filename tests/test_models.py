@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from support.networks import golden_loss, golden_network, random_params, small_network
 
 from sedd_jax.diffusion import Absorbing, Uniform
@@ -132,6 +133,29 @@ def test_bfloat16_compute_keeps_scores_in_float32():
   assert 1e-4 < difference.max() < 0.05 * np.abs(want).max()
 
 
+def test_a_stream_of_half_the_bytes_is_near_the_whole_one():
+  process = Absorbing(11)
+  whole = small_network(process, dtype="bfloat16")
+  half = small_network(process, dtype="bfloat16", stream="bfloat16")
+  params = random_params(whole)
+  tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 12)
+  total = jnp.array([0.3, 2.0])
+  assert half.embed(params, tokens).dtype == jnp.bfloat16
+
+  def loss(network, params):
+    return jnp.sum(jnp.square(network.log_score(params, tokens, total)))
+
+  scores = [network.log_score(params, tokens, total) for network in (whole, half)]
+  assert {x.dtype for x in scores} == {jnp.dtype(jnp.float32)}
+  np.testing.assert_allclose(*scores, atol=0.1)
+  assert (scores[0] != scores[1]).any()
+  # Gradients point the same way.
+  first, second = (
+    ravel_pytree(jax.grad(lambda p, n=network: loss(n, p))(params))[0] for network in (whole, half)
+  )
+  assert first @ second > 0.99 * jnp.linalg.norm(first) * jnp.linalg.norm(second)
+
+
 def test_dropout_depends_on_each_examples_key_alone():
   network = small_network(Absorbing(10), dropout=0.5)
   params = random_params(network)
@@ -165,6 +189,8 @@ def test_fresh_scaled_network_is_the_uniform_posterior():
     (dict(blocks=0), "model.blocks=0"),
     (dict(dtype="float16"), "model.dtype='float16'"),
     (dict(remat="some"), "model.remat='some'"),
+    (dict(stream="float16"), "model.stream='float16'"),
+    (dict(stream="bfloat16"), "model.stream='bfloat16' needs model.dtype='bfloat16'"),
   ],
 )
 def test_bad_shapes_are_refused_by_name(changes, field):

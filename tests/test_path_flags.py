@@ -46,8 +46,8 @@ WORD_FIELDS = {
   "data.detokenizer",
   "data.packing", "data.fill", "data.visibility", "data.on_fault", "diffusion.process",
   "diffusion.noise", "diffusion.parameterization", "diffusion.time_sampling", "model.dtype",
-  "model.remat", "model.attention", "optimizer.name", "optimizer.schedule", "train.hold",
-  "generations.regime",
+  "model.remat", "model.stream", "model.attention", "optimizer.name", "optimizer.schedule",
+  "train.hold", "generations.regime",
 }  # fmt: skip
 ADDRESSES = ["gs://bucket/a b", "s3://bucket", "https://host/x"]
 QUICKSTART = "--config=configs/quickstart.py"

@@ -169,6 +169,11 @@ def test_what_float32_or_memory_cannot_hold_is_refused(kind, name, value):
     kind(**{name: value})
 
 
+def test_numbers_in_lists_fit_float32_too():
+  with pytest.raises(ValueError, match=r"config\.data\.weights=1e\+300 must be a finite number"):
+    Experiment.from_config({"data": {"files": "a;b", "weights": [1.0, 1e300]}})
+
+
 @pytest.mark.parametrize(
   "sampler",
   [

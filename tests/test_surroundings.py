@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from support.command import sedd
 from support.networks import random_params, small_network
 
 import sedd_jax
-from sedd_jax.data import Chars
+from sedd_jax.data import Bytes, Chars
 from sedd_jax.diffusion import Absorbing, LogLinear
 from sedd_jax.interop.export import convert, export
 from sedd_jax.interop.weights import read_weights
@@ -90,6 +91,29 @@ def test_a_reader_that_leaves_is_no_error(exported, arguments):
   assert "100 calls" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_changes_no_exit_code(exported, closed):
+  for arguments, code in (
+    (["sample", "--checkpont=x"], 2),
+    (["sample", f"--checkpoint={exported}", "--steps=2"], 0),
+  ):
+    done = subprocess.run(
+      [
+        "sh",
+        "-c",
+        f'exec "$@" {closed}',
+        "",
+        sys.executable,
+        "-m",
+        "sedd_jax.cli.main",
+        *arguments,
+      ],
+      timeout=120,
+      check=False,
+    )
+    assert done.returncode == code
+
+
 # Devices and memory.
 
 
@@ -123,6 +147,14 @@ def test_a_batch_beyond_memory_is_refused_before_anything_is_made(
   assert done.returncode == 2
   assert re.search(rf"error: {named}: [\d,]+ rows at a time need at least [\d,.]+ GiB", done.stderr)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_row_beyond_memory_is_told_from_many(tmp_path):
+  done = sedd(
+    "train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run",
+    "--config.data.length=1000000000",
+  )  # fmt: skip
+  assert (done.returncode, "not one fits" in done.stderr) == (2, True), done.stderr
 
 
 # Config files.
@@ -293,3 +325,33 @@ def test_a_prepare_that_failed_blocks_no_other(tmp_path):
     assert sedd(*prepare, *wrong.split()).returncode == 2
   assert sedd(*prepare, "--tokenizer=bytes").returncode == 0
   assert json.loads((out / "manifest.json").read_text())["settings"]["tokenizer"] == "bytes"
+
+
+@pytest.mark.parametrize(
+  ("flags", "note"),
+  [
+    (["--tokenizer=bytes"], "tokenizer='bytes' is not used: "),
+    (["--tokenizer_eos=a"], "tokenizer_eos='a' is not used: "),
+    ([], None),
+  ],
+)
+def test_a_tokenizer_that_is_not_used_is_told(exported, flags, note):
+  done = sedd("sample", f"--checkpoint={exported}", "--steps=2", *flags)
+  assert done.returncode == 0
+  told = [line for line in done.stderr.splitlines() if "is not used" in line]
+  assert len(told) == (note is not None)
+  assert all(line.startswith(note) for line in told)
+
+
+def test_a_tokenizer_that_is_the_weights_own_is_fine(tmp_path):
+  network = small_network(Absorbing(257))
+  tokenizer = Bytes(eos=True)
+  model = sedd_jax.Model(
+    network=network, params=random_params(network), noise=LogLinear(), length=8, tokenizer=tokenizer
+  )
+  export(model, tmp_path / "bytes")
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    sedd_jax.load(tmp_path / "bytes", tokenizer="bytes:eos", tokenizer_eos="")
+  with pytest.raises(ValueError, match="tokenizer='nonsense' must be"):
+    sedd_jax.load(tmp_path / "bytes", tokenizer="nonsense")

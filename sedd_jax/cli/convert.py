@@ -4,6 +4,7 @@ from absl import flags
 
 from sedd_jax.cli import app, path_flags
 from sedd_jax.interop.export import LAYOUTS, convert
+from sedd_jax.interop.weights import DTYPES
 
 USAGE = """Reads a run, an export, or weights of the original, MDLM or RADD; writes a folder.
 
@@ -14,6 +15,9 @@ _FROM = path_flags.define_model("from", None, "Folder in any layout, or hub id (
 _TO = path_flags.define_path("to", None, "Folder to write; new or empty.")
 _LAYOUT = flags.DEFINE_enum(
   "layout", LAYOUTS[0], LAYOUTS, "original: what the original PyTorch code loads."
+)
+_WEIGHTS = flags.DEFINE_enum(
+  "weights", DTYPES[0], DTYPES, "Dtype on disk; all but float32 round, to half the bytes."
 )
 _TOKENIZER = flags.DEFINE_string(
   "tokenizer", None, "gpt2, a tokenizer.json, a folder or a hub id, for weights without one."
@@ -29,6 +33,7 @@ def main() -> None:
     source,
     target,
     layout=_LAYOUT.value,
+    weights=_WEIGHTS.value,
     tokenizer=_TOKENIZER.value,
     tokenizer_eos=_EOS.value,
   )

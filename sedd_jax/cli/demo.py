@@ -1,8 +1,5 @@
 """sedd demo: a page and an endpoint on which a trained model fills in text."""
 
-import importlib
-from types import ModuleType
-
 from absl import flags
 
 import sedd_jax
@@ -35,21 +32,13 @@ _EOS = flags.DEFINE_string(
 def main() -> None:
   (checkpoint,) = app.require(USAGE, _CHECKPOINT)
   check("--port", _PORT.value, 0, 65_535)
-  server = _server()
+  try:
+    from sedd_jax.demo import server
+  except ModuleNotFoundError as error:
+    raise ImportError(f"{error}; pip install 'sedd-jax[demo]' has what sedd demo needs") from error
   bound = server.bind(_HOST.value, _PORT.value)  # First, so that a port in use is known at once.
   model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value, tokenizer_eos=_EOS.value)
   server.serve(model, bound, host=_HOST.value, note=app.note)
-
-
-def _server() -> ModuleType:
-  try:
-    return importlib.import_module("sedd_jax.demo.server")
-  except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
-      raise
-    raise ImportError(
-      f"sedd demo needs {error.name}, which is not installed: pip install 'sedd-jax[demo]'"
-    ) from error
 
 
 def run() -> None:

@@ -25,9 +25,11 @@ from sedd_jax.generation.samples import (
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import Prompts
 from sedd_jax.generation.traces import Trace, check_trace_path, write_trace
+from sedd_jax.interop.load import STORIES
 
 USAGE = """Prints samples, fills in templates, or writes many samples to a file.
 
+  sedd sample
   sedd sample --checkpoint=runs/quickstart --num=4 --steps=64 --seed=0
   sedd sample --checkpoint=runs/quickstart --template='The [[20]] statement is [[*]].' --length=80
   sedd sample --checkpoint=runs/quickstart --sampler=remdm:cap=0.05 --schedule=tokens --top_p=0.9
@@ -35,7 +37,9 @@ USAGE = """Prints samples, fills in templates, or writes many samples to a file.
   sedd sample --checkpoint=runs/quickstart --num=10000 --batch=64 --out=samples.jsonl
 """
 _CHECKPOINT = path_flags.define_model(
-  "checkpoint", None, "Run directory, folder of weights or hub id."
+  "checkpoint",
+  None,
+  "Run directory, folder of weights or hub id; by default the model that comes with the package.",
 )
 _NUM = flags.DEFINE_integer("num", 1, "Number of samples, of each template.")
 _FIRST = flags.DEFINE_integer("first", 0, "Number of the first sample.")
@@ -79,7 +83,7 @@ _MOST_TRACED = 64
 
 
 def main() -> None:
-  (checkpoint,) = app.require(USAGE, _CHECKPOINT)
+  checkpoint = _CHECKPOINT.value or STORIES
   out, trace = _OUT.value, _TRACE.value
   if trace is not None:
     check_trace_path(trace)

@@ -44,10 +44,15 @@ class Stream:
 
 
 def protect() -> None:
-  """Makes sys.stdout and sys.stderr such streams; does nothing the second time."""
+  """Makes sys.stdout and sys.stderr such streams; does nothing the second time.
+
+  One that is closed (`2>&-`) becomes one that goes nowhere.
+  """
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
-    if stream is not None and not isinstance(stream, Stream):
+    if stream is None:
+      stream = open(os.devnull, "w")  # noqa: SIM115  Open until Python exits.
+    if not isinstance(stream, Stream):
       setattr(sys, name, Stream(stream))
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from sedd_jax.data.library_call import library_call
 from sedd_jax.data.library_tokenizer import GPT2_EOS
 
 # 256 bytes, the end of text, and a merge.
@@ -50,7 +51,8 @@ def train_bpe(size: int, texts: Iterable[str]) -> str:
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  library.train_from_iterator(_first(texts), trainer)
+  with library_call(f"data.tokenizer=bpe:{size}: the library fails at this text", errors=()):
+    library.train_from_iterator(_first(texts), trainer)
   if (made := library.get_vocab_size()) != size:
     raise ValueError(
       f"data.tokenizer=bpe:{size}: the training text gives only {made} tokens; choose a smaller "

@@ -10,6 +10,7 @@ import lzma
 import os
 import stat
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def _open_zstd(path: Path, mode: Any, **options: Any) -> Any:
 OPENERS: dict[str, Any] = {
   ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd,
 }  # fmt: skip
-ZstdError = zstd.ZstdError
+# What opening and reading a file raises that is damaged, or none of its kind.
+UNREADABLE = (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 _KINDS = (
   (stat.S_ISDIR, "a folder"),

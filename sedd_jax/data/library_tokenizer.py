@@ -8,31 +8,24 @@ each piece of a long document would get a start of its own.
 import functools
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.compression import OPENERS, open_any
+from sedd_jax.data.definitions import read_definition, without_unused
+from sedd_jax.data.library_call import library_call
 from sedd_jax.data.scope import PART, scope_of, steps_of, types_of
+from sedd_jax.data.tokenizer_files import DEFINITION, eos_beside, read_file
 from sedd_jax.data.unknown import Unknown, may_lack
 from sedd_jax.data.utf8 import pieces_of_bytes
-from sedd_jax.files.pointers import check_no_pointer
 
-DEFINITION, CONFIG = "tokenizer.json", "tokenizer_config.json"
 GPT2_EOS = "<|endoftext|>"
-MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # Names of end-of-text tokens, the more specific first.
 _EOS_NAMES = (
   "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "[SEP]",
 )  # fmt: skip
-# Decoders whose text of a token does not depend on the tokens after it.
-_DECODERS = (
-  "BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece",
-)  # fmt: skip
-# Post-processors that add no tokens.
-_HARMLESS = ("ByteLevel",)
 
 
 class TokenizerWarning(UserWarning):
@@ -57,27 +50,21 @@ class LibraryTokenizer:
     Raises:
       ValueError: it is no tokenizer, of a type that cannot be used, or lacks the token `eos`.
     """
-    from tokenizers import Tokenizer as Library
-
     self._source = source
-    plain, switched_off = _plain(_parsed(definition, source))
-    for what in switched_off:
-      warnings.warn(f"{source}: {what}: switched off", TokenizerWarning, stacklevel=2)
-    try:
-      self._library = Library.from_str(json.dumps(plain))
-    except Exception as error:  # The library raises nothing narrower.
-      raise ValueError(f"{source} is no tokenizer that the library reads: {error}") from error
     # As the library writes it: the same for all ways to write one definition.
-    self._plain: dict[str, Any] = json.loads(self._library.to_str())
-    self._names = {i: name for name, i in self._library.get_vocab(True).items()}
-    if not self._names:
-      raise ValueError(f"{source}: the vocabulary is empty")
+    self._library, self._plain, undone = read_definition(definition, source)
+    for what in undone:
+      warnings.warn(f"{source}: {what}", TokenizerWarning, stacklevel=2)
+    self._ids: dict[str, int] = self._library.get_vocab(True)
+    self._names = self._named_by_id()
     self.vocab_size = max(self._names) + 1
     self.eos_id = self._find_eos(eos)
-    cuts = _without_unused(self._plain["pre_tokenizer"])
-    self.scope = scope_of({**self._plain, "pre_tokenizer": cuts}, self._library)
-    ids = {name: i for i, name in self._names.items()}
-    self._unknown = Unknown(self._plain, ids) if may_lack(self._plain) else None
+    cuts = without_unused(self._plain["pre_tokenizer"])
+    self.scope = scope_of({**self._plain, "pre_tokenizer": cuts}, self._library, source)
+    lacks = may_lack(self._plain)
+    self._unknown = Unknown(self._plain, self._ids, source) if lacks else None
+    if not self._is_bytes:
+      self._text(list(self._names))  # Some decoders fail at some tokens.
     vocabulary = self._plain["model"]["vocab"]
     self._as_written = {
       token["id"] for token in self._plain["added_tokens"] if token["content"] not in vocabulary
@@ -85,16 +72,20 @@ class LibraryTokenizer:
     self._known: dict[int, str | bytes] = {}
 
   @classmethod
-  def from_file(cls, file: Path, eos: str | None = None) -> "LibraryTokenizer":
+  def from_file(
+    cls, file: Path, eos: str | None = None, field: str = "data.tokenizer"
+  ) -> "LibraryTokenizer":
     """Reads a tokenizer.json, and its end-of-text token from a tokenizer_config.json beside it.
+
+    Args:
+      file: plain or compressed.
+      eos: the end-of-text token; None or "" to find it.
+      field: what the user set, for messages.
 
     Raises:
       ValueError: as of the class; the message names the file.
     """
-    named = eos or eos_of(read_beside(file.parent, CONFIG))
-    check_no_pointer(file)
-    with open_any(file, text=True) as opened:
-      return cls(opened.read(), eos=named, source=str(file))
+    return cls(read_file(file, field), eos=eos or eos_beside(file.parent), source=str(file))
 
   def encode(self, text: str) -> np.ndarray:
     """int32[T]."""
@@ -105,13 +96,9 @@ class LibraryTokenizer:
 
     Raises:
       UnknownCharacters: the vocabulary lacks some, and has no token for unknown text.
+      ValueError: a text is not Unicode, or the library fails at it.
     """
-    if self._unknown is not None:
-      self._unknown.check(list(texts), self._source)
-    try:
-      encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-    except TypeError as error:
-      raise ValueError(f"text that is not Unicode has no tokens: {error}") from error
+    encodings = self._encoded(list(texts), self._library.encode_batch_fast)
     return [np.array(e.ids, np.int32) for e in encodings]
 
   def encode_within(self, parts: Sequence[tuple[str, str, str]]) -> list[np.ndarray]:
@@ -119,11 +106,11 @@ class LibraryTokenizer:
 
     Args:
       parts: (text before, the part, text after).
+
+    Raises:
+      UnknownCharacters, ValueError: as of `encode_batch`.
     """
-    texts = ["".join(part) for part in parts]
-    if self._unknown is not None:
-      self._unknown.check(texts, self._source)
-    encodings = self._library.encode_batch(texts, add_special_tokens=False)
+    encodings = self._encoded(["".join(part) for part in parts], self._library.encode_batch)
     found = []
     for (before, text, after), encoding in zip(parts, encodings, strict=True):
       starts = np.array([first for first, _ in encoding.offsets], np.int64)
@@ -144,9 +131,13 @@ class LibraryTokenizer:
     return "".join(self.pieces(ids))
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
-    """The text that each token adds. The first token has no space that only parts it from the token
-    before it."""
-    ids = self.checked(ids)
+    """The text that each token adds.
+
+    The first token has no space that only parts it from the token before it. The last one keeps
+    the space that ends a word (as GPT-1 has it), which the library's own `decode` leaves out: the
+    text of a token does not depend on those after it.
+    """
+    ids = checked_ids(ids, self.vocab_size)
     pieces = [self._piece(i) for i in ids]
     if ids and self._parts_by_spaces and isinstance(pieces[0], str):
       pieces[0] = self._text([ids[0]])
@@ -160,22 +151,15 @@ class LibraryTokenizer:
     Raises:
       ValueError: the id is not in [0, V).
     """
-    (token,) = self.checked([token])
+    (token,) = checked_ids([token], self.vocab_size)
     return self._names.get(token, "")
-
-  def checked(self, ids: Iterable[int]) -> list[int]:
-    """The ids as Python's integers.
-
-    Raises:
-      ValueError: one is not in [0, V).
-    """
-    return checked_ids(ids, self.vocab_size)
 
   def to_json(self) -> dict[str, Any]:
     """The values from which `tokenizers.from_json` builds it again."""
+    definition = json.dumps(self._plain, ensure_ascii=False, separators=(",", ":"))
     if self._is_gpt2:
-      return {"kind": "bpe", "definition": json.dumps(self._plain)}
-    return {"kind": "library", "definition": json.dumps(self._plain), "eos": self._eos_name}
+      return {"kind": "bpe", "definition": definition}
+    return {"kind": "library", "definition": definition, "eos": self._eos_name}
 
   def meaning(self) -> dict[str, Any]:
     """Equal for tokenizers that give the same ids and texts, however they were written down."""
@@ -187,7 +171,7 @@ class LibraryTokenizer:
       if self._is_gpt2:
         return {"kind": "bpe", "vocab": model["vocab"], "merges": merges}
     parts = {
-      name: [_without_unused(step) for step in steps_of(self._plain[name])]
+      name: [without_unused(step) for step in steps_of(self._plain[name])]
       for name in ("normalizer", "pre_tokenizer", "decoder")
     }
     parts["decoder"] = [
@@ -217,17 +201,43 @@ class LibraryTokenizer:
   def _eos_name(self) -> str | None:
     return None if self.eos_id is None else self._names[self.eos_id]
 
+  def _encoded(self, texts: list[str], encode: Callable[..., Any]) -> Any:
+    """The library's encodings of texts, by one of its functions."""
+    try:
+      for text in texts:
+        text.encode()
+    except (UnicodeError, AttributeError) as error:
+      raise ValueError(f"text that is not Unicode has no tokens: {error}") from error
+    if self._unknown is not None:
+      self._unknown.check(texts)
+    with library_call(f"{self._source}: the library fails at the tokens of a text"):
+      return encode(texts, add_special_tokens=False)
+
+  def _named_by_id(self) -> dict[int, str]:
+    """The name of each id.
+
+    Raises:
+      ValueError: the vocabulary is empty, or two tokens have one id.
+    """
+    if not self._ids:
+      raise ValueError(f"{self._source}: the vocabulary is empty")
+    names: dict[int, str] = {}
+    for name, i in self._ids.items():
+      if (other := names.setdefault(i, name)) != name:
+        one, other = sorted((name, other))
+        raise ValueError(f"{self._source}: tokens {one!r} and {other!r} both have the id {i}")
+    return names
+
   def _find_eos(self, named: str | None) -> int | None:
-    vocabulary = {name: i for i, name in self._names.items()}
     if named:
-      if named not in vocabulary:
+      if not isinstance(named, str) or named not in self._ids:
         raise ValueError(
           f"{self._source}: the vocabulary has no {named!r}, which data.tokenizer_eos or a "
           "tokenizer_config.json names as the end-of-text token"
         )
-      return vocabulary[named]
+      return self._ids[named]
     special = {token["content"] for token in self._plain["added_tokens"] if token["special"]}
-    return next((vocabulary[name] for name in _EOS_NAMES if name in special), None)
+    return next((self._ids[name] for name in _EOS_NAMES if name in special), None)
 
   @functools.cached_property
   def _is_bytes(self) -> bool:
@@ -247,7 +257,8 @@ class LibraryTokenizer:
     raise ValueError(f"{self._source}: no token has a text")
 
   def _text(self, ids: list[int]) -> str:
-    return self._library.decode(ids, skip_special_tokens=False)
+    with library_call(f"{self._source}: its decoder fails"):
+      return self._library.decode(ids, skip_special_tokens=False)
 
   def _piece(self, token: int) -> str | bytes:
     """The text of a token behind another one; bytes where it may be part of a character."""
@@ -288,100 +299,6 @@ def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
         f"token {i} is not one of the {vocab_size} of this tokenizer: ids lie in [0, {vocab_size})"
       )
   return found
-
-
-def read_beside(folder: Path, *names: str) -> str | None:
-  """The first of some files that a folder has, plain or compressed (.gz, .xz, .bz2, .zst)."""
-  for name in names:
-    for suffix in ("", *OPENERS):
-      if (file := folder / (name + suffix)).is_file():
-        check_no_pointer(file)
-        with open_any(file, text=True) as opened:
-          return opened.read()
-  return None
-
-
-def eos_of(config: str | None) -> str | None:
-  """The end-of-text token that a tokenizer_config.json names, if it names one."""
-  token = setting(config, "eos_token")
-  return token.get("content") if isinstance(token, Mapping) else token
-
-
-def setting(config: str | None, name: str) -> Any:
-  """A field of a tokenizer_config.json, or None."""
-  try:
-    return json.loads(config or "{}").get(name)
-  except (ValueError, AttributeError):
-    return None
-
-
-def _parsed(definition: str, source: str) -> dict[str, Any]:
-  try:
-    parsed = json.loads(definition)
-    kind = parsed["model"].get("type") or _guessed(parsed["model"])
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{source} is no tokenizer.json: {error!r}") from error
-  if kind not in MODELS:
-    raise ValueError(f"{source}: a model of type {kind!r} is not read, only {', '.join(MODELS)}")
-  if fault := _decoder_fault(parsed.get("decoder")):
-    raise ValueError(
-      f"{source}: with {fault} the text of a token depends on those after it; such a tokenizer is "
-      "not read"
-    )
-  return parsed
-
-
-def _decoder_fault(decoder: Mapping[str, Any] | None) -> str | None:
-  """What in a decoder gives a token a text that depends on other tokens than the one before."""
-  steps = steps_of(decoder)
-  names = [step["type"] for step in steps]
-  if other := [name for name in names if name not in _DECODERS]:
-    return f"a decoder of type {other[0]}"
-  for alone in ("ByteLevel", "BPEDecoder"):
-    if alone in names and (other := [name for name in names if name not in (alone, "Fuse")]):
-      return f"decoders of types {alone} and {other[0]} together"
-  # From here on the library has one text, and no tokens.
-  for step in steps[names.index("Fuse") :] if "Fuse" in names else ():
-    is_start = step["type"] == "Strip" and step["start"] <= 1 and not step["stop"]
-    if step["type"] != "Fuse" and not is_start:
-      return f"a decoder of type {step['type']} behind one of type Fuse"
-  return None
-
-
-def _guessed(model: Mapping[str, Any]) -> str | None:
-  """The type of a model that older files leave out."""
-  if "merges" in model:
-    return "BPE"
-  return "Unigram" if isinstance(model.get("vocab"), list) else None
-
-
-def _plain(definition: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-  """The definition without what is switched off, and a phrase for each such thing."""
-  found = []
-  truncation, padding = definition.get("truncation"), definition.get("padding")
-  if truncation:
-    found.append(f"truncation to {truncation.get('max_length')} tokens")
-  if padding:
-    found.append("padding")
-  model = dict(definition["model"])
-  if model.get("dropout"):
-    found.append(f"dropout of {model['dropout']}")
-    model["dropout"] = None
-  post = definition.get("post_processor")
-  if any(name not in _HARMLESS for name in types_of(post)):
-    found.append("tokens added around each text")
-  off: dict[str, Any] = {"truncation": None, "padding": None, "post_processor": None}
-  if definition.get("decoder") is None and "ByteLevel" in types_of(definition.get("pre_tokenizer")):
-    off["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
-                      "use_regex": True}  # fmt: skip
-  return {**definition, **off, "model": model}, found
-
-
-def _without_unused(part: Any) -> Any:
-  """The same without settings of offsets, which change no id and no text."""
-  if isinstance(part, dict):
-    return {k: _without_unused(v) for k, v in part.items() if k != "trim_offsets"}
-  return [_without_unused(one) for one in part] if isinstance(part, list) else part
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -35,7 +35,7 @@ from sedd_jax.data.prepared import (
 from sedd_jax.data.shards import DOCUMENTS, TOKENS, write_shard, wrong_files
 from sedd_jax.data.sources import Piece
 from sedd_jax.data.streams import encode, groups, separated, token_dtype
-from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name
+from sedd_jax.data.tokenizers import Tokenizer, from_json, from_name, read_stored
 from sedd_jax.files.lock import FILE as LOCK
 from sedd_jax.files.lock import FolderLock
 from sedd_jax.files.paths import command, local_path
@@ -173,7 +173,7 @@ def _may_stay(path: Path) -> bool:
 def _tokenizer(corpus: Corpus, config: DataConfig, folder: Path, faults: Faults) -> Tokenizer:
   """The tokenizer that an earlier attempt wrote, else the one that the settings name."""
   if _has_shards(folder) and (folder / TOKENIZER).is_file():
-    return from_json(json.loads((folder / TOKENIZER).read_text(encoding="utf-8")))
+    return read_stored(folder / TOKENIZER)
   training_only = bpe_size(config.tokenizer) is not None
   texts = (
     (piece.text for piece in corpus.pieces("train", faults))

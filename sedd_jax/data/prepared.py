@@ -55,7 +55,7 @@ class Prepared:
     text = file.read_text(encoding="utf-8")
     if hashlib.sha256(text.encode()).hexdigest() != self.manifest["tokenizer_sha256"]:
       raise ValueError(f"{file} is not the tokenizer that {self.folder} was prepared with")
-    return from_json(json.loads(text))
+    return from_json(json.loads(text), str(file))
 
   def stream(self, side: str, faults: Faults) -> Shards:
     """The tokens of `train` or `heldout`."""

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sedd_jax.data.library_call import library_call
+
 PART = "part"  # The part alone.
 AROUND = "around"  # The part and some text around it.
 DOCUMENT = "document"  # All of the document.
@@ -22,13 +24,14 @@ _LOCAL = ("ByteLevel", "Digits", "Metaspace", "Punctuation")
 _CROSSING = re.compile(r"\S[ \n]")
 
 
-def scope_of(definition: Mapping[str, Any], library: Any) -> str:
+def scope_of(definition: Mapping[str, Any], library: Any, source: str) -> str:
   """`PART`, `AROUND` or `DOCUMENT`.
 
   Args:
     definition: a tokenizer's, as the library writes it, its pre-tokenizer without settings of
       offsets.
     library: the same as an object of the library.
+    source: where it is from, for messages.
   """
   normalizer, pre_tokenizer = definition["normalizer"], definition["pre_tokenizer"]
   added = definition["added_tokens"]
@@ -38,7 +41,9 @@ def scope_of(definition: Mapping[str, Any], library: Any) -> str:
   is_gpt2 = not steps_of(normalizer) and steps_of(pre_tokenizer) == [GPT2_PRE_TOKENIZER]
   if is_gpt2 and not spaced:
     return PART
-  if _cuts_words(library):
+  with library_call(f"{source}: the library fails to cut a text into words"):
+    cuts_words = _cuts_words(library)
+  if cuts_words:
     return AROUND
   # One word from end to end. The merges of BPE on both sides of a cut are apart if no token crosses
   # a cut. (Unigram's best path is the same too, but for ties, which its sums of scores break.)

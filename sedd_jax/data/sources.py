@@ -9,14 +9,12 @@ they end.)
 import dataclasses
 import itertools
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sedd_jax.data.compression import OPENERS, ZstdError, not_utf8, open_any, utf8_fault
+from sedd_jax.data.compression import OPENERS, UNREADABLE, not_utf8, open_any, utf8_fault
 from sedd_jax.data.faults import Faults, InputFault
 from sedd_jax.data.patterns import HUB, TFDS, files_of
 from sedd_jax.files.paths import local_name
@@ -28,7 +26,6 @@ SEPARATOR = "\n\n"
 PIECE, LONGEST = 2**16, 2**20
 
 _CUTS = (re.compile(r"(?<=\S)\n"), re.compile(r"(?<=\S)[ \n]"))
-_UNREADABLE = (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error, ZstdError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +129,7 @@ class Files:
         yield piece
     except InputFault:
       raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
       faults.report(str(path), _said(path, error))
     else:
       if empty and faults.count == before:
@@ -146,7 +143,7 @@ class Files:
       size, fault = 0, "the file has no text"
       try:
         size = sum(len(piece.text) for piece in _text(path))
-      except _UNREADABLE as error:
+      except UNREADABLE as error:
         fault = _said(path, error)
       if not size:
         faults.report(str(path), fault)
@@ -193,7 +190,7 @@ class Lines:
         with open_any(path, text=True) as file:
           for line in file:
             yield Piece(line)
-      except _UNREADABLE as error:
+      except UNREADABLE as error:
         faults.report(str(path), _said(path, error))
 
 

@@ -5,25 +5,31 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from sedd_jax.data.bpe import bpe_size, train_bpe
+from sedd_jax.data.definitions import check_ids
 from sedd_jax.data.hub import read_from_hub
+from sedd_jax.data.library_call import library_call
 from sedd_jax.data.library_tokenizer import (
-  CONFIG,
-  DEFINITION,
   GPT2_EOS,
   LibraryTokenizer,
   TokenizerWarning,
   checked_ids,
-  eos_of,
-  read_beside,
 )
 from sedd_jax.data.scope import PART
+from sedd_jax.data.tokenizer_files import (
+  CONFIG,
+  DEFINITION,
+  eos_beside,
+  eos_of,
+  find_beside,
+  read_file,
+)
 from sedd_jax.data.unknown import UnknownCharacters, named
 from sedd_jax.data.utf8 import pieces_of_bytes
 from sedd_jax.data.wordpiece import SEPARATOR, VOCABULARY, WordPiece
@@ -212,11 +218,12 @@ class Bytes:
 class BPE(LibraryTokenizer):
   """GPT-2's byte-level BPE. EOS is <|endoftext|>."""
 
-  def __init__(self, definition: str):
+  def __init__(self, definition: str, source: str = "BPE"):
     """Args:
     definition: the `tokenizers` library's JSON.
+    source: where it is from, for messages.
     """
-    super().__init__(definition, eos=EOS, source="BPE")
+    super().__init__(definition, eos=EOS, source=source)
 
   @classmethod
   def from_folder(cls, folder: Path) -> "BPE":
@@ -226,8 +233,8 @@ class BPE(LibraryTokenizer):
     Raises:
       FileNotFoundError: the folder has none of them.
     """
-    if definition := _definition_in(folder):
-      return cls(definition)
+    if found := _definition_in(folder):
+      return cls(*found)
     raise FileNotFoundError(
       f"{folder} has no tokenizer.json, nor vocab.json + merges.txt, nor encoder.json + vocab.bpe"
     )
@@ -239,7 +246,7 @@ class BPE(LibraryTokenizer):
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    return cls(read_from_hub(name, DEFINITION, "gpt2"))
+    return cls(read_from_hub(name, DEFINITION, "gpt2"), f"{DEFINITION} of {name!r}")
 
 
 def eos_name(tokenizer: Tokenizer) -> str | None:
@@ -265,36 +272,72 @@ def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
   return tokenizer.meaning() if isinstance(tokenizer, LibraryTokenizer) else tokenizer.to_json()
 
 
-def from_json(spec: Mapping[str, Any]) -> Tokenizer:
+def from_json(spec: Mapping[str, Any], source: str = "") -> Tokenizer:
   """Builds a tokenizer from its `to_json`.
+
+  Args:
+    spec: the values.
+    source: the file that holds them, for messages.
 
   Raises:
     ValueError: that is none.
   """
-  try:
-    return _from_json(spec)
-  except KeyError as error:
-    raise ValueError(f"the stored tokenizer is damaged: field {error} is missing") from error
-  except TypeError as error:
-    raise ValueError(f"the stored tokenizer is damaged: {error}") from error
-
-
-def _from_json(spec: Mapping[str, Any]) -> Tokenizer:
-  match spec["kind"]:
+  stored = f"{source}: the stored tokenizer" if source else "the stored tokenizer"
+  if not isinstance(spec, Mapping):
+    raise ValueError(f"{stored} is damaged: it must hold named fields, not {spec!r:.40}")
+  if (kind := spec.get("kind")) is None:
+    raise ValueError(f"{stored} is damaged: field 'kind' is missing")
+  if not isinstance(kind, str) or kind not in _STORED:
+    raise ValueError(
+      f"{stored} is damaged: tokenizer kind {kind!r:.40} must be 'chars', 'bytes', 'bpe', "
+      "'wordpiece' or 'library'"
+    )
+  for name, is_right in _STORED[kind].items():
+    if name not in spec and kind != "bytes":
+      raise ValueError(f"{stored} is damaged: field {name!r} is missing")
+    if not is_right(spec.get(name)):
+      raise ValueError(f"{stored} is damaged: {name}={spec[name]!r:.40} cannot be that")
+  match kind:
     case "chars":
       return Chars(spec["characters"])
     case "bytes":
-      return Bytes(eos=spec.get("eos", False))
+      return Bytes(eos=bool(spec.get("eos")))
     case "bpe":
-      return BPE(spec["definition"])
+      return BPE(spec["definition"], stored)
     case "wordpiece":
-      return WordPiece(spec["vocabulary"])
-    case "library":
-      return LibraryTokenizer(spec["definition"], eos=spec["eos"])
-    case other:
-      raise ValueError(
-        f"tokenizer kind {other!r} must be 'chars', 'bytes', 'bpe', 'wordpiece' or 'library'"
-      )
+      return WordPiece(spec["vocabulary"], stored)
+  return LibraryTokenizer(spec["definition"], eos=spec.get("eos"), source=stored)
+
+
+def read_stored(file: Path) -> Tokenizer:
+  """The tokenizer of a file that holds its `to_json`.
+
+  Raises:
+    ValueError: it is damaged; the message names it.
+  """
+  try:
+    spec = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{file} is damaged: {error}") from error
+  return from_json(spec, str(file))
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_text_or_none(value: Any) -> bool:
+  return isinstance(value, str | None)
+
+
+# The kinds of `to_json`, and what each field must be.
+_STORED: dict[str, dict[str, Callable[[Any], bool]]] = {
+  "chars": {"characters": lambda value: _is_text(value) and len(set(value)) == len(value)},
+  "bytes": {"eos": lambda value: isinstance(value, bool | None)},
+  "bpe": {"definition": _is_text},
+  "wordpiece": {"vocabulary": lambda value: isinstance(value, list) and all(map(_is_text, value))},
+  "library": {"definition": _is_text, "eos": _is_text_or_none},
+}
 
 
 def from_name(
@@ -381,7 +424,7 @@ def _named(name: str, eos: str, field: str) -> LibraryTokenizer:
   if path_name.strip() and (path := local_path(path_name, field)).exists():
     if path.is_dir():
       return from_folder(path, eos, kind, field)
-    return LibraryTokenizer.from_file(path, eos)
+    return LibraryTokenizer.from_file(path, eos, field)
   is_path = kind or Path(name).suffix in (".json", ".txt") or Path(name).parent.is_dir()
   if _HUB_ID.fullmatch(name) and not is_path:
     try:
@@ -391,7 +434,7 @@ def _named(name: str, eos: str, field: str) -> LibraryTokenizer:
         f"{field}={name!r}: no such file or folder is here, and as a hub id it fails: "
         f"{error}. It must be {TOKENIZERS}"
       ) from error
-    return LibraryTokenizer(definition, eos=eos or eos_of(_hub_config(name)), source=name)
+    return LibraryTokenizer(definition, eos=eos or _hub_eos(name), source=name)
   if kind:
     raise FileNotFoundError(
       f"{field}={name!r}: {path_name} does not exist. It must be {TOKENIZERS}"
@@ -413,11 +456,10 @@ def from_folder(
   Raises:
     FileNotFoundError: it has none.
   """
-  named = eos or eos_of(read_beside(folder, CONFIG))
-  file = folder / DEFINITION
-  source = str(file if file.is_file() else folder)
+  named = eos or eos_beside(folder)
   # bert:FOLDER has always meant the vocabulary, if there is one.
-  if kind != "bert" and (definition := _definition_in(folder)):
+  if kind != "bert" and (found := _definition_in(folder)):
+    definition, source = found
     return LibraryTokenizer(definition, eos=named, source=source)
   if kind != "gpt2" and (vocabulary := WordPiece.from_folder(folder)):
     if eos not in ("", SEPARATOR):
@@ -425,8 +467,8 @@ def from_folder(
         f"{field}_eos={eos!r}: that of {folder / VOCABULARY} is {SEPARATOR!r}; leave it out"
       )
     return vocabulary
-  if kind == "bert" and (definition := read_beside(folder, DEFINITION)):
-    return LibraryTokenizer(definition, eos=named, source=source)
+  if kind == "bert" and (file := find_beside(folder, DEFINITION)):
+    return LibraryTokenizer(read_file(file, field), eos=named, source=str(file))
   wanted = [_WANTED[kind]] if kind else list(_WANTED.values())
   raise FileNotFoundError(f"{folder} has no {' nor '.join(wanted)}")
 
@@ -438,25 +480,30 @@ _WANTED = {
 }
 
 
-def _definition_in(folder: Path) -> str | None:
-  """The library's JSON of a folder's tokenizer.json or vocabulary and merges, or None."""
-  if whole := read_beside(folder, DEFINITION):
-    return whole
-  vocab = read_beside(folder, "vocab.json", "encoder.json")
-  merges = read_beside(folder, "merges.txt", "vocab.bpe")
+def _definition_in(folder: Path) -> tuple[str, str] | None:
+  """The library's JSON of a folder's tokenizer.json or vocabulary and merges, and where it is from;
+  None if the folder has neither."""
+  if file := find_beside(folder, DEFINITION):
+    return read_file(file), str(file)
+  vocab = find_beside(folder, "vocab.json", "encoder.json")
+  merges = find_beside(folder, "merges.txt", "vocab.bpe")
   if vocab is None or merges is None:
     return None
-  try:
-    return _gpt2_definition(json.loads(vocab), merges)
-  except Exception as error:  # The library raises nothing narrower.
-    raise ValueError(f"{folder}: its vocabulary and merges cannot be read: {error}") from error
+  content, pairs = read_file(vocab), read_file(merges)
+  with library_call(f"{folder}: its vocabulary and merges cannot be read"):
+    ids = json.loads(content)
+    if not isinstance(ids, dict):
+      raise ValueError(f"{vocab.name} must hold the id of each token, not {ids!r:.40}")
+    check_ids(ids, vocab.name)
+    return _gpt2_definition(ids, pairs), str(folder)
 
 
-def _hub_config(name: str) -> str | None:
+def _hub_eos(name: str) -> str | None:
   try:
-    return read_from_hub(name, CONFIG, "")
+    config = read_from_hub(name, CONFIG, "")
   except ConnectionError:
     return None
+  return eos_of(config, f"{CONFIG} of {name!r}")
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -5,13 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.hub import read_from_hub
-from sedd_jax.data.library_tokenizer import (
-  CONFIG,
-  DEFINITION,
-  LibraryTokenizer,
-  read_beside,
-  setting,
-)
+from sedd_jax.data.library_call import library_call
+from sedd_jax.data.library_tokenizer import LibraryTokenizer
+from sedd_jax.data.tokenizer_files import CONFIG, DEFINITION, find_beside, read_file, setting
 
 UNKNOWN = "[UNK]"
 SEPARATOR = "[SEP]"
@@ -31,25 +27,28 @@ class WordPiece(LibraryTokenizer):
 
   Args:
     vocabulary: the tokens in the order of their ids.
+    source: where they are from, for messages.
 
   Raises:
     ValueError: [UNK] or [SEP] are missing, or a token is listed twice.
   """
 
-  def __init__(self, vocabulary: Iterable[str]):
+  def __init__(self, vocabulary: Iterable[str], source: str = "WordPiece"):
     from tokenizers import Tokenizer as Library
     from tokenizers import models, normalizers, pre_tokenizers
 
     self._tokens = list(vocabulary)
     ids = {token: i for i, token in enumerate(self._tokens)}
     if missing := [token for token in (UNKNOWN, SEPARATOR) if token not in ids]:
-      raise ValueError(f"WordPiece: the vocabulary has no {' and no '.join(missing)}")
+      raise ValueError(f"{source}: the vocabulary has no {' and no '.join(missing)}")
     if len(ids) != len(self._tokens):
-      raise ValueError("WordPiece: a token is listed twice")
-    library = Library(models.WordPiece(vocab=ids, unk_token=UNKNOWN))
-    library.normalizer = normalizers.BertNormalizer(lowercase=True)
-    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    super().__init__(library.to_str(), eos=SEPARATOR, source="WordPiece")
+      raise ValueError(f"{source}: a token is listed twice")
+    with library_call(f"{source} is no vocabulary that the library reads"):
+      library = Library(models.WordPiece(vocab=ids, unk_token=UNKNOWN))
+      library.normalizer = normalizers.BertNormalizer(lowercase=True)
+      library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+      definition = library.to_str()
+    super().__init__(definition, eos=SEPARATOR, source=source)
 
   @classmethod
   def from_hub(cls, name: str = "bert-base-uncased") -> "WordPiece":
@@ -58,12 +57,13 @@ class WordPiece(LibraryTokenizer):
     Raises:
       ConnectionError: there is no network and the file is not in the cache.
     """
-    return cls.from_text(read_from_hub(name, VOCABULARY, "bert"))
+    text = read_from_hub(name, VOCABULARY, "bert")
+    return cls.from_text(text, f"{VOCABULARY} of {name!r}")
 
   @classmethod
-  def from_text(cls, text: str) -> "WordPiece":
+  def from_text(cls, text: str, source: str = "WordPiece") -> "WordPiece":
     """From a vocab.txt, one token a line."""
-    return cls(text.removesuffix("\n").split("\n"))
+    return cls(text.removesuffix("\n").split("\n"), source)
 
   @classmethod
   def from_folder(cls, folder: Path) -> "WordPiece | None":
@@ -72,14 +72,15 @@ class WordPiece(LibraryTokenizer):
     Raises:
       ValueError: the vocabulary is of another kind of text.
     """
-    if (text := read_beside(folder, VOCABULARY)) is None:
+    if (file := find_beside(folder, VOCABULARY)) is None:
       return None
-    if setting(read_beside(folder, CONFIG), "do_lower_case") is False:
+    config = find_beside(folder, CONFIG)
+    if config and setting(read_file(config), "do_lower_case", str(config)) is False:
       raise ValueError(
         f"{folder}: its {CONFIG} says do_lower_case=false, and a {VOCABULARY} alone is read as "
         f"that of an uncased BERT. Name a {DEFINITION} instead"
       )
-    return cls.from_text(text)
+    return cls.from_text(read_file(file), str(file))
 
   def pieces(self, ids: Iterable[int]) -> list[str]:
     names = map(self.name_of, ids)

@@ -17,7 +17,7 @@ from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.generation.generator import Generation, Generator, OnProgress, OnSnapshot
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
-from sedd_jax.ranges import check_seed
+from sedd_jax.ranges import check, check_seed
 
 # Sample numbers lie below this; numbers above it make the keys of candidates.
 NUMBERS = 2**31 - 2**16
@@ -237,9 +237,18 @@ class LanguageModel(abc.ABC):
     return self._known_tokenizer().encode(text)
 
   def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
-    """The text of each row of tokens."""
-    tokenizer = self._known_tokenizer()
-    return [tokenizer.decode(row) for row in np.asarray(tokens)]
+    """The text of each row of tokens.
+
+    Args:
+      tokens: int[B, L].
+
+    Raises:
+      ValueError: they are no rows, or lie outside [0, V).
+    """
+    tokenizer, rows = self._known_tokenizer(), np.asarray(tokens)
+    if rows.ndim != 2:
+      raise ValueError(f"tokens must be int[B, L], rows of tokens, not of shape {rows.shape}")
+    return [tokenizer.decode(row) for row in rows]
 
   def text(self, tokens: jax.typing.ArrayLike, given: jax.typing.ArrayLike | None = None) -> str:
     """The text of one sample, up to its end-of-text token if the tokenizer has one.
@@ -344,14 +353,14 @@ class Model(LanguageModel):
       ValueError: tokens have another rank or lie outside [0, S).
     """
     tokens = self._checked(tokens, self.network.process.num_states)
-    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.stream_dtype), tokens.shape[:1])
+    total = jnp.broadcast_to(jnp.asarray(total, self.network.config.wide_dtype), tokens.shape[:1])
     return self._log_score(self.params, tokens, total)
 
   def _generate(self, request: BatchRequest) -> Generation:
     best_of = request.best_of
-    watched = request.record or request.on_snapshot is not None
-    if not 1 <= best_of <= NO_LIMIT - NUMBERS or (watched and best_of > 1):
-      raise ValueError(f"best_of={best_of} must be at least 1, and 1 if steps are watched")
+    check("best_of", best_of, 1, NO_LIMIT - NUMBERS)
+    if (request.record or request.on_snapshot is not None) and best_of > 1:
+      raise ValueError(f"best_of={best_of} must be 1 if steps are recorded or watched")
     sampling = request.settings.sampling(self.network.process, self.noise)
     given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))
 

@@ -12,9 +12,9 @@ import numpy as np
 from sedd_jax.data.compression import read_text
 from sedd_jax.files.paths import local_path
 
-# A blank of a number of tokens, or of all remaining tokens. Before it two backslashes mean one
-# backslash, and an odd one makes the blank plain text.
-_BLANK = re.compile(r"(\\*)\[\[(\d+|\*)\]\]")
+# A blank of a number of tokens, or of all remaining tokens, or what is meant as one. Before it two
+# backslashes mean one backslash, and an odd one makes the blank plain text.
+_BLANK = re.compile(r"(\\*)\[\[([-+.,\d\s*]*)\]\]")
 Encode = Callable[[str], np.ndarray]
 # Given tokens, a number of tokens to fill in, or None for all remaining tokens.
 Part = np.ndarray | int | None
@@ -168,6 +168,11 @@ def _parts(text: str, encode: Encode) -> Iterator[Part]:
     if plain:
       yield encode(plain)
     plain = ""
+    if match[2] != "*" and not re.fullmatch("[0-9]+", match[2]):
+      raise ValueError(
+        f"template {text!r}: {blank} must hold a number of tokens, such as [[40]], or be [[*]]; a "
+        "backslash before it makes it text"
+      )
     if match[2] != "*" and int(match[2]) < 1:
       raise ValueError(f"template {text!r}: {blank} is empty; a blank takes at least one token")
     yield None if match[2] == "*" else int(match[2])

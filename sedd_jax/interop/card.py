@@ -29,8 +29,13 @@ model, graph, noise = load_model("FOLDER", "cuda")
 }
 
 
-def model_card(model: Model, layout: str) -> str:
-  """README.md of an export: YAML front matter for the hub, then Markdown."""
+def model_card(model: Model, layout: str, weights: str) -> str:
+  """README.md of an export: YAML front matter for the hub, then Markdown.
+
+  Args:
+    layout: one of `_LOADING`.
+    weights: their dtype on disk.
+  """
   network = model.network
   process = network.process.name
   sample = "model.decode(model.sample(4, steps=64))"
@@ -51,7 +56,7 @@ def model_card(model: Model, layout: str) -> str:
 Exported by sedd_jax. It generates text by running {process} noise backwards (score entropy discrete
 diffusion, arXiv:2310.16834).
 
-{_table(_facts(model))}
+{_table(_facts(model, weights))}
 
 ## Loading
 
@@ -63,7 +68,7 @@ diffusion, arXiv:2310.16834).
 """
 
 
-def _facts(model: Model) -> Iterator[tuple[str, str]]:
+def _facts(model: Model, weights: str) -> Iterator[tuple[str, str]]:
   network, shape = model.network, model.network.config
   noise = ", ".join(f"{k}={v:g}" for k, v in dataclasses.asdict(model.noise).items())
   yield "process", network.process.name
@@ -74,7 +79,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
   yield "length", f"{model.length:,} tokens"
   yield "width, blocks, heads", f"{shape.width}, {shape.blocks}, {shape.heads}"
   yield "width of the conditioning", str(shape.cond_dim)
-  yield "parameters", f"{network.num_parameters():,}, float32"
+  yield "parameters", f"{network.num_parameters():,}, {weights}"
   yield "tokenizer", "none" if model.tokenizer is None else type(model.tokenizer).__name__
   step = model.info.get("step")
   yield "training step", "not known" if step is None else f"{step:,}"

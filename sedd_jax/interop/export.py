@@ -20,30 +20,35 @@ from sedd_jax.interop.original import (
   rotary_frequencies,
   tensors_from_params,
 )
-from sedd_jax.interop.weights import Tensors, write_weights
+from sedd_jax.interop.weights import DTYPES, Tensors, write_weights
 
 LAYOUTS = ("sedd_jax", "original")
 
 
 def export(
-  model: Model | CausalModel, folder: str | os.PathLike[str], *, layout: str = "sedd_jax"
+  model: Model | CausalModel,
+  folder: str | os.PathLike[str],
+  *,
+  layout: str = "sedd_jax",
+  weights: str = "float32",
 ) -> Path:
   """Writes a model: config.json, model.safetensors, README.md, and the tokenizer if it has one.
 
-  The folder appears whole or not at all. The weights are
-  float32, without padding, and equal to the model's to the bit.
+  The folder appears whole or not at all. The weights are without padding, and in float32 equal to
+  the model's to the bit.
 
   Args:
     model: as `load` gives it; its weights are a run's moving average.
     folder: does not exist yet, or is empty.
     layout: `sedd_jax`, or `original`: what the PyTorch code loads.
+    weights: their dtype on disk: `float32`, or `float16` or `bfloat16`, rounded to half the bytes.
 
   Returns:
     The folder.
 
   Raises:
-    ValueError: the layout is unknown, cannot hold the model (none holds an autoregressive one), or
-      weights are not finite.
+    ValueError: the layout or dtype is unknown, cannot hold the model (none holds an autoregressive
+      one), or weights are not finite.
     FileExistsError: the folder exists and is not empty, or is a file.
   """
   if isinstance(model, CausalModel):
@@ -52,17 +57,17 @@ def export(
       "GPT-2's from its own folder"
     )
   folder = local_path(folder, "folder")
-  _check_target(folder, layout)
+  _check_target(folder, layout, weights)
   config = exported_config(model) if layout == "sedd_jax" else original_config(model)
   target = folder.resolve()  # A link to an empty folder stays a link.
   target.parent.mkdir(parents=True, exist_ok=True)
   with whole(target) as partial:
     partial.mkdir()
-    write_weights(partial, _tensors(model, layout))
+    write_weights(partial, _tensors(model, layout), weights)
     _write_json(partial / "config.json", config)
     if model.tokenizer is not None:
       _write_json(partial / TOKENIZER, model.tokenizer.to_json())
-    (partial / "README.md").write_text(model_card(model, layout), encoding="utf-8")
+    (partial / "README.md").write_text(model_card(model, layout, weights), encoding="utf-8")
   return folder
 
 
@@ -71,6 +76,7 @@ def convert(
   folder: str | os.PathLike[str],
   *,
   layout: str = "sedd_jax",
+  weights: str = "float32",
   tokenizer: str | None = None,
   tokenizer_eos: str = "",
 ) -> Path:
@@ -78,7 +84,7 @@ def convert(
 
   Args:
     path_or_hub_id, tokenizer, tokenizer_eos: as `load` takes them.
-    folder, layout: as `export` takes them.
+    folder, layout, weights: as `export` takes them.
 
   Returns:
     The folder.
@@ -86,14 +92,16 @@ def convert(
   Raises:
     What the two raise.
   """
-  _check_target(local_path(folder, "folder"), layout)
+  _check_target(local_path(folder, "folder"), layout, weights)
   model = load(os.fspath(path_or_hub_id), tokenizer=tokenizer, tokenizer_eos=tokenizer_eos)
-  return export(model, folder, layout=layout)
+  return export(model, folder, layout=layout, weights=weights)
 
 
-def _check_target(path: Path, layout: str) -> None:
+def _check_target(path: Path, layout: str, weights: str) -> None:
   if layout not in LAYOUTS:
     raise ValueError(f"layout={layout!r} must be {' or '.join(map(repr, LAYOUTS))}")
+  if weights not in DTYPES:
+    raise ValueError(f"weights={weights!r} must be {' or '.join(map(repr, DTYPES))}")
   if path.is_dir():
     if any(path.iterdir()):
       raise FileExistsError(f"{path} is not empty: choose a new folder, nothing is overwritten")

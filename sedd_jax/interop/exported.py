@@ -99,10 +99,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     return None
   spec = Fields.from_json(file)
   spec.require("kind")
-  try:
-    return from_json(spec.values)
-  except Exception as error:  # All that the `tokenizers` library raises.
-    raise ValueError(f"{file}: {error}") from error
+  return from_json(spec.values, str(file))
 
 
 def _experiment(config: Fields) -> Experiment:

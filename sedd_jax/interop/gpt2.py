@@ -166,7 +166,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     return from_folder(folder, kind="gpt2")
   except FileNotFoundError:
     return None
-  except Exception as error:  # All that the `tokenizers` library raises.
+  except ValueError as error:
     raise ValueError(f"{folder}: its tokenizer cannot be read: {error}") from error
 
 

@@ -6,6 +6,7 @@ Only small files are read, no weights; nothing is written.
 import contextlib
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sedd_jax.training.metrics import FILE as METRICS
 from sedd_jax.training.metrics import read_metrics
 
 _STRICT = "heldout_bits_per_char_strict"
+_PAPER = "heldout_bits_per_char_paper"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -93,8 +95,8 @@ def _described(workdir: Path) -> dict[str, Any]:
   config = Fields.from_json(workdir / rundir.CONFIG)
   steps, total = kept_steps(workdir), config.integer("train", "steps")
   lines = read_metrics(workdir) if (workdir / METRICS).is_file() else []
-  tokenizer = _json(workdir, rundir.TOKENIZER)
-  vocab_size = None if tokenizer is None else from_json(tokenizer).vocab_size
+  tokenizer, file = _json(workdir, rundir.TOKENIZER), str(workdir / rundir.TOKENIZER)
+  vocab_size = None if tokenizer is None else from_json(tokenizer, file).vocab_size
   parameters, faults = _parameters(config, vocab_size)
   return {
     "kind": "run",
@@ -133,7 +135,7 @@ def _parameters(config: Fields, vocab_size: int | None) -> tuple[int | None, lis
 
 def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
   """The newest held-out bound: the final one if there is one, else one from training."""
-  final = _json(workdir, rundir.EVALUATION)
+  final = _final(workdir)
   made = [line for line in lines if _STRICT in line] + ([] if final is None else [final])
   if not made:
     return None
@@ -143,10 +145,23 @@ def _bound(workdir: Path, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     "step": newest["step"],
     "bits_per_char_strict": newest[_STRICT],
     "bits_per_char_strict_stderr": newest[f"{_STRICT}_stderr"],
-    "bits_per_char_paper": newest["heldout_bits_per_char_paper"],
-    "bits_per_char_paper_stderr": newest["heldout_bits_per_char_paper_stderr"],
+    "bits_per_char_paper": newest[_PAPER],
+    "bits_per_char_paper_stderr": newest[f"{_PAPER}_stderr"],
     "at_end": whole,
   }
+
+
+def _final(workdir: Path) -> Mapping[str, Any] | None:
+  """The report at the end of a run, or None."""
+  file = workdir / rundir.EVALUATION
+  if not file.is_file():
+    return None
+  report = Fields.from_json(file)
+  report.integer("step")
+  for name in (_STRICT, _PAPER):
+    report.number(name)
+    report.number(f"{name}_stderr")
+  return report.values
 
 
 def _last(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

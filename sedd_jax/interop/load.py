@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+import warnings
 from pathlib import Path
 from typing import Any
 
 from sedd_jax.data import Tokenizer, from_json, from_name
+from sedd_jax.data.library_tokenizer import TokenizerWarning
+from sedd_jax.data.tokenizers import eos_name, same_tokenizer
 from sedd_jax.files.paths import local_name, local_path
 from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
@@ -26,8 +28,12 @@ CONFIG = "config.json"
 _HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
+# The model that comes with the package.
+STORIES = Path(__file__).resolve().parent.parent / "assets" / "stories"
+
+
 def load(
-  path_or_hub_id: str | Path,
+  path_or_hub_id: str | Path = STORIES,
   *,
   dtype: str | None = None,
   tokenizer: str | None = None,
@@ -39,11 +45,13 @@ def load(
     path_or_hub_id: a run directory (the moving average at its latest checkpoint), a folder that
       `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
       of the original code, a folder of Hugging Face's GPT-2, or a hub id such as
-      `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads.
+      `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads. By default a small
+      model of children's stories that comes with the package.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
     tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
-      run may name (`data.tokenizers.from_name`); where there is one, that is taken.
+      run may name (`data.tokenizers.from_name`); where there is one, that is taken,
+      and a `TokenizerWarning` tells if it is another.
     tokenizer_eos: its end-of-text token; "" to find it in its file.
 
   Raises:
@@ -58,33 +66,32 @@ def load(
     path, origin = _download(source), source
   else:
     origin = path.resolve().name
-  model = _load_folder(path, dtype, lambda: _named(tokenizer, tokenizer_eos))
+  model = _load_folder(path, dtype)
+  own = model.tokenizer if model.tokenizer is not None else read_tokenizer(path)
+  if own is None:
+    own = _named(tokenizer, tokenizer_eos)
+  elif tokenizer is not None or tokenizer_eos:
+    _note_unused(source, own, tokenizer, tokenizer_eos)
+  model = dataclasses.replace(model, tokenizer=own)
   # The origin in an export's config goes before the name of the folder.
   model.info.update({"origin": origin} | model.info | {"source": source})
   return model
 
 
-def _load_folder(
-  path: Path, dtype: str | None, named: Callable[[], Tokenizer | None]
-) -> Model | CausalModel:
+def _load_folder(path: Path, dtype: str | None) -> Model | CausalModel:
   if is_run_layout(path):
-    model = load_run(path, dtype or "float32")
-  elif (path / CONFIG).is_file():
+    return load_run(path, dtype or "float32")
+  if (path / CONFIG).is_file():
     config = Fields.from_json(path / CONFIG)
     if not has_weights(path) and config.get("train") is not None:
       return _load_run(path, dtype)
-    model = _load_published(path, config, dtype)
-  elif not path.exists():
+    return _load_published(path, config, dtype)
+  if not path.exists():
     raise FileNotFoundError(f"{path} does not exist, and is no hub id such as louaaron/sedd-small")
-  else:
-    raise FileNotFoundError(
-      f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor {CONFIG} with "
-      f"{SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
-    )
-  if model.tokenizer is None:
-    own = read_tokenizer(path)
-    model = dataclasses.replace(model, tokenizer=own if own is not None else named())
-  return model
+  raise FileNotFoundError(
+    f"{path} holds no model: neither a run ({rundir.CONFIG} and {FOLDER}/), nor {CONFIG} with "
+    f"{SAFETENSORS} or {PICKLE}, nor .hydra/config.yaml with checkpoints-meta/"
+  )
 
 
 def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | CausalModel:
@@ -114,7 +121,30 @@ def _load_published(path: Path, config: Fields, dtype: str | None) -> Model | Ca
 
 def _named(name: str | None, eos: str) -> Tokenizer | None:
   """The tokenizer of a name, or None if there is no name."""
+  if name is None and eos:
+    raise ValueError(f"tokenizer_eos={eos!r}: name the tokenizer too (tokenizer=)")
   return None if name is None else from_name(name, (), eos, field="tokenizer")
+
+
+def _note_unused(source: str, own: Tokenizer, name: str | None, eos: str) -> None:
+  """Says that a tokenizer is not used, as the weights have their own, unless it is the same.
+
+  Raises:
+    ValueError, FileNotFoundError: the name is that of no tokenizer.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TokenizerWarning)
+    try:
+      other = _named(name, eos) if name is not None else None
+    except ConnectionError:
+      other = None  # It may be the same.
+  if other is None and eos == eos_name(own):
+    return
+  if other is None or not same_tokenizer(own, other):
+    given = f"tokenizer={name!r}" if name is not None else f"tokenizer_eos={eos!r}"
+    warnings.warn(
+      f"{given} is not used: {source} comes with its own tokenizer", TokenizerWarning, stacklevel=3
+    )
 
 
 def _load_run(path: Path, dtype: str | None) -> Model | CausalModel:
@@ -136,7 +166,7 @@ def _load_step(path: Path, step: int, dtype: str | None) -> Model | CausalModel:
   if dtype is not None:
     meta["config"]["model"]["dtype"] = dtype
   experiment = Experiment.from_config(meta["config"])
-  tokenizer = from_json(meta["tokenizer"])
+  tokenizer = from_json(meta["tokenizer"], f"{path}, step {step}")
   objective = experiment.make_objective(tokenizer.vocab_size)
   with Checkpoints(path, objective.network) as checkpoints:
     params = checkpoints.load_average(step)
@@ -185,5 +215,5 @@ def _download(hub_id: str) -> Path:
   except Exception as error:
     raise ConnectionError(
       f"there is no folder {hub_id!r}, and as a hub id it cannot be fetched "
-      f"({type(error).__name__}: {error})"
+      f"({type(error).__name__}: {' '.join(str(error).split())})"
     ) from error

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -22,6 +23,9 @@ _INDEX = ".index.json"
 _NAMES = (SAFETENSORS, f"{SAFETENSORS}{_INDEX}", PICKLE, f"{PICKLE}{_INDEX}")
 # What a hub's folder may hold of weights.
 WEIGHT_PATTERNS = (*_NAMES, "model-*.safetensors", "pytorch_model-*.bin")
+
+# That weights may have on disk.
+DTYPES = ("float32", "float16", "bfloat16")
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -113,15 +117,23 @@ def read_average(file: Path, names: Sequence[str]) -> tuple[Tensors, int | None]
   return tensors, step if isinstance(step, int) else None
 
 
-def write_weights(folder: Path, tensors: Tensors) -> None:
-  """Writes model.safetensors: float32, and the same bytes for the same tensors.
+def write_weights(folder: Path, tensors: Tensors, dtype: str = "float32") -> None:
+  """Writes model.safetensors: the same bytes for the same tensors.
+
+  Args:
+    dtype: on disk, one of `DTYPES`; the nearest numbers are written.
 
   Raises:
-    ValueError: a tensor holds an infinity or NaN.
+    ValueError: a tensor holds an infinity or NaN, or a number beyond the dtype.
   """
   check_finite(tensors, "this model")
   # Views with other strides are not what the library writes.
-  whole = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+  with np.errstate(over="ignore"):
+    whole = {
+      name: np.ascontiguousarray(x, np.float32).astype(jnp.dtype(dtype))
+      for name, x in tensors.items()
+    }
+  check_finite(whole, f"this model in {dtype}")
   save_file(whole, folder / SAFETENSORS)
 
 

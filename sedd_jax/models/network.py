@@ -138,7 +138,7 @@ class Transformer:
       hidden.astype(self.config.dtype),
       kernel_DS.astype(self.config.dtype),
       (((hidden.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=self.config.stream_dtype,
+      preferred_element_type=self.config.wide_dtype,
     )
     return raw + bias_S.astype(raw.dtype).reshape((1,) * (raw.ndim - 1) + (-1,))
 

@@ -52,6 +52,8 @@ class ScoreTransformerConfig:
       of MDLM and RADD. The parameters are the same.
     dropout: rate on the outputs of attention and MLP in training, rounded to a multiple of 2^-16.
     dtype: compute dtype of linear maps and attention.
+    stream: dtype of the residual stream between the parts of a block: `float32` (float64 if the
+      compute dtype is), or `bfloat16`, half the traffic; norms and sums are in float32 either way.
     remat: what a block keeps for its backward pass: `none` (no rematerialisation: everything),
       `dots` (matrix products, attention outputs and dropout masks), `narrow` (attention outputs and
       all matrix products but the widest, inside the MLP), `full` (only its input).
@@ -74,6 +76,7 @@ class ScoreTransformerConfig:
   time_input: bool = True
   dropout: float = 0.1
   dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+  stream: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "narrow", "full"] = "none"
   attention: Kernel = "auto"
   visibility: Rule = ALL
@@ -95,6 +98,13 @@ class ScoreTransformerConfig:
       faults.append(f"model.dropout={self.dropout} must lie in [0, 1)")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       faults.append(f"model.dtype={self.dtype!r} must be 'float32', 'bfloat16' or 'float64'")
+    if self.stream not in ("float32", "bfloat16"):
+      faults.append(f"model.stream={self.stream!r} must be 'float32' or 'bfloat16'")
+    if self.stream == "bfloat16" and self.dtype != "bfloat16":
+      faults.append(
+        f"model.stream='bfloat16' needs model.dtype='bfloat16', not {self.dtype!r}: it would round "
+        "what is computed more precisely"
+      )
     if self.remat != "none" and self.remat not in KEPT:
       faults.append(f"model.remat={self.remat!r} must be 'none', {', '.join(map(repr, KEPT))}")
     if self.attention not in KERNELS:
@@ -123,9 +133,14 @@ class ScoreTransformerConfig:
     return _table(self)
 
   @property
-  def stream_dtype(self) -> jnp.dtype:
-    """dtype of the residual stream, the norms and the conditioning."""
+  def wide_dtype(self) -> jnp.dtype:
+    """dtype of the norms, the conditioning, sums into the residual stream, and outputs."""
     return jnp.promote_types(self.dtype, jnp.float32)
+
+  @property
+  def stream_dtype(self) -> jnp.dtype:
+    """dtype of the residual stream."""
+    return jnp.dtype(jnp.bfloat16) if self.stream == "bfloat16" else self.wide_dtype
 
 
 class _Modulations(NamedTuple):
@@ -142,14 +157,14 @@ class _Modulations(NamedTuple):
 def _table(config: ScoreTransformerConfig) -> Table:
   """The layers in the original's parameter order, which is also the order of initialization."""
   width, cond, dtype = config.width, config.cond_dim, config.dtype
-  hidden, stream = _MLP_RATIO * width, config.stream_dtype
+  hidden, wide = _MLP_RATIO * width, config.wide_dtype
   first = (
     Layer(
       name="ends/embedding/embedding", shape=(config.num_states, width), init=uniform(width),
       spec=EMBEDDING, states=0, original="vocab_embed.embedding",
     ),
-    *_linear("ends/noise_in", _NOISE_FEATURES, cond, "sigma_map.mlp.0", dtype=stream),
-    *_linear("ends/noise_out", cond, cond, "sigma_map.mlp.2", dtype=stream),
+    *_linear("ends/noise_in", _NOISE_FEATURES, cond, "sigma_map.mlp.0", dtype=wide),
+    *_linear("ends/noise_out", cond, cond, "sigma_map.mlp.2", dtype=wide),
   )  # fmt: skip
   block = (
     _norm("blocks/norm1", width, "blocks.{}.norm1"),
@@ -217,7 +232,7 @@ def condition(config: ScoreTransformerConfig, ends: Params, total: Level) -> Lev
 
   Without `time_input` the total noise is taken as 0. Computed once per entry of a table.
   """
-  dtype = config.stream_dtype
+  dtype = config.wide_dtype
 
   def condition_values(total: jax.Array) -> jax.Array:
     total = total if config.time_input else jnp.zeros_like(total)
@@ -247,11 +262,16 @@ def apply_block(
     mix: the mixer bound to its arguments: maps float[B, L, D] to the same and a second result.
     dropout_keys: PRNG keys [B] in training, else None.
   """
+  wide = config.wide_dtype
   keys1, keys2 = (None, None) if dropout_keys is None else _two_keys(dropout_keys)
-  mod = _Modulations(*_modulations(params["modulation"], cond, config.dtype, 6, h_BLD.dtype))
+
+  def added(h_BLD: jax.Array, gate_BLD: jax.Array, out_BLD: jax.Array) -> jax.Array:
+    return (h_BLD.astype(wide) + gate_BLD * out_BLD).astype(h_BLD.dtype)
+
+  mod = _Modulations(*_modulations(params["modulation"], cond, config, 6))
 
   out_BLD, rest = mix(_modulated(params["norm1"], h_BLD, mod.scale1, mod.shift1))
-  h_BLD = h_BLD + mod.gate1 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys1)
+  h_BLD = added(h_BLD, mod.gate1, dropout(out_BLD.astype(wide), config.dropout, keys1))
 
   def mlp(m_TD: jax.Array) -> jax.Array:
     inner_TF = kept(linear(params["mlp_in"], m_TD, config.dtype), "mlp_in")
@@ -259,14 +279,14 @@ def apply_block(
 
   m_BLD = _modulated(params["norm2"], h_BLD, mod.scale2, mod.shift2)
   out_BLD = kept(rows(mlp, m_BLD), "mlp_out")
-  return h_BLD + mod.gate2 * dropout(out_BLD.astype(h_BLD.dtype), config.dropout, keys2), rest
+  return added(h_BLD, mod.gate2, dropout(out_BLD.astype(wide), config.dropout, keys2)), rest
 
 
 def finish(
   config: ScoreTransformerConfig, ends: Params, h_BLD: jax.Array, cond: Level
 ) -> jax.Array:
   """Hidden states float[B, L, D], the input of the output layer."""
-  shift, scale = _modulations(ends["modulation"], cond, config.dtype, 2, h_BLD.dtype)
+  shift, scale = _modulations(ends["modulation"], cond, config, 2)
   return _modulated(ends["norm"], h_BLD, scale, shift)
 
 
@@ -292,11 +312,11 @@ def dropout(z_BLD: jax.Array, rate: float, keys_B: jax.Array | None) -> jax.Arra
 
 
 def _modulations(
-  layer: Params, cond: Level, dtype: Any, parts: int, stream_dtype: Any
+  layer: Params, cond: Level, config: ScoreTransformerConfig, parts: int
 ) -> list[jax.Array]:
   """Modulation vectors, each float[B, 1, D] or [B, L, D]. Each is looked up separately in a table,
   so that [B, L, parts D] is never materialized."""
-  modulation = map_level(lambda c: linear(layer, c, dtype).astype(stream_dtype), cond)
+  modulation = map_level(lambda c: linear(layer, c, config.dtype).astype(config.wide_dtype), cond)
   split = [
     map_level(lambda m, i=i: jnp.split(m, parts, axis=-1)[i], modulation) for i in range(parts)
   ]
@@ -308,6 +328,7 @@ def _modulated(
 ) -> jax.Array:
   """norm(h) (1 + scale) + shift. The norm's own scale is multiplied into 1 + scale, so that both
   gradients come from one sum over positions."""
+  h_BLD = h_BLD.astype(scale_BLD.dtype)
   centered_BLD = h_BLD - jnp.mean(h_BLD, axis=-1, keepdims=True)
   variance_BL1 = jnp.mean(jnp.square(centered_BLD), axis=-1, keepdims=True)
   gain_BLD = norm["scale"][None, None, :] * (1.0 + scale_BLD)

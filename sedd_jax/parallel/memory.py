@@ -25,9 +25,11 @@ def check_batch(name: str, rows: int, row_bytes: int, devices: Sequence[Any] | N
   room = _host_bytes() if devices is None else _device_bytes(devices[0])
   if room is not None and rows * row_bytes > room:
     where = "this machine" if devices is None else "a device"
+    most = room // row_bytes
+    advice = f"no more than {most:,} could fit" if most else "not one fits: rows are too long"
     raise ValueError(
       f"{name}: {rows:,} rows at a time need at least {rows * row_bytes / _GIB:,.1f} GiB, and "
-      f"{where} has {room / _GIB:,.1f} GiB; no more than {room // row_bytes:,} could fit"
+      f"{where} has {room / _GIB:,.1f} GiB; {advice}"
     )
 
 

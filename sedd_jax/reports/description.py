@@ -1,5 +1,6 @@
 """The description of a run, a checkpoint or an export, for a terminal."""
 
+import collections
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,7 +28,7 @@ def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
   if found["parameters"] is not None:
     yield "parameters", f"{found['parameters']:,}"
   if found["kind"] in OURS:
-    model = config["model"]
+    model = _section(config, "model")
     shape = f"width {model['width']}, {model['blocks']} block(s), {model['heads']} heads"
     yield "model", f"{shape}, {model['dtype']}"
     yield _kind(config)
@@ -62,7 +63,7 @@ def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(shown)
   yield "on disk", f"{found['bytes'] / 2**20:,.1f} MiB"
   for fault in found.get("config_faults", ()):
-    yield "not known here", fault
+    yield "not usable", fault
 
 
 def fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -82,11 +83,17 @@ def _kind(config: Mapping[str, Any]) -> tuple[str, str]:
   """The kind of the model; the section `diffusion` means nothing for an autoregressive one."""
   if _is_causal(config):
     return "objective", "autoregressive"
-  diffusion = config["diffusion"]
+  diffusion = _section(config, "diffusion")
   text = f"{diffusion['process']}, {diffusion['noise']} noise, {diffusion['parameterization']}"
   if config.get("objective") == "discrete_time":
     text += f", {diffusion['timesteps']:,} steps"
   return "diffusion", text
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """A section of a config that may lack it or some of its fields."""
+  section = config.get(name)
+  return collections.defaultdict(lambda: "?", section if isinstance(section, Mapping) else {})
 
 
 def _sized(corpus: Mapping[str, Any]) -> str:

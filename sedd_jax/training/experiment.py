@@ -128,6 +128,7 @@ class ModelConfig:
   time_input: bool = True
   dropout: float = 0.1
   dtype: str = "float32"
+  stream: str = "float32"
   remat: str = "none"
   attention: str = "auto"
   unroll: int = 1

@@ -146,7 +146,7 @@ def _prepare(
   previous = rundir.find_run(workdir, experiment)
   initialization = Initialization(experiment, load)
   if (own := rundir.read_json(workdir, rundir.TOKENIZER)) is not None:
-    tokenizer = from_json(own)
+    tokenizer = from_json(own, str(workdir / rundir.TOKENIZER))
   dataset = load_dataset(
     experiment.data,
     expected=rundir.read_json(workdir, rundir.CORPUS),

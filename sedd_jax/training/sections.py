@@ -74,10 +74,12 @@ def _read(cls: type[Any], config: Any, name: str) -> tuple[Any, list[str]]:
 def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
   """The value converted to the type of its field, and a line for each error."""
   wanted = type(default)
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if is_number and wanted in (int, float) and (faults := number_outside(path, value)):
+  entries = value if wanted is tuple and isinstance(value, list | tuple) else (value,)
+  if wanted in (int, float, tuple) and (faults := [
+    line for entry in entries if _is_number(entry) for line in number_outside(path, entry)
+  ]):  # fmt: skip
     return value, faults
-  if wanted is float and is_number:
+  if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
     return float(value), []
   if wanted is tuple and isinstance(value, list | tuple):
     # Entries have the type of the default's first entry, if there is one.
@@ -90,6 +92,10 @@ def _typed(value: Any, default: Any, path: str) -> tuple[Any, list[str]]:
   if not fits:
     return value, [f"{path}={value!r} must be of type {wanted.__name__}, like {default!r}"]
   return value, []
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _hint(cls: type[Any], key: str) -> str:

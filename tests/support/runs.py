@@ -41,7 +41,9 @@ def load_state(workdir, step, network, experiment, mesh):
 def command(workdir, *overrides):
   """The same tiny run as a process of its own, from the quickstart's config."""
   fields = {
-    "data.length": 32, "model.width": 16, "model.blocks": 1, "model.heads": 2,
+    "data.tokenizer": "chars", "data.length": 32, "diffusion.parameterization": "scaled",
+    "optimizer.name": "adamw", "optimizer.weight_decay": 0.0,
+    "model.width": 16, "model.blocks": 1, "model.heads": 2,
     "model.cond_dim": 8, "model.dropout": 0.1, "optimizer.learning_rate": 1e-3,
     "optimizer.warmup": 5, "optimizer.schedule": "constant", "optimizer.ema": 0.9999,
     "train.batch_size": 4, "report.evaluate_every": 0, "report.preview_every": 0,
