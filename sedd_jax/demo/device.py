@@ -92,7 +92,7 @@ class Device:
         message = f"{self._most_waiting} requests wait already, and no more can: try again later"
         raise Busy(message, max(1, round(self._seconds * len(self._line))))
       self._line.append(drawing)
-      self._tell_places()
+      self._tell_places(first=len(self._line) - 1)
       self._changed.notify()
     return drawing
 
@@ -101,8 +101,9 @@ class Device:
     drawing.withdrawn.set()
     with self._changed:
       if drawing in self._line:
-        self._line.remove(drawing)
-        self._tell_places()
+        place = self._line.index(drawing)
+        del self._line[place]
+        self._tell_places(first=place)
 
   def close(self) -> None:
     """Refuses all that waits and all that comes, and ends the drawing under way."""
@@ -127,11 +128,12 @@ class Device:
     """Requests in the line, without the one on the device."""
     return len(self._line)
 
-  def _tell_places(self) -> None:
+  def _tell_places(self, *, first: int) -> None:
+    """Tells each request from this place on how many come before it."""
     busy = self._current is not None
-    for place, drawing in enumerate(self._line):
+    for place in range(first, len(self._line)):
       if place or busy:
-        drawing.emit("waiting", {"ahead": place + busy})
+        self._line[place].emit("waiting", {"ahead": place + busy})
 
   def _run(self) -> None:
     while (drawing := self._next()) is not None:
@@ -155,7 +157,7 @@ class Device:
       if self.closed:
         return None
       self._current = self._line.popleft()
-      self._tell_places()
+      self._tell_places(first=0)
       return self._current
 
   def _draw(self, drawing: Drawing) -> None:

@@ -21,7 +21,7 @@ from sedd_jax.demo.infill import MOST_BYTES, parse_infill
 from sedd_jax.generation.model import LanguageModel
 
 # A client gets so long to send a body, and to take what is sent to it.
-_SECONDS = 20.0
+SECONDS = 20.0
 
 Event = tuple[str, Mapping[str, Any]]
 
@@ -127,13 +127,13 @@ async def _body(request: Request) -> bytes:
     raise too_large
   body = bytearray()
   try:
-    async with asyncio.timeout(_SECONDS):
+    async with asyncio.timeout(SECONDS):
       async for part in request.stream():
         body += part
         if len(body) > MOST_BYTES:
           raise too_large
   except TimeoutError:
-    raise HTTPException(408, f"the body did not come within {_SECONDS:g} seconds") from None
+    raise HTTPException(408, f"the body did not come within {SECONDS:g} seconds") from None
   return bytes(body)
 
 
@@ -164,7 +164,7 @@ async def _stream(events: asyncio.Queue[Event], send: Send) -> None:
     name = kind if kind not in LAST_KINDS or kind == "done" else "error"
     part = f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
     try:
-      async with asyncio.timeout(_SECONDS):
+      async with asyncio.timeout(SECONDS):
         await send({"type": "http.response.body", "body": part, "more_body": going})
     except TimeoutError:  # The client is there but reads nothing.
       return

@@ -11,7 +11,7 @@ import numpy as np
 
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
-from sedd_jax.generation.templates import Template, parse_template
+from sedd_jax.generation.templates import Encode, Template, parse_template
 from sedd_jax.ranges import SEEDS, check, check_seed
 
 # Bounds of one request. Every character may take six bytes of JSON, or twelve as a surrogate pair.
@@ -60,9 +60,19 @@ def parse_infill(body: bytes, model: LanguageModel) -> Infill:
   )
   model.check(settings)
   seed = secrets.randbelow(SEEDS) if fields["seed"] is None else check_seed(fields["seed"])
-  parsed = parse_template(template, model.encode, length=length, longest=model.length)
+  parsed = parse_template(template, _encoder(model), length=length, longest=model.length)
   model.check_given(parsed.given[None])
   return Infill(template=parsed, settings=settings, seed=seed, stream=fields["stream"])
+
+
+def _encoder(model: LanguageModel) -> Encode:
+  def encode(text: str) -> np.ndarray:
+    try:
+      return model.encode(text)
+    except ValueError as error:
+      raise ValueError(f"template: {error}") from error
+
+  return encode
 
 
 def _is_integer(value: Any) -> bool:

@@ -73,31 +73,44 @@ def serve(
   device = Device(model)
   with _ending(device):
     _warm_up(model, device, note)
-    app = make_app(model, device, demo_page(model), Hosts(host))
-    config = uvicorn.Config(
-      app,
-      loop="asyncio",
-      http="h11",
-      ws="none",
-      lifespan="off",
-      backlog=_BACKLOG,
-      log_level="critical",
-      access_log=False,
-      proxy_headers=False,
-      server_header=False,
-      timeout_graceful_shutdown=1,
-    )
-    _Server(config, device, url(bound, host)).run(sockets=[bound])
+    server = make_server(model, device, host)
+    server.address = url(bound, host)
+    server.run(sockets=[bound])
 
 
-class _Server(uvicorn.Server):
-  def __init__(self, config: uvicorn.Config, device: Device, address: str):
+def make_server(model: LanguageModel, device: Device, host: str) -> "Server":
+  """A server of a model that answers to a host's names."""
+  app = make_app(model, device, demo_page(model), Hosts(host))
+  config = uvicorn.Config(
+    app,
+    loop="asyncio",
+    http="h11",
+    ws="none",
+    lifespan="off",
+    backlog=_BACKLOG,
+    log_level="critical",
+    access_log=False,
+    proxy_headers=False,
+    server_header=False,
+    timeout_graceful_shutdown=1,
+  )
+  return Server(config, device)
+
+
+class Server(uvicorn.Server):
+  """A server that stops without waiting for its device.
+
+  Attributes:
+    address: printed when it answers.
+  """
+
+  def __init__(self, config: uvicorn.Config, device: Device):
     super().__init__(config)
-    self._device, self._address = device, address
+    self._device, self.address = device, ""
 
   async def startup(self, sockets: list[socket.socket] | None = None) -> None:
     await super().startup(sockets)
-    print(f"{self._address}  (Ctrl-C ends it)", flush=True)
+    print(f"{self.address}  (Ctrl-C ends it)", flush=True)
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
     self._device.close()  # All that wait get their answer, so that none is waited for.
