@@ -155,7 +155,7 @@ def test_events_are_the_steps_and_the_result(demo, process):
     ({"template": "[[2]]", "length": 2.0}, "length=2.0 must be an integer"),
     ({"template": "[[2]]", "length": True}, "length=true must be an integer"),
     ({"template": "[[2]]", "steps": 0}, "steps=0 must be at least 1"),
-    ({"template": "[[2]]", "steps": 1001}, "steps=1001 must be at most 1,000"),
+    ({"template": "[[2]]", "steps": 4097}, "steps=4097 must be at most 4,096"),
     ({"template": "[[2]]", "steps": "8"}, 'steps="8" must be an integer'),
     ({"template": "[[2]]", "steps": 4, "sampler": "first_hitting"}, "leave steps out"),
     ({"template": "[[2]]", "sampler": "tweedy"}, "did you mean 'tweedie'"),
@@ -355,13 +355,29 @@ def test_a_client_that_reads_nothing_is_dropped(monkeypatch):
       await asyncio.sleep(60)
 
   async def stream():
-    events = asyncio.Queue()
+    outbox = endpoints.Outbox(asyncio.get_running_loop())
     for step in range(9):
-      events.put_nowait(("step", {"step": step}))
-    await endpoints._stream(events, send)
+      outbox.emit("step", {"step": step})
+    await endpoints._stream(outbox, send)
 
   asyncio.run(stream())
   assert sent == ["http.response.start"] + ["http.response.body"] * 2
+
+
+@pytest.mark.slow
+def test_the_device_waits_for_a_client_that_reads_slowly(gated):
+  gated.model.let_go()
+  # More than the buffers of the system hold.
+  asked = {"template": "[[24]]", "steps": 4000, "sampler": "remdm:cap=1", "stream": True}
+  response = gated.open(asked).getresponse()
+  begun = gated.model.info["begun"]
+  until(lambda: begun)
+  counts = [0]
+  until(lambda: counts.append(len(begun)) or time.sleep(0.3) or counts[-1] == counts[-2] > 0)
+  assert len(begun) < 4002
+  found = list(events(response))
+  assert found[-1][0] == "done"
+  assert [data["step"] for kind, data in found if kind == "step"] == list(range(4002))
 
 
 def test_when_the_server_stops_all_get_an_answer(gated):

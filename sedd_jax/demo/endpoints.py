@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 import traceback
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -15,13 +16,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sedd_jax.demo.device import LAST_KINDS, Busy, Device, Drawing
+from sedd_jax.demo.device import LAST_KINDS, Busy, Device
 from sedd_jax.demo.hosts import Hosts
-from sedd_jax.demo.infill import MOST_BYTES, parse_infill
+from sedd_jax.demo.infill import MOST_BYTES, MOST_STEPS, parse_infill
 from sedd_jax.generation.model import LanguageModel
 
 # A client gets so long to send a body, and to take what is sent to it.
 SECONDS = 20.0
+# Steps that may be drawn but not sent yet.
+_MOST_UNSENT = 64
 
 Event = tuple[str, Mapping[str, Any]]
 
@@ -77,37 +80,56 @@ class InfillEndpoint:
     except ValueError as fault:
       await error(400, str(fault))(scope, receive, send)
       return
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-    def emit(kind: str, data: Mapping[str, Any]) -> None:
-      with contextlib.suppress(RuntimeError):  # The server has ended, and its loop is closed.
-        loop.call_soon_threadsafe(events.put_nowait, (kind, data))
-
+    outbox = Outbox(asyncio.get_running_loop())
     try:
-      drawing = self._device.submit(wanted, emit)
+      drawing = self._device.submit(wanted, outbox.emit)
     except Busy as busy:
       response = error(503, str(busy), {"Retry-After": str(busy.seconds)})
       await response(scope, receive, send)
       return
     if wanted.stream:
-      answer = _stream(events, send)
+      answer = _stream(outbox, send)
     else:
-      answer = _result(events, scope, receive, send)
-    await self._while_there(answer, receive, drawing)
-
-  async def _while_there(self, answer: Awaitable[None], receive: Receive, drawing: Drawing) -> None:
-    """Gives the answer, but ends the drawing where the client goes away first."""
-    tasks = [asyncio.ensure_future(answer), asyncio.ensure_future(_gone(receive))]
+      answer = _result(outbox, scope, receive, send)
     try:
-      await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+      await _while_there(answer, receive)
     finally:
       self._device.withdraw(drawing)
-      for task in tasks:
-        task.cancel()
-      results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-      if isinstance(result, Exception):
-        raise result
+      outbox.close()
+
+
+class Outbox:
+  """Events on their way from the device's thread to a client.
+
+  The device waits for a client that is slower, so that what is unsent takes little memory. One that
+  takes nothing for `SECONDS` is dropped by `_stream`.
+
+  Args:
+    loop: the loop that sends.
+  """
+
+  def __init__(self, loop: asyncio.AbstractEventLoop):
+    self._loop = loop
+    self._events: asyncio.Queue[Event] = asyncio.Queue()
+    self._room = threading.Semaphore(_MOST_UNSENT)
+
+  def emit(self, kind: str, data: Mapping[str, Any]) -> None:
+    """Adds an event, from any thread."""
+    if kind == "step":
+      self._room.acquire(timeout=SECONDS)
+    with contextlib.suppress(RuntimeError):  # The server has ended, and its loop is closed.
+      self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, data))
+
+  async def next(self) -> Event:
+    """The next event."""
+    kind, data = await self._events.get()
+    if kind == "step":
+      self._room.release()
+    return kind, data
+
+  def close(self) -> None:
+    """Lets the device go on: nobody takes events any more."""
+    self._room.release(MOST_STEPS + 2)
 
 
 def error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -137,29 +159,43 @@ async def _body(request: Request) -> bytes:
   return bytes(body)
 
 
+async def _while_there(answer: Awaitable[None], receive: Receive) -> None:
+  """Gives the answer, or ends it where the client goes away first."""
+  tasks = [asyncio.ensure_future(answer), asyncio.ensure_future(_gone(receive))]
+  try:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+  finally:
+    for task in tasks:
+      task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+  for result in results:
+    if isinstance(result, Exception):
+      raise result
+
+
 async def _gone(receive: Receive) -> None:
   """Returns when the client has gone away."""
   while (await receive())["type"] != "http.disconnect":
     pass
 
 
-async def _result(events: asyncio.Queue[Event], scope: Scope, receive: Receive, send: Send) -> None:
+async def _result(outbox: Outbox, scope: Scope, receive: Receive, send: Send) -> None:
   """Sends the last event as the response."""
   while True:
-    kind, data = await events.get()
+    kind, data = await outbox.next()
     if kind in LAST_KINDS:
       break
   status = {"done": 200, "refused": 400, "failed": 503}[kind]
   await JSONResponse(data, status)(scope, receive, send)
 
 
-async def _stream(events: asyncio.Queue[Event], send: Send) -> None:
+async def _stream(outbox: Outbox, send: Send) -> None:
   """Sends all events as they come."""
   headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
   await send({"type": "http.response.start", "status": 200, "headers": headers})
   going = True
   while going:
-    kind, data = await events.get()
+    kind, data = await outbox.next()
     going = kind not in LAST_KINDS
     name = kind if kind not in LAST_KINDS or kind == "done" else "error"
     part = f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

@@ -17,7 +17,7 @@ from sedd_jax.ranges import SEEDS, check, check_seed
 # Bounds of one request. Every character may take six bytes of JSON, or twelve as a surrogate pair.
 MOST_CHARACTERS = 16_384
 MOST_BYTES = 12 * MOST_CHARACTERS + 4_096
-MOST_STEPS = 1_000
+MOST_STEPS = 4_096
 _HOTTEST = float(np.finfo(np.float32).max)
 _EXAMPLE = '{"template": "The [[20]] is [[*]]."}'
 

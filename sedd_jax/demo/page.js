@@ -199,7 +199,7 @@ function shownText() {
 
 // ---- Start ----------------------------------------------------------------------------------
 
-for (const {name} of model.samplers) $("sampler").add(new Option(name));
+for (const {name, label} of model.samplers) $("sampler").add(new Option(label, name));
 $("sampler").value = model.samplers.some((s) => s.name === "tweedie") ? "tweedie" : model.samplers[0].name;
 $("template").value = model.template;
 $("template").maxLength = model.mostCharacters;

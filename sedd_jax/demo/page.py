@@ -8,6 +8,7 @@ from sedd_jax.demo.infill import MOST_CHARACTERS, MOST_STEPS
 from sedd_jax.diffusion import SAMPLERS
 from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
+from sedd_jax.generation.templates import parse_template
 from sedd_jax.generation.traces.page import page_with_player
 
 # The first of these that the model can read is in the text box at first.
@@ -47,21 +48,23 @@ def takes(model: LanguageModel, settings: SamplerSettings) -> bool:
 
 
 def _samplers(model: LanguageModel) -> list[dict[str, Any]]:
-  """The samplers that suit the model, and whether each takes a number of steps."""
+  """The samplers that suit the model: each one's name, what it is called, and whether it takes a
+  number of steps."""
   return [
-    {"name": name, "steps": takes(model, SamplerSettings(sampler=name, steps=1))}
+    {
+      "name": name,
+      "label": model.relevant_settings(SamplerSettings(sampler=name))["sampler"],
+      "steps": takes(model, SamplerSettings(sampler=name, steps=1)),
+    }
     for name in SAMPLERS
     if takes(model, SamplerSettings(sampler=name))
   ]
 
 
 def _readable(template: str, model: LanguageModel) -> bool:
-  from sedd_jax.generation.templates import parse_template
-
   try:
-    model.check_given(
-      parse_template(template, model.encode, length=None, longest=model.length).given[None]
-    )
+    parsed = parse_template(template, model.encode, length=None, longest=model.length)
+    model.check_given(parsed.given[None])
   except ValueError:
     return template == _TEMPLATES[-1]
   return True

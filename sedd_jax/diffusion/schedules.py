@@ -14,7 +14,7 @@ from sedd_jax.ranges import check
 # The last time before the denoising step, which removes the rest; the original's choice.
 END_TIME = 1e-5
 # Compiled programs hold this many times, or the next power of two: one serves all shorter lists.
-_FEWEST_TIMES = 1024
+_FEWEST_TIMES = 4_097
 # More steps would be too close for float32 times, and their list would take much memory.
 MOST_STEPS = 1_000_000
 

@@ -92,6 +92,8 @@ function measure() {
 
 // ---- A trace that grows ---------------------------------------------------------------------
 
+let redrawing;
+
 // Adds a step to the only sample, as [position, cell] pairs; whoever sees the last frame stays there.
 function extend(pairs, time, calls) {
   const follows = at === last && !playing;
@@ -104,8 +106,9 @@ function extend(pairs, time, calls) {
     shape(i);
   }
   measure();
-  drawBars();
   if (follows) show(last);
+  cancelAnimationFrame(redrawing);
+  redrawing = requestAnimationFrame(drawBars);
 }
 
 // Ends its growth: all frames have the widths of the last from here on.
