@@ -3,8 +3,8 @@
   sedd train --config=configs/quickstart.py --workdir=runs/quickstart
 
 Under 5 minutes on 2 CPU cores. Strict bound on held-out topics at the end: 1.75 bits per character
-on Python 3.11's text (bigram entropy of the same tokens 2.07), 1.67 on Python 3.13's (2.02). README.md
-tells how the settings were chosen.
+on Python 3.11's text (bigram entropy of the same tokens 2.07), 1.67 on Python 3.13's (2.02).
+README.md tells how the settings were chosen.
 """
 
 import dataclasses

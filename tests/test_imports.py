@@ -18,6 +18,7 @@ FLOORS = (
   "generation",
   "interop",
   "studies",
+  "sweeps",
   "reports",
   "demo",
   "cli",
