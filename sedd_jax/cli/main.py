@@ -13,6 +13,7 @@ VERBS = {
   "train": "train a model, or resume a run",
   "sweep": "train one config with many overrides, on any launcher, and print a table",
   "sample": "print text from a trained model",
+  "demo": "fill in text on a page in the browser, or by POST /v1/infill",
   "info": "describe a run, a checkpoint or an export",
   "evaluate": "bound the perplexity of a trained model on held-out text",
   "grade": "grade files of samples by a judge and by counting",

@@ -111,7 +111,7 @@ def parse_template(text: str, encode: Encode, *, length: int | None, longest: in
   Raises:
     ValueError: the template has no blank or two `[[*]]`, or does not fit.
   """
-  return _laid_out(text, f"template {text!r}", list(_parts(text, encode)), length, longest)
+  return _laid_out(text, f"template {_shown(text)}", list(_parts(text, encode)), length, longest)
 
 
 def between(
@@ -170,11 +170,18 @@ def _parts(text: str, encode: Encode) -> Iterator[Part]:
     plain = ""
     if match[2] != "*" and not re.fullmatch("[0-9]+", match[2]):
       raise ValueError(
-        f"template {text!r}: {blank} must hold a number of tokens, such as [[40]], or be [[*]]; a "
-        "backslash before it makes it text"
+        f"template {_shown(text)}: {blank} must hold a number of tokens, such as [[40]], or be "
+        "[[*]]; a backslash before it makes it text"
       )
     if match[2] != "*" and int(match[2]) < 1:
-      raise ValueError(f"template {text!r}: {blank} is empty; a blank takes at least one token")
+      raise ValueError(
+        f"template {_shown(text)}: {blank} is empty; a blank takes at least one token"
+      )
     yield None if match[2] == "*" else int(match[2])
   if plain + text[at:]:
     yield encode(plain + text[at:])
+
+
+def _shown(text: str) -> str:
+  """The text in quotes, its end cut off where it is long."""
+  return repr(text if len(text) <= 200 else f"{text[:200]}\u2026")
