@@ -92,7 +92,7 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     ),
     (["train", QUICKSTART, "--workdir=x", "--hang_seconds=x"], ["flag --hang_seconds=x"]),
     (["plan", QUICKSTART, "--config.model.widht=3"], ["did you mean 'width'"]),
-    (["sample"], ["--checkpoint is missing"]),
+    (["evaluate"], ["--checkpoint is missing"]),
     (["sample", "--checkpiont=x"], ["unknown flag --checkpiont: did you mean --checkpoint?"]),
     (["sample", "--num=many"], ["flag --num=many"]),
     (["sample", "runs/x"], ["unexpected argument 'runs/x'"]),

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from support.paths import REPOSITORY
 
+from sedd_jax.interop.load import STORIES
+
 SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "sedd_jax", "configs", "launch")
 LAUNCHERS = ("common.sh", "local.sh", "slurm.sbatch", "supervise.sh", "xpk.sh")
 BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
@@ -119,6 +121,12 @@ def test_it_works_outside_any_checkout(installed):
   assert "--- sample " in sampled
   sedd(installed, "report", "run", "--out=report.html")
   assert "<svg" in (installed / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the model in the box is not in this tree")
+def test_the_model_in_the_box_is_in_it(installed):
+  assert "--- sample " in sedd(installed, "sample", "--num=1", "--steps=4")
 
 
 @pytest.mark.slow
