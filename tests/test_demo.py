@@ -516,7 +516,6 @@ def export(tmp_path_factory):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([], "--checkpoint is missing"),
     (["--checkpoint=x", "--port=65536"], "--port=65536 must be at most 65,535"),
     (["--checkpoint=x", "--port=-1"], "--port=-1 must be at least 0"),
     (["--checkpoint=x", "--host=no.such.host.invalid"], "--host=no.such.host.invalid"),
