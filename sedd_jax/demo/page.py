@@ -63,7 +63,9 @@ def _samplers(model: LanguageModel) -> list[dict[str, Any]]:
 
 def _readable(template: str, model: LanguageModel) -> bool:
   try:
-    parsed = parse_template(template, model.encode, length=None, longest=model.length)
+    parsed = parse_template(
+      template, model.encode, length=None, longest=model.length, behind=model.encode_behind
+    )
     model.check_given(parsed.given[None])
   except ValueError:
     return template == _TEMPLATES[-1]
