@@ -18,7 +18,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from support.browser import Page, find_chromium  # noqa: E402 - Found through the line above.
 
-_WIDTH, _HEIGHT = 880, 640
+_WIDTH, _HEIGHT = 880, 800
 _FRAMES = 48
 _MILLISECONDS, _AT_THE_END = 120, 4000
 
@@ -27,7 +27,7 @@ def main() -> None:
   """Writes the picture."""
   flags = argparse.ArgumentParser(prog="python docs/draw_demo.py", description=__doc__)
   flags.add_argument("--checkpoint", help="as in sedd demo")
-  flags.add_argument("--template", default="Once upon a time, there was a [[8]] who [[*]] The end.")
+  flags.add_argument("--template", default="Once upon a time, there was a[[8]] who[[*]]")
   flags.add_argument("--steps", type=int, default=96)
   flags.add_argument("--seed", type=int, default=0)
   flags.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "demo.gif")

@@ -60,19 +60,22 @@ def parse_infill(body: bytes, model: LanguageModel) -> Infill:
   )
   model.check(settings)
   seed = secrets.randbelow(SEEDS) if fields["seed"] is None else check_seed(fields["seed"])
-  parsed = parse_template(template, _encoder(model), length=length, longest=model.length)
+  encode, behind = _encoder(model.encode), _encoder(model.encode_behind)
+  parsed = parse_template(template, encode, length=length, longest=model.length, behind=behind)
   model.check_given(parsed.given[None])
   return Infill(template=parsed, settings=settings, seed=seed, stream=fields["stream"])
 
 
-def _encoder(model: LanguageModel) -> Encode:
-  def encode(text: str) -> np.ndarray:
+def _encoder(encode: Encode) -> Encode:
+  """The same, whose errors name the key."""
+
+  def named(text: str) -> np.ndarray:
     try:
-      return model.encode(text)
+      return encode(text)
     except ValueError as error:
       raise ValueError(f"template: {error}") from error
 
-  return encode
+  return named
 
 
 def _is_integer(value: Any) -> bool:

@@ -14,8 +14,8 @@ from sedd_jax.interop.load import STORIES
 
 # What is in the text box at first: for the model that comes with the package, or the first of the
 # others that the model can read.
-_STORY = "Once upon a time, there was a [[8]] who [[*]]"
-_TEMPLATES = ("The [[12]] is [[*]]", "the [[12]] of [[*]]", "[[*]]")
+_STORY = "Once upon a time, there was a[[8]] who[[*]]"
+_TEMPLATES = ("The[[12]] is[[*]]", "the[[12]] of[[*]]", "[[*]]")
 
 
 def demo_page(model: LanguageModel) -> str:
@@ -62,7 +62,9 @@ def _samplers(model: LanguageModel) -> list[dict[str, Any]]:
 
 def _readable(template: str, model: LanguageModel) -> bool:
   try:
-    parsed = parse_template(template, model.encode, length=None, longest=model.length)
+    parsed = parse_template(
+      template, model.encode, length=None, longest=model.length, behind=model.encode_behind
+    )
     model.check_given(parsed.given[None])
   except ValueError:
     return template == _TEMPLATES[-1]

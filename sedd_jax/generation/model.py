@@ -12,6 +12,7 @@ import numpy as np
 
 from sedd_jax.batch import Batch
 from sedd_jax.data import Tokenizer
+from sedd_jax.data.library_tokenizer import LibraryTokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise, TimeIntegral
 from sedd_jax.evaluation.bounds import BoundEstimator
 from sedd_jax.generation.generator import Generation, Generator, OnProgress, OnSnapshot
@@ -235,6 +236,17 @@ class LanguageModel(abc.ABC):
       ValueError: the model came without a tokenizer, or does not know a character.
     """
     return self._known_tokenizer().encode(text)
+
+  def encode_behind(self, text: str) -> np.ndarray:
+    """Tokens of a text that stands behind other text, int32[T]: without what some tokenizers put
+    before the start of a text, such as a space.
+
+    Raises:
+      ValueError: as of `encode`.
+    """
+    tokenizer = self._known_tokenizer()
+    is_library = isinstance(tokenizer, LibraryTokenizer)
+    return tokenizer.encode_behind(text) if is_library else tokenizer.encode(text)
 
   def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
     """The text of each row of tokens.
