@@ -16,7 +16,16 @@ import jax
 import numpy as np
 import pytest
 from support.command import sedd
-from support.demo import LENGTH, UNIFORM, Gated, events, running, tiny_model, until
+from support.demo import (
+  LENGTH,
+  UNIFORM,
+  Gated,
+  events,
+  running,
+  tiny_causal_model,
+  tiny_model,
+  until,
+)
 
 import sedd_jax
 from sedd_jax.demo import device as devices
@@ -119,6 +128,28 @@ def test_events_are_the_steps_and_the_result(demo, process):
   assert masks == 0
   assert [shown[i] for i in range(LENGTH)] == [
     (token, model.decode([[token]])[0]) for token in answer["tokens"]
+  ]
+
+
+def test_an_autoregressive_model_continues_a_prefix():
+  model = tiny_causal_model()
+  with running(model) as demo:
+    asked = {"template": "ab[[*]]", "seed": 3, "temperature": 0.5}
+    found = list(events(demo.open({**asked, "stream": True}).getresponse()))
+    status, answer = demo.post({"template": "[[2]]ab"})
+    assert status == 400
+    assert "cannot fill in" in answer["error"]
+    status, answer = demo.post({**asked, "steps": 4})
+    assert status == 400
+    assert "token by token" in answer["error"]
+  template = parse_template("ab[[*]]", model.encode, length=None, longest=LENGTH)
+  want = model.infill(template.tokens[None], template.given[None], seed=3, temperature=0.5)
+  assert found[-1][1]["tokens"] == want[0].tolist()
+  steps = [data["changes"] for kind, data in found if kind == "step"]
+  assert [len(changes) for changes in steps[3:]] == [1] * (LENGTH - 2)
+  data = demo_page(model).split('id="data">', 1)[1].split("</script>", 1)[0]
+  assert json.loads(data)["samplers"] == [
+    {"name": "tweedie", "label": "autoregressive", "steps": False}
   ]
 
 

@@ -68,6 +68,7 @@ async function fillIn() {
     if (own.signal.aborted) return;
     $("fault").textContent = error.message || String(error);
     say("");
+    if (trace && !result) complete();
   } finally {
     if (drawing === own) {
       drawing = null;

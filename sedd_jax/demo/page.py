@@ -10,28 +10,27 @@ from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import parse_template
 from sedd_jax.generation.traces.page import page_with_player
+from sedd_jax.interop.load import STORIES
 
-# The first of these that the model can read is in the text box at first.
-_TEMPLATES = (
-  "Once upon a time, there was [[16]]. One day, [[*]]",
-  "The [[20]] is [[*]]",
-  "the [[20]] of [[*]]",
-  "[[*]]",
-)
+# What is in the text box at first: for the model that comes with the package, or the first of the
+# others that the model can read.
+_STORY = "Once upon a time, there was a[[8]] who[[*]]"
+_TEMPLATES = ("The[[12]] is[[*]]", "the[[12]] of[[*]]", "[[*]]")
 
 
 def demo_page(model: LanguageModel) -> str:
   """HTML of the page for a model."""
   source = str(model.info.get("source", "a model"))
+  is_story = source == str(STORIES)
   return page_with_player(
     importlib.resources.files("sedd_jax.demo"),
-    title=f"sedd demo: {source}",
+    title=f"sedd demo: {STORIES.name if is_story else source}",
     data={
       "length": model.length,
       "masks": model.mask_id is not None,
       "blank": _blank(model.tokenizer),
       "samplers": _samplers(model),
-      "template": next(t for t in _TEMPLATES if _readable(t, model)),
+      "template": _STORY if is_story else next(t for t in _TEMPLATES if _readable(t, model)),
       "mostSteps": MOST_STEPS,
       "mostCharacters": MOST_CHARACTERS,
     },

@@ -1,6 +1,8 @@
 """The server: a socket, a device and an application, until a signal ends them."""
 
+import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -9,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -109,12 +111,19 @@ class Server(uvicorn.Server):
     self._device, self.address = device, ""
 
   async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    asyncio.get_running_loop().set_exception_handler(_quietly)
     await super().startup(sockets)
     print(f"{self.address}  (Ctrl-C ends it)", flush=True)
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
     self._device.close()  # All that wait get their answer, so that none is waited for.
     await super().shutdown(sockets)
+
+
+def _quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+  """Says nothing of connections beyond the system's limit of open files: they wait."""
+  if getattr(context.get("exception"), "errno", None) not in (errno.EMFILE, errno.ENFILE):
+    loop.default_exception_handler(context)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ from sedd_jax.data.tokenizers import Chars
 from sedd_jax.demo import server as demo
 from sedd_jax.demo.device import Device
 from sedd_jax.diffusion import Absorbing, LogLinear, Uniform
+from sedd_jax.generation.causal import CausalModel
 from sedd_jax.generation.model import Model
-from sedd_jax.models import Network, ScoreTransformerConfig
+from sedd_jax.models import CausalNetwork, Network, ScoreTransformerConfig
+from sedd_jax.models.visibility import CAUSAL
 
 LENGTH = 24
 CHARACTERS = "abcdefgh é\n"
@@ -41,6 +43,23 @@ def tiny_model(process=Absorbing(len(CHARACTERS))):
     length=LENGTH,
     tokenizer=Chars(CHARACTERS),
     info={"source": "runs/</script>{{data}}", "step": 3},
+  )
+
+
+@functools.cache
+def tiny_causal_model():
+  """A random autoregressive network."""
+  shape = ScoreTransformerConfig(
+    num_states=len(CHARACTERS) + 1, width=16, blocks=1, heads=2, cond_dim=8, dropout=0.0,
+    visibility=CAUSAL, time_input=False,
+  )  # fmt: skip
+  network = CausalNetwork(config=shape)
+  return CausalModel(
+    network=network,
+    params=network.init(jax.random.key(0)),
+    length=LENGTH,
+    tokenizer=Chars(CHARACTERS),
+    info={"source": "runs/ar", "step": 3},
   )
 
 
