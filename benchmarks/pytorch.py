@@ -1,4 +1,5 @@
-"""The original in PyTorch, for paired timings: `--mode=train` or `--mode=sample`.
+"""The original in PyTorch, for paired timings: `--mode=train` or `--mode=sample`; and for paired
+bounds (`benchmarks/quality.py`), trained on given rows: `--mode=fit`.
 
 A baseline written from a description of the original code (arXiv:2310.16834): it computes the same
 arrays, including dense scores [B, L, S], and is neither tuned nor slowed. There are two
@@ -17,16 +18,46 @@ import argparse
 import dataclasses
 import math
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.report import peak_resident_bytes, print_line
 from benchmarks.shapes import SHAPES, Shape, assigned
 
 _EPS, _MIN_TIME, _END_TIME = 1e-3, 1e-3, 1e-5
-_LEARNING_RATE, _WARMUP, _CLIP, _EMA = 3e-4, 2500, 1.0, 0.9999
+_CLIP = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """The settings of the optimizer; the original's by default.
+
+  Attributes:
+    learning_rate: peak.
+    warmup: steps.
+    beta2: decay of the second moment.
+    ema: decay of the moving average.
+    decay_steps: steps at which a cosine after the warm-up reaches 0; 0 for none, as the original.
+  """
+
+  learning_rate: float = 3e-4
+  warmup: int = 2500
+  beta2: float = 0.999
+  ema: float = 0.9999
+  decay_steps: int = 0
+
+  def rate(self, step: int) -> float:
+    """Of update 1, 2, ..."""
+    warm = min(step / self.warmup, 1.0)
+    if not self.decay_steps:
+      return self.learning_rate * warm
+    share = max(step - self.warmup, 0) / max(self.decay_steps - self.warmup, 1)
+    return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
 # --- Network
@@ -218,11 +249,13 @@ def loss_at(model, x0, x, t):
 class Trainer:
   """AdamW with warm-up and clipping, and the moving average."""
 
-  def __init__(self, model: Sedd, shape: Shape, compiled: bool):
-    self.model, self.shape = model.train(), shape
+  def __init__(self, model: Sedd, shape: Shape, compiled: bool, recipe: Recipe):
+    self.model, self.shape, self.recipe = model.train(), shape, recipe
     self.forward = torch.compile(model) if compiled else model
     self.params = list(model.parameters())
-    self.optimizer = torch.optim.AdamW(self.params, lr=_LEARNING_RATE, weight_decay=0.0)
+    self.optimizer = torch.optim.AdamW(
+      self.params, lr=0.0, betas=(0.9, recipe.beta2), weight_decay=0.0
+    )
     self.average = [p.clone().detach() for p in self.params]
     self.steps = 0
 
@@ -239,14 +272,32 @@ class Trainer:
     """Updates parameters and average from the stored gradients."""
     self.steps += 1
     for group in self.optimizer.param_groups:
-      group["lr"] = _LEARNING_RATE * min(self.steps / _WARMUP, 1.0)
+      group["lr"] = self.recipe.rate(self.steps)
     nn.utils.clip_grad_norm_(self.params, _CLIP)
     self.optimizer.step()
     self.optimizer.zero_grad()
-    decay = min(_EMA, (1 + self.steps) / (10 + self.steps))
+    decay = min(self.recipe.ema, (1 + self.steps) / (10 + self.steps))
     with torch.no_grad():
       for average, param in zip(self.average, self.params, strict=True):
         average.sub_((1 - decay) * (average - param))
+
+
+def fit(trainer: Trainer, rows, batch: int, num_steps: int, folder: Path) -> list[float]:
+  """Trains on rows int64[N, L] in random order, writes the moving average as model.safetensors, and
+  gives the seconds of each step."""
+  times, order = [], torch.randperm(0)
+  for _ in range(num_steps):
+    if len(order) < batch:
+      order = torch.randperm(len(rows))
+    taken, order = order[:batch], order[batch:]
+    start = time.perf_counter()
+    trainer.step(rows[taken])
+    times.append(time.perf_counter() - start)
+  names = [name for name, _ in trainer.model.named_parameters()]
+  folder.mkdir(parents=True, exist_ok=True)
+  average = dict(zip(names, trainer.average, strict=True))
+  save_file(average, folder / "model.safetensors")
+  return times
 
 
 # --- Sampling
@@ -291,9 +342,13 @@ def main() -> None:
   """Prints the line."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.pytorch", description=__doc__)
   parser.add_argument("--config", choices=SHAPES, default="A")
-  parser.add_argument("--mode", choices=("train", "sample"), default="train")
+  parser.add_argument("--mode", choices=("train", "sample", "fit"), default="train")
   parser.add_argument("--batch", type=int)
-  parser.add_argument("--steps", type=int, default=64, help="of sampling")
+  parser.add_argument("--steps", type=int, default=64, help="of sampling, or of the fit")
+  parser.add_argument("--rows", type=Path, help="of the fit: FILE.npy, int[N, L]")
+  parser.add_argument("--out", type=Path, help="of the fit: folder for the weights")
+  parser.add_argument("--recipe", action="append", default=[], metavar="NAME=VALUE")
+  parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--compile", action="store_true")
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--repeats", type=int, default=10)
@@ -302,15 +357,30 @@ def main() -> None:
   flags = parser.parse_args()
   try:
     shape = dataclasses.replace(SHAPES[flags.config], **assigned({}, flags.set))
+    recipe = Recipe(**assigned({}, flags.recipe))
   except (TypeError, ValueError) as error:
     parser.error(str(error))
   torch.set_num_threads(flags.threads)
-  torch.manual_seed(0)
+  torch.manual_seed(flags.seed)
   started = time.perf_counter()
   model = Sedd(shape)
+  if flags.mode == "fit":
+    trainer = Trainer(model, shape, flags.compile, recipe)
+    rows = torch.from_numpy(np.load(flags.rows).astype(np.int64))
+    times = fit(trainer, rows, flags.batch or shape.batch, flags.steps, flags.out)
+    print_line(
+      "pytorch",
+      times,
+      mode=flags.mode,
+      recipe=dataclasses.asdict(recipe),
+      config=dataclasses.asdict(shape),
+      batch=flags.batch or shape.batch,
+      torch=torch.__version__,
+    )
+    return
   if flags.mode == "train":
     batch = flags.batch or shape.batch
-    trainer = Trainer(model, shape, flags.compile)
+    trainer = Trainer(model, shape, flags.compile, recipe)
     batches = torch.randint(shape.vocab, (4, batch, shape.length))
 
     def call(i):

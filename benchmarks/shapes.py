@@ -38,6 +38,11 @@ SHAPES = {
     width=256, blocks=4, heads=4, cond_dim=64, length=128, vocab=27, batch=32, samples=4,
     unroll=4,
   ),
+  # Of the bounds of docs/results.md.
+  "Q": Shape(
+    width=96, blocks=2, heads=4, cond_dim=64, length=64, vocab=27, batch=32, samples=32,
+    dropout=0.0, remat="dots",
+  ),
   "B": Shape(
     width=384, blocks=6, heads=6, cond_dim=128, length=256, vocab=50257, batch=2, samples=4,
     remat="dots",

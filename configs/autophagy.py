@@ -2,7 +2,7 @@
 
   sedd train --config=configs/autophagy.py --workdir=runs/loop
   sedd train --config=configs/autophagy.py:ar,augmented --workdir=runs/loop-ar
-  python launch/sweep.py --config=configs/autophagy.py --root=runs/loops
+  sedd sweep --config=configs/autophagy.py --root=runs/loops
   sedd report runs/loop runs/loop-ar --out=loops.html
 
 Arguments: sedd (absorbing) or ar (autoregressive), and synthetic (samples only), augmented (all
@@ -58,7 +58,7 @@ def get_config(argument: str = "sedd,synthetic") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Overrides for both models in each regime, with and without bias; for launch/sweep.py."""
+  """Overrides for both models in each regime, with and without bias; for `sedd sweep`."""
   for model, objective in _OBJECTIVES.items():
     for regime in REGIMES:
       for temperature in (1.0, 0.8):

@@ -1,8 +1,8 @@
 """SEDD and its peers on the same text, with the same network, budget and seeds.
 
   sedd train --config=configs/peers.py:mdlm --workdir=runs/mdlm
-  python launch/sweep.py --config=configs/peers.py --root=runs/peers
-  python launch/sweep.py --config=configs/peers.py --root=runs/peers --config.data.files=text8.txt
+  sedd sweep --config=configs/peers.py --root=runs/peers
+  sedd sweep --config=configs/peers.py --root=runs/peers --config.data.files=text8.txt
 
 The second command trains all of them, three seeds each, and prints the table. Names:
 
@@ -66,7 +66,7 @@ def get_config(name: str = "sedd-absorb") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Overrides for all peers with three seeds each; for launch/sweep.py."""
+  """Overrides for all peers with three seeds each; for `sedd sweep`."""
   for name, overrides in PEERS.items():
     for seed in _SEEDS:
       yield {"label": name, "seed": seed} | overrides

@@ -2,7 +2,7 @@
 
   sedd train --config=configs/text8.py:absorb --workdir=runs/text8 --config.data.files=/data/text8
   sedd train --config=configs/text8.py:uniform --workdir=runs/text8u --config.data.files=/data/text8
-  python launch/sweep.py --config=configs/text8.py --root=runs/lr --config.data.files=/data/text8
+  sedd sweep --config=configs/text8.py --root=runs/lr --config.data.files=/data/text8
 
 The file holds the 100,000,000 characters of text8 (no extension, or .txt, .gz, .xz). The usual
 split: 90 M characters for training, 5 M for validation (held out here); the last 5 M are the test
@@ -39,7 +39,7 @@ def get_config(process: str = "absorb") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """Overrides for learning rates around the default, two seeds each; for launch/sweep.py."""
+  """Overrides for learning rates around the default, two seeds each; for `sedd sweep`."""
   for learning_rate in (1e-4, 3e-4, 1e-3):
     for seed in (0, 1):
       yield {"optimizer.learning_rate": learning_rate, "seed": seed}

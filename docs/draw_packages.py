@@ -29,13 +29,17 @@ def with_picture(page: str) -> str:
 
 def imports() -> dict[str, set[str]]:
   """For each package or module directly under sedd_jax, those that it imports."""
-  names = sorted(path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py")
+  names = sorted(path.stem for path in PACKAGE.iterdir() if _is_code(path))
   graph = {name: set() for name in names if not name.startswith("__")}
   for name in graph:
     files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").is_file() else []
     for file in files or (PACKAGE / name).rglob("*.py"):
       graph[name] |= set(_imported(file)) & graph.keys() - {name}
   return graph
+
+
+def _is_code(path: Path) -> bool:
+  return path.suffix == ".py" or (path / "__init__.py").is_file()
 
 
 def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:

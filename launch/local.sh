@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes of one command on this machine: for tests, and for machines with several GPUs.
 #
-#   launch/local.sh --processes=2 --devices=2 sedd train --config=configs/quickstart.py --workdir=D
+#   launch/local.sh --processes=2 --devices=2 sedd train --config=quickstart --workdir=D
 #   launch/local.sh --processes=4 --gpus=2 sedd train ...    # 8 GPUs, two for each process
 #
 # --processes=N  number of processes

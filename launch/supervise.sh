@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a training command until it is done: restarts it after a kill or a preemption.
 #
-#   launch/supervise.sh sedd train --config=configs/quickstart.py --workdir=runs/quickstart
+#   launch/supervise.sh sedd train --config=quickstart --workdir=runs/quickstart
 #
 # Stops when the command succeeds, on Ctrl-C (exit code 130), on a user error (2), and after RETRIES
 # restarts (default 100) with PAUSE seconds (default 5) between them. Ctrl-C and SIGTERM are

@@ -124,7 +124,7 @@ install() {
   local root archive=${TMPDIR:-/tmp}/sedd_jax-$name.tgz
   root=$(cd "$(dirname "$0")/.." && pwd)
   run tar --create --gzip "--file=$archive" "--directory=$root" --exclude=__pycache__ \
-    LICENSE README.md configs launch pyproject.toml sedd_jax &&
+    LICENSE README.md configs launch pyproject.toml sedd_jax setup.py &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:sedd_jax.tgz" "${place[@]}" --worker=all &&
     on all "rm -rf sedd_jax && mkdir sedd_jax && tar -xzf sedd_jax.tgz -C sedd_jax" &&
     set_up &&

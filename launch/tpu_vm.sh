@@ -4,7 +4,7 @@
 #   slice="--name=pod --zone=us-west4-a --type=v5litepod-16"
 #   launch/tpu_vm.sh create $slice --spot
 #   launch/tpu_vm.sh install $slice --setup='mkdir -p b; mountpoint -q b || gcsfuse my-bucket b'
-#   launch/tpu_vm.sh run $slice sedd train --config=configs/text8.py --workdir=../b/text8
+#   launch/tpu_vm.sh run $slice sedd train --config=text8 --workdir=../b/text8
 #   launch/tpu_vm.sh logs $slice --worker=3
 #   launch/tpu_vm.sh stop $slice          # SIGTERM on all workers: the run saves and ends
 #   launch/tpu_vm.sh delete $slice --yes

@@ -3,10 +3,10 @@
 #
 #   gke="--cluster=pod --zone=us-west4-a --project=my-project"
 #   launch/xpk.sh cluster $gke --type=v5litepod-16 --num-slices=2 --spot        # once
-#   launch/xpk.sh image --image=REPOSITORY/sedd:1                               # build and push
+#   launch/xpk.sh image --image=REPOSITORY/sedd:1           # build from a checkout, and push
 #   launch/xpk.sh workload $gke --type=v5litepod-16 --num-slices=2 --workload=text8 \
 #     --image=REPOSITORY/sedd:1 --storage=my-bucket \
-#     sedd train --config=configs/text8.py --workdir=/bucket/text8
+#     sedd train --config=text8 --workdir=/bucket/text8
 #   launch/xpk.sh list $gke
 #   launch/xpk.sh logs $gke --workload=text8 [--slice=0 --worker=0]
 #   launch/xpk.sh delete $gke --workload=text8 [--yes]
@@ -68,7 +68,10 @@ need() { # need OPTION VALUE...
   done
 }
 case $verb in
-  image) need image "$image" ;;
+  image)
+    need image "$image"
+    [ -f "$root/launch/Dockerfile" ] || fail "image needs a checkout, which it copies into the image"
+    ;;
   cluster) need cluster "$cluster" zone "$zone" type "$type" ;;
   workload)
     need cluster "$cluster" zone "$zone" type "$type" workload "$workload" image "$image"

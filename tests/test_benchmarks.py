@@ -321,15 +321,14 @@ def test_the_baseline_has_the_originals_score_entropy_and_probabilities(baseline
 
 
 @pytest.mark.torch_ref
-def test_the_baseline_trains_as_the_original(baseline, golden, monkeypatch):
+def test_the_baseline_trains_as_the_original(baseline, golden):
   import torch
 
   model, shape = golden_model(baseline, golden("model_absorb.npz"))
   arrays = golden("train_absorb.npz")
   assert arrays["accum"] == 1
-  monkeypatch.setattr(baseline, "_LEARNING_RATE", float(arrays["lr"]))
-  monkeypatch.setattr(baseline, "_WARMUP", int(arrays["warmup"]))
-  trainer = baseline.Trainer(model, shape, compiled=False)
+  recipe = baseline.Recipe(learning_rate=float(arrays["lr"]), warmup=int(arrays["warmup"]))
+  trainer = baseline.Trainer(model, shape, compiled=False, recipe=recipe)
   for x0, x, t, want in zip(*(arrays[k] for k in ("x0", "xt", "t", "loss")), strict=True):
     batch = (torch.tensor(array[0]) for array in (x0, x, t))
     loss = baseline.loss_at(trainer.forward, *batch).mean()
@@ -365,3 +364,29 @@ def test_the_baseline_prints_a_line(mode):
   check_times(result, "pytorch")
   assert result["mode"] == mode
   assert {name: result["config"][name] for name in sizes} == sizes
+
+
+@pytest.mark.torch_ref
+def test_time_to_a_bound_is_measured_against_the_baseline(tmp_path):
+  found = line(
+    "quality", "--config=Q", "--steps=6", "--baseline_steps=4", "--every=3", "--rows=64",
+    "--num_times=2", f"--out={tmp_path / 'quality'}", "--set=optimizer.warmup=2",
+  )  # fmt: skip
+  assert [point["step"] for point in found["ours"]] == [3, 6]
+  assert found["baseline"]["steps"] == 4
+  assert 3.0 < found["baseline"]["bound"] < 9.0, "of a network that has hardly trained"
+  assert (tmp_path / "quality" / "quality.png").is_file()
+  assert json.loads((tmp_path / "quality" / "lines.json").read_text())[0]["seed"] == 1
+
+
+def test_a_bound_is_reached_between_two_points():
+  from benchmarks.quality import Point, seconds_to
+
+  points = [
+    Point(step=i, seconds=10.0 * i, bound=bound, error=0.1)
+    for i, bound in enumerate((4.0, 3.0, 3.5, 2.0), 1)
+  ]
+  assert seconds_to(4.5, points) == 10.0
+  assert seconds_to(3.25, points) == 17.5
+  assert seconds_to(2.5, points) == pytest.approx(30.0 + 10.0 * (3.5 - 2.5) / 1.5)
+  assert seconds_to(1.0, points) is None

@@ -11,6 +11,7 @@ from support.command import sedd
 from support.experiments import TINY
 
 from sedd_jax.cli import main as cli
+from sedd_jax.files.shipped import config_names
 from sedd_jax.training.loop import train
 
 QUICKSTART = "--config=configs/quickstart.py"
@@ -63,11 +64,14 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     (["trian"], ["did you mean 'train'"]),
     (
       ["train"],
-      ["--config and --workdir are missing", "sedd train --config=configs/quickstart.py"],
+      ["--config and --workdir are missing", "sedd train --config=quickstart --workdir"],
     ),
     (["train", QUICKSTART], ["--workdir is missing"]),
     (["train", QUICKSTART, "--workdir=gs://x"], ["must be a path of a file system"]),
     (["train", "--config=configs/none.py"], ["--config=configs/none.py: there is no file"]),
+    (["train", "--config=quikstart"], ["--config=quikstart: there is no config", "'quickstart'?"]),
+    (["sweep", "--config=quikstart"], ["--config=quikstart: there is no config", "'quickstart'?"]),
+    (["sweep", "--config=peers:mdlm"], ["--root is missing", "sedd sweep --config=quickstart"]),
     (["train", "--config=configs/text8.py:mask"], ["'mask' must be 'absorb' or 'uniform'"]),
     (["train", QUICKSTART, "--config.seed=-1"], ["seed=-1 must lie in [0, 2^32)"]),
     (
@@ -88,7 +92,7 @@ def test_sample_prints_the_prefix_and_the_suffix(run):
     ),
     (["train", QUICKSTART, "--workdir=x", "--hang_seconds=x"], ["flag --hang_seconds=x"]),
     (["plan", QUICKSTART, "--config.model.widht=3"], ["did you mean 'width'"]),
-    (["sample"], ["--checkpoint is missing"]),
+    (["evaluate"], ["--checkpoint is missing"]),
     (["sample", "--checkpiont=x"], ["unknown flag --checkpiont: did you mean --checkpoint?"]),
     (["sample", "--num=many"], ["flag --num=many"]),
     (["sample", "runs/x"], ["unexpected argument 'runs/x'"]),
@@ -166,6 +170,13 @@ def test_help_of_a_verb_is_short_and_has_examples(verb, monkeypatch):
   assert all(len(line) <= 80 for line in listed.split("\n"))
   defined = re.findall(r"^  --(?:\[no\])?(\w+)", listed, re.MULTILINE)
   assert len(defined) == len(set(defined)) > 3
+
+
+@pytest.mark.parametrize("verb", ["train", "plan", "sweep"])
+def test_help_names_the_configs(verb, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
+  listed = " ".join(sedd(verb, "--help").stdout.split())
+  assert ", ".join(config_names()) in listed
 
 
 def test_info_prints_a_table_or_json(run):

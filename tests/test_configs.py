@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ import pytest
 from golden_configs import ARGUMENTS, CONFIGS, GOLDEN, get_config, golden_file, read, resolved
 
 from sedd_jax.cli.config import config_faults
+from sedd_jax.files.shipped import config_file, config_names
 from sedd_jax.training.experiment import Experiment
 from sedd_jax.training.loop import train
 
@@ -255,6 +257,46 @@ def test_a_config_file_that_fails_is_named(tmp_path, file, content, message):
   ((fault,), _) = config_faults([f"--config={tmp_path / file}"])
   assert fault.startswith(f"--config={tmp_path / file}: ")
   assert message in fault
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_every_config_has_a_name(name):
+  assert name in config_names()
+  assert config_file(f"{name}:a,b") == (CONFIGS / f"{name}.py", ["a,b"])
+
+
+def test_a_config_is_named_with_its_argument_and_overrides(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert config_faults(["--config=peers:mdlm", "--config.seed=3"]) == ([], [])
+  (fault,), _ = config_faults(["--config=peers:mdml"])
+  assert fault.startswith("--config=peers:mdml: peers.py:mdml: 'mdml' must be one of")
+
+
+def test_a_file_wins_over_a_name(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "text8").mkdir()
+  assert config_file("text8")[0] == CONFIGS / "text8.py", "a folder is no file"
+  (tmp_path / "quickstart").write_text("")
+  assert config_file("quickstart:a") == (Path("quickstart"), ["a"])
+  ((fault,), _) = config_faults(["--config=quickstart"])
+  assert "must be a Python file" in fault
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("quikstart", "there is no config 'quikstart': did you mean 'quickstart'? With the package"),
+    ("peer:mdlm", "there is no config 'peer': did you mean 'peers'? With the package"),
+    ("zzz", "there is no config 'zzz': With the package come autophagy, books, lm1b,"),
+    ("configs/text8.py:uniform", "there is no file configs/text8.py; --config=text8 comes with"),
+    ("lm1b.py", "there is no file lm1b.py; --config=lm1b comes with the package"),
+    ("configs/none.py", "there is no file configs/none.py"),
+  ],
+)
+def test_unknown_configs_are_named_with_what_is_near(text, message, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  ((fault,), _) = config_faults([f"--config={text}"])
+  assert fault.startswith(f"--config={text}: {message}")
 
 
 def test_overrides_need_a_file():

@@ -102,9 +102,42 @@ def test_recording_and_progress_change_nothing(x64):
   assert (np.diff(watched.times, axis=0) < 0).all()
   assert watched.calls_by_frame.tolist() == [0, 1, 2, 3, 4, 5, 6, 6]
   assert not len(plain.frames)
+  seen = []
+  model().generate(*nothing(3), settings=settings, on_snapshot=seen.append)
+  np.testing.assert_array_equal([one.tokens for one in seen], watched.frames)
+  np.testing.assert_array_equal([one.times for one in seen], watched.times)
+  assert [one.calls for one in seen] == watched.calls_by_frame.tolist()
   steps, shares = zip(*told, strict=True)
   assert list(steps) == sorted(steps)
   assert shares[-1] == 1.0
+
+
+def test_what_a_snapshot_raises_ends_the_sampling(x64):
+  seen = []
+
+  def stop(snapshot):
+    seen.append(snapshot.calls)
+    if snapshot.calls == 2:
+      raise InterruptedError
+
+  with pytest.raises(InterruptedError):
+    model().generate(*nothing(1), settings=SamplerSettings(steps=6), on_snapshot=stop)
+  assert seen == [0, 1, 2]
+
+
+def test_other_steps_and_temperatures_need_no_other_program(x64):
+  """Their numbers are arguments of the compiled functions."""
+  one = dataclasses.replace(model())
+  for settings in (
+    SamplerSettings(steps=3, temperature=0.7),
+    SamplerSettings(steps=5, temperature=0.7, schedule="noise"),
+    SamplerSettings(steps=6, temperature=1.3),
+  ):
+    made = one.generate(*nothing(1), settings=settings)
+    assert made.steps == settings.steps
+  generator = one._generator
+  for function in (generator._advance, generator._finish):
+    assert function._cache_size() == 1
 
 
 @pytest.mark.slow

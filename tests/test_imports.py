@@ -18,7 +18,9 @@ FLOORS = (
   "generation",
   "interop",
   "studies",
+  "sweeps",
   "reports",
+  "demo",
   "cli",
 )
 # Who may import what is kept to one place.
@@ -29,6 +31,8 @@ ONLY_IN = {
   "tensorflow_datasets": ("data",),
   "ml_collections": ("cli",),
   "absl": ("cli",),
+  "starlette": ("demo",),
+  "uvicorn": ("demo",),
   "torch": ("interop/weights.py",),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

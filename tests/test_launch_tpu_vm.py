@@ -49,7 +49,7 @@ def test_tpu_vm_dry_runs():
     [
       *("tar", "--create", "--gzip", f"--file={archive}", f"--directory={REPOSITORY}"),
       *("--exclude=__pycache__", "LICENSE", "README.md", "configs", "launch"),
-      *("pyproject.toml", "sedd_jax"),
+      *("pyproject.toml", "sedd_jax", "setup.py"),
     ],
     [*TPUS, "tpu-vm", "scp", archive, "pod:sedd_jax.tgz", *PLACE, "--worker=all"],
     ssh("all", "rm -rf sedd_jax && mkdir sedd_jax && tar -xzf sedd_jax.tgz -C sedd_jax"),

@@ -33,10 +33,10 @@ from sedd_jax.training.operations import Operations
 
 # Flags whose text is no path. `tokenizer` names a kind first; `data` is checked by `SuiteConfig`.
 WORDS = {
-  "coordinator_address", "compare", "data", "judge_tokenizer", "judge_tokenizer_eos", "length",
-  "prefix", "profile_steps", "protocol", "sampler", "samplers", "schedule", "sets", "split",
-  "steps", "suffix", "suite", "temperatures", "template", "text_field", "tokenizer",
-  "tokenizer_eos", "topology",
+  "command", "coordinator_address", "compare", "data", "host", "judge_tokenizer",
+  "judge_tokenizer_eos", "launch_args", "length", "prefix", "profile_steps", "protocol", "sampler",
+  "samplers", "schedule", "sets", "split", "steps", "suffix", "suite", "sweep", "temperatures",
+  "template", "text_field", "tokenizer", "tokenizer_eos", "topology",
 }  # fmt: skip
 # Fields of a config whose text is a path, and all others.
 PATH_FIELDS = {"init_from", "data.files", "data.heldout_files"}

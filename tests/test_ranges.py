@@ -60,6 +60,19 @@ def test_temperature_tends_to_its_limits(temperature):
   np.testing.assert_allclose(truncated(P, temperature=temperature), limit, atol=1e-6)
 
 
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_one_compiled_truncation_serves_all_its_numbers(top_k):
+  """As an argument of a compiled function its numbers are leaves; the law is the same."""
+  compiled = jax.jit(lambda truncation, z: jax.nn.softmax(truncation(z)))
+  z = jnp.log(jnp.asarray(P, jnp.float32))
+  for temperature in (*EXTREMES, 0.3, 1.0, 2.5):
+    for top_p in (5e-324, 1e-39, 0.6, 1.0):
+      how = dict(temperature=temperature, top_p=top_p, top_k=top_k)
+      np.testing.assert_allclose(compiled(Truncation(**how), z), truncated(P, **how), atol=1e-6)
+  # The identity, and cold or not, with top_p or not.
+  assert compiled._cache_size() == 4 + (top_k == 0)
+
+
 @pytest.mark.parametrize("process", [Absorbing(103), Uniform(103)], ids=lambda p: p.name)
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-12, 1e-9, 1e-7])
 def test_a_cold_law_keeps_its_pace_when_compiled(process, temperature):

@@ -27,6 +27,7 @@ SMALL = {
   "sample": ["--steps=2"],
   "evaluate": ["--num_times=2"],
 }
+ELSEWHERE = ("demo", "plan", "sweep")
 DOWNLOADED = "louaaron/sedd-small"
 
 
@@ -75,7 +76,7 @@ def test_commands_run_in_their_order(folder, monkeypatch):
   monkeypatch.chdir(folder)
   ran = set()
   for words in COMMANDS:
-    if words[0] != "sedd" or words[1] == "plan":
+    if words[0] != "sedd" or words[1] in ELSEWHERE:
       continue
     small = [word.replace("=gpt2", "=gpt2.json") for word in words[1:]]
     done = sedd(*small, *SMALL.get(words[1], []))
@@ -94,10 +95,12 @@ def test_commands_run_in_their_order(folder, monkeypatch):
 
 
 def test_others_are_run_elsewhere():
-  """By the slow test below, tests of plans (-m tpu_plugin), and .ci/run."""
-  others = [words for words in COMMANDS if words[0] != "sedd" or words[1] == "plan"]
+  """By the slow tests below, tests/test_demo.py, tests of plans (-m tpu_plugin), and .ci/run."""
+  others = [words for words in COMMANDS if words[0] != "sedd" or words[1] in ELSEWHERE]
   assert [words[:2] for words in others] == [
+    ["sedd", "demo"],
     ["pytest"],
+    ["sedd", "sweep"],
     ["launch/local.sh", "--processes=2"],
     ["sedd", "plan"],
   ]
@@ -111,6 +114,17 @@ def test_two_processes_run_as_the_readme_says(folder):
   )
   assert done.returncode == 0, done.stderr
   assert (folder / "runs" / "two" / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_as_the_readme_says(folder):
+  (words,) = [words for words in COMMANDS if words[:2] == ["sedd", "sweep"]]
+  done = subprocess.run(
+    [sys.executable, "-m", "sedd_jax.cli.main", *words[1:], *SMALL["train"]],
+    cwd=folder, capture_output=True, text=True, timeout=600, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert len((folder / "runs" / "sweep" / "results.csv").read_text().splitlines()) == 5
 
 
 def test_links_lead_somewhere():

@@ -29,6 +29,7 @@ from sedd_jax.diffusion import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+SOME_STEPS = [even_times(steps, LogLinear()) for steps in (5, 64, 4096, 4097)]
 
 
 @pytest.mark.parametrize("by", ["time", "noise", "tokens"])
@@ -47,6 +48,23 @@ def test_a_list_of_times_is_followed(x64):
   counts = drawn_counts(toy, how)
   law = laws.law(toy, noise, "tweedie", times)
   assert chi_square_p_value(counts, np.where(law > 1e-9, law, 0.0)) > 1e-3
+
+
+def test_one_compiled_function_serves_all_lists_of_times():
+  """As its argument, up to a size; the times are the same."""
+
+  @jax.jit
+  def following(times, t):
+    end = jnp.broadcast_to(times.end, t.shape)
+    return jnp.stack([times.next(t, step, None, None) for step in range(4)]), end
+
+  t = jnp.ones(2)
+  for times in (Times((1.0, 0.8, 0.75, 0.3, 0.2)), even_times(4, LogLinear()), *SOME_STEPS):
+    found, end = following(times, t)
+    want = np.asarray(times.times[1:5], np.float32)
+    np.testing.assert_array_equal(found, np.repeat(want[:, None], 2, axis=1))
+    np.testing.assert_array_equal(end, np.float32(times.times[-1]))
+  assert following._cache_size() == 2  # The longest list has its own.
 
 
 @pytest.mark.parametrize(

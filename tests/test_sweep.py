@@ -1,4 +1,4 @@
-"""What launch/sweep.py is made of: the grid, names, commands and table."""
+"""What a sweep is made of: the grid, names, commands and table."""
 
 import csv
 import importlib
@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 from support.paths import REPOSITORY
-from support.sweeps import CONFIG, make_runs, run_directory, sweep_grid, sweep_runs, sweep_table
+from support.sweeps import CONFIG, make_runs, run_directory
+
+from sedd_jax.sweeps import grid as sweep_grid
+from sedd_jax.sweeps import runs as sweep_runs
+from sedd_jax.sweeps import table as sweep_table
 
 # ------------------------------------------------------------------------------------------- Grid
 

@@ -1,4 +1,4 @@
-"""launch/sweep.py over a stand-in trainer."""
+"""`sedd sweep`, and launch/sweep.py, which is the same, over a stand-in trainer."""
 
 import csv
 import json
@@ -12,7 +12,9 @@ import sys
 import pytest
 from support.launching import until
 from support.paths import REPOSITORY
-from support.sweeps import make_runs, run_directory, sweep_state
+from support.sweeps import make_runs, run_directory
+
+from sedd_jax.sweeps import state as sweep_state
 
 # Trains as the trainer does, in no time: saves on SIGTERM, goes on from there, writes its result.
 TRAINER = """

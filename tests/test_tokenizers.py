@@ -49,6 +49,16 @@ def test_text_is_the_librarys(made):
     assert got.removeprefix(" ") == TEXT[:2000]
 
 
+def test_text_behind_other_text_has_nothing_put_before_it(made):
+  """As in a template behind a blank."""
+  name, _, ours = made
+  for before, text in (("the", " dog"), ("brow", "n fox"), ("fox", "  jumps"), ("a\n", "lazy")):
+    got = ours.decode(np.concatenate([ours.encode(before), ours.encode_behind(text)]))
+    if name in LOSSLESS:
+      assert got.removeprefix(" ") == before + text
+  assert ours.encode_behind("").tolist() == []
+
+
 @hypothesis.given(st.data())
 @hypothesis.settings(
   deadline=None,

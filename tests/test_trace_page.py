@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from support.browser import PROGRAMS, Page, find_chromium
+from support.contrast import check_texts, contrast
 from support.paths import REPOSITORY
 from support.traces import PLAIN, TRACES, expected, revealed
 
@@ -282,18 +283,6 @@ def test_nothing_moves_while_masks_become_text(chromium, files, width):
   assert chromium.run("document.documentElement.scrollWidth") <= width
 
 
-def contrast(one, other):
-  """WCAG 2's contrast of two CSS colours."""
-
-  def luminance(colour):
-    share = np.array([float(n) for n in re.findall(r"[\d.]+", colour)[:3]]) / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    return linear @ [0.2126, 0.7152, 0.0722]
-
-  low, high = sorted((luminance(one), luminance(other)))
-  return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_contrast(chromium, files, dark):
   # Calm, since a colour that fades is none to measure.
@@ -303,15 +292,7 @@ def test_contrast(chromium, files, dark):
     for one in ("#text", "body")
   )
   assert (contrast(paper, "rgb(0, 0, 0)") < 2) == dark
-  seen = chromium.run(
-    "[...document.querySelectorAll('body *')].filter((e) => e.innerText?.trim() && !e.disabled"
-    " && !e.closest('.heard')).map((e) => { const s = getComputedStyle(e); let g = e;"
-    " while (getComputedStyle(g).backgroundColor === 'rgba(0, 0, 0, 0)') g = g.parentElement;"
-    " return [e.className || e.id || e.tagName, s.color, getComputedStyle(g).backgroundColor] })"
-  )
-  assert len({tuple(one) for one in seen}) > 10
-  for name, ink, ground in seen:
-    assert contrast(ink, ground) >= 4.5, (name, ink, ground)
+  check_texts(chromium)
   for kind in ("given", "new", "draft"):
     ink = chromium.run(f"getComputedStyle(document.querySelector('.legend .{kind}')).color")
     if kind != "new":

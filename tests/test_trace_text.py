@@ -126,7 +126,7 @@ def opened(trace, tokenizer):
 
 def colour_of(name):
   """A colour of the page's light side."""
-  page = (REPOSITORY / "sedd_jax" / "generation" / "traces" / "page.html").read_text()
+  page = (REPOSITORY / "sedd_jax" / "generation" / "traces" / "player.css").read_text()
   return tuple(bytes.fromhex(re.search(rf"--{name}: #(\w+);", page)[1]))
 
 

@@ -1,18 +1,21 @@
 """The flag --config with its overrides, checked together."""
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sedd_jax.files.paths import local_name
+from sedd_jax.files.shipped import config_file, config_names
 from sedd_jax.studies.loop import GenerationsConfig, Loop
 
 _NAME = re.compile(r"--?(?P<no>no)?config(?:\.(?P<path>[^=]+))?(?:=|$)")
@@ -24,13 +27,15 @@ def define_config() -> flags.FlagHolder:
   holder = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Config file, with :argument. --config.SECTION.FIELD=VALUE sets any field of it.",
+    f"Config file, or the name of one that comes with the package: {', '.join(config_names())}; "
+    "with :argument where it takes one. --config.SECTION.FIELD=VALUE sets any field of it.",
   )
   parser = flags.FLAGS["config"].parser
   load = parser.parse
 
   def load_whole(argument: str) -> Any:
-    return _with_generations(load(local_name(argument, "--config")))
+    path, words = config_file(argument)
+    return _with_generations(load(":".join([str(path), *words])))
 
   parser.parse = load_whole
   return holder
@@ -95,36 +100,54 @@ def _given(
   return file, overrides, others
 
 
+def load_module(path: Path) -> ModuleType:
+  """The module of a config file.
+
+  Raises:
+    ValueError: it is no Python file, or fails; the message says where.
+  """
+  spec = importlib.util.spec_from_file_location("sedd_config", path)
+  if spec is None or spec.loader is None:
+    raise ValueError("it must be a Python file (.py), with :argument where it takes one")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # Dataclasses in the file need it.
+  with _named_faults(path):
+    spec.loader.exec_module(module)
+  return module
+
+
 def _load(file: str) -> ConfigDict:
   """The result of the config file's get_config.
 
   Raises:
     ValueError: the file is missing, is no config, or fails; the message says where.
   """
-  path, *argument = local_name(file, "--config").split(":", 1)
-  spec = importlib.util.spec_from_file_location("sedd_config", path)
-  if spec is None or spec.loader is None:
-    raise ValueError("it must be a Python file (.py), with :argument where it takes one")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # Dataclasses in the file need it.
-  try:
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "get_config", None)):
-      raise AttributeError("it must define get_config(), which returns a ConfigDict")
+  path, argument = config_file(file)
+  module = load_module(path)
+  if not callable(getattr(module, "get_config", None)):
+    raise ValueError("AttributeError: it must define get_config(), which returns a ConfigDict")
+  with _named_faults(path):
     config = module.get_config(*argument)
+  if not isinstance(config, ConfigDict):
+    kind = type(config).__name__
+    raise ValueError(f"get_config must return an ml_collections.ConfigDict, not {kind}")
+  return config
+
+
+@contextlib.contextmanager
+def _named_faults(path: Path) -> Iterator[None]:
+  """Turns what the code of a config file raises into ValueErrors that say where."""
+  try:
+    yield
   except FileNotFoundError as error:
     raise ValueError(f"there is no file {error.filename}") from error
   except ValueError:
     raise
   except Exception as error:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == path]  # fmt: skip
+             if frame.filename == str(path)]  # fmt: skip
     where = f", line {lines[-1]}" if lines else ""
     raise ValueError(f"{type(error).__name__}{where}: {error}") from error
-  if not isinstance(config, ConfigDict):
-    kind = type(config).__name__
-    raise ValueError(f"get_config must return an ml_collections.ConfigDict, not {kind}")
-  return config
 
 
 def _set(config: dict[str, Any], path: list[str], text: str | None) -> None:

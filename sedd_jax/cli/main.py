@@ -11,7 +11,9 @@ from sedd_jax.cli import streams
 VERBS = {
   "prepare": "tokenize text once, into shards for runs of any size",
   "train": "train a model, or resume a run",
+  "sweep": "train one config with many overrides, on any launcher, and print a table",
   "sample": "print text from a trained model",
+  "demo": "fill in text on a page in the browser, or by POST /v1/infill",
   "info": "describe a run, a checkpoint or an export",
   "evaluate": "bound the perplexity of a trained model on held-out text",
   "grade": "grade files of samples by a judge and by counting",
@@ -23,7 +25,7 @@ VERBS = {
   "plan": "compile a run for an absent TPU slice: memory, traffic, time",
 }
 _EXAMPLES = """
-  sedd train --config=configs/quickstart.py --workdir=runs/quickstart
+  sedd train --config=quickstart --workdir=runs/quickstart
   sedd info runs/quickstart
   sedd sample --checkpoint=runs/quickstart --num=4
 

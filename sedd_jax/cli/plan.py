@@ -19,10 +19,10 @@ from sedd_jax.training.experiment import Experiment
 
 USAGE = """Compiles a run's real training step for absent TPU chips.
 
-  sedd plan --config=configs/openwebtext.py:small,absorb --topology=v5e:4x4 --batch=128
-  sedd plan --config=configs/openwebtext.py:medium,absorb --topology=v5e:16x16 --json
-  sedd plan --config=configs/openwebtext.py:small,absorb --topology=v5e:4x4 --fit
-  sedd plan --config=configs/openwebtext.py:xl,absorb --topology=v5p:4x4x4 \\
+  sedd plan --config=openwebtext:small,absorb --topology=v5e:4x4 --batch=128
+  sedd plan --config=openwebtext:medium,absorb --topology=v5e:16x16 --json
+  sedd plan --config=openwebtext:small,absorb --topology=v5e:4x4 --fit
+  sedd plan --config=openwebtext:xl,absorb --topology=v5p:4x4x4 \\
     --compare='fsdp=64;fsdp=16,tensor=4;replica=4,fsdp=16'
 
 Needs PyPI's libtpu (pip install libtpu) and no TPU. Exits with 0 if the program fits, with 1 if it

@@ -111,7 +111,7 @@ def main() -> None:
   model = sedd_jax.load(checkpoint, tokenizer=_TOKENIZER.value, tokenizer_eos=_EOS.value)
   model = dataclasses.replace(model, devices=_devices())
   request = SampleRequest(
-    templates=prompts.templates(model.encode, model.length),
+    templates=prompts.templates(model.encode, model.length, model.encode_behind),
     num=_NUM.value,
     first=_FIRST.value,
     seed=_SEED.value,

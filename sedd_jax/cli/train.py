@@ -18,8 +18,8 @@ from sedd_jax.training.operations import Operations
 
 USAGE = """Trains a model. The same command resumes a run that was stopped.
 
-  sedd train --config=configs/quickstart.py --workdir=runs/quickstart
-  sedd train --config=configs/openwebtext.py:small,absorb --workdir=DIR \\
+  sedd train --config=quickstart --workdir=runs/quickstart
+  sedd train --config=openwebtext:small,absorb --workdir=DIR \\
     --config.data.files='owt/*.jsonl.xz' --config.train.batch_size=256
 
 Ctrl-C or SIGTERM saves and exits with 130 or 143; a second one leaves at once, without a save.

@@ -18,7 +18,7 @@ from sedd_jax.data.definitions import read_definition, without_unused
 from sedd_jax.data.library_call import library_call
 from sedd_jax.data.scope import PART, scope_of, steps_of, types_of
 from sedd_jax.data.tokenizer_files import DEFINITION, eos_beside, read_file
-from sedd_jax.data.unknown import Unknown, may_lack
+from sedd_jax.data.unknown import Unknown, UnknownCharacters, may_lack
 from sedd_jax.data.utf8 import pieces_of_bytes
 
 GPT2_EOS = "<|endoftext|>"
@@ -26,6 +26,8 @@ GPT2_EOS = "<|endoftext|>"
 _EOS_NAMES = (
   "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|eos|>", "[SEP]",
 )  # fmt: skip
+# Texts that hardly grow together with one behind them.
+_BEFORE = (".", ",", "\n", "a")
 
 
 class TokenizerWarning(UserWarning):
@@ -121,6 +123,25 @@ class LibraryTokenizer:
       ids = np.array(encoding.ids, np.int32)
       found.append(ids[(starts >= low) & (starts < high)])
     return found
+
+  def encode_behind(self, text: str) -> np.ndarray:
+    """The tokens of a text that stands behind other text, int32[T]: without what is put before the
+    start of a text, such as a space.
+
+    Raises:
+      UnknownCharacters, ValueError: as of `encode_batch`.
+    """
+    plain = self.encode(text)
+    if self.scope == PART:
+      return plain
+    for before in _BEFORE:
+      try:
+        alone, both = self.encode_batch([before, before + text])
+      except UnknownCharacters:
+        continue
+      if len(alone) and np.array_equal(both[: len(alone)], alone):  # They have not grown together.
+        return both[len(alone) :]
+    return plain
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of any ids in [0, V).

@@ -1,6 +1,8 @@
 """Draws from unnormalised categorical laws, without the bias of float32 Gumbel noise."""
 
 import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +56,27 @@ def _race(key: jax.Array, z: jax.Array) -> jax.Array:
   return jax.random.categorical(key, z, mode="high").astype(jnp.int32)
 
 
+class _Shape(NamedTuple):
+  """What a compiled truncation depends on.
+
+  Attributes:
+    top_k: as in `Truncation`.
+    cuts: whether top_p removes states.
+    cold: whether the temperature is so low that the largest weight is taken off first.
+  """
+
+  top_k: int
+  cuts: bool
+  cold: bool
+
+
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Truncation:
   """Log weights sharpened and cut to the most likely states: temperature, then top-k, then top-p.
 
-  Samples then no longer follow the model's law.
+  Samples then no longer follow the model's law. As a pytree its leaves are temperature and top_p:
+  a function that is compiled for one temperature serves others.
 
   Attributes:
     temperature: divides log weights; values below 1 sharpen. The law tends to the argmax as it
@@ -88,19 +106,54 @@ class Truncation:
     """Truncated log weights float[..., S], unnormalised, -inf at removed states. Ties with the last
     kept state are kept."""
     z = as_float(log_weights)
-    if self.temperature < _COLD:
+    if self._shape.cold:
       largest = jnp.max(z, axis=-1, keepdims=True)
       z = z - jnp.where(largest > -jnp.inf, largest, 0.0)
-    z = z / min(max(self.temperature, _COLDEST), _HOTTEST)
+    temperature, top_p = self._numbers
+    z = z / temperature
     if 0 < self.top_k < z.shape[-1]:
       z = _at_least(z, jax.lax.top_k(z, self.top_k)[0][..., -1:])
-    if self.top_p < 1.0:
+    if self._shape.cuts:
       falling = -jnp.sort(-z, axis=-1)
       p = jax.nn.softmax(falling, axis=-1)
       # A state is kept if the states before it have not reached top_p. The first always is.
-      kept = jnp.cumsum(p, axis=-1) - p < max(self.top_p, _LEAST_TOP_P)
+      kept = jnp.cumsum(p, axis=-1) - p < top_p
       z = _at_least(z, jnp.min(falling, axis=-1, keepdims=True, where=kept, initial=jnp.inf))
     return z
+
+  @functools.cached_property
+  def is_identity(self) -> bool:
+    """Whether the law stays as it is."""
+    return self == Truncation()
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], _Shape | None]:
+    return ((), None) if self.is_identity else (self._numbers, self._shape)
+
+  @classmethod
+  def tree_unflatten(cls, shape: _Shape | None, numbers: tuple[Any, ...]) -> "Truncation":
+    if shape is None:
+      return cls()
+    # Leaves may be tracers, which cannot be checked; the original was.
+    truncation = object.__new__(cls)
+    temperature, top_p = numbers
+    truncation.__dict__.update(
+      temperature=temperature,
+      top_k=shape.top_k,
+      top_p=top_p,
+      is_identity=False,
+      _shape=shape,
+      _numbers=numbers,
+    )
+    return truncation
+
+  @functools.cached_property
+  def _shape(self) -> _Shape:
+    return _Shape(self.top_k, cuts=self.top_p < 1.0, cold=self.temperature < _COLD)
+
+  @functools.cached_property
+  def _numbers(self) -> tuple[Any, ...]:
+    """Temperature and top_p as float32 can hold them."""
+    return min(max(self.temperature, _COLDEST), _HOTTEST), max(self.top_p, _LEAST_TOP_P)
 
 
 def _at_least(z: jax.Array, least: jax.Array) -> jax.Array:

@@ -227,7 +227,7 @@ class Denoiser:
     """`Scores.each_row`, with truncated laws of the tokens."""
 
     def truncated(row: Row) -> Row:
-      if self._truncation == Truncation():
+      if self._truncation.is_identity:
         return row
       return row._replace(log_score=self.process.with_posterior(*row, self._truncation))
 
@@ -278,9 +278,13 @@ class State(NamedTuple):
   pace: Any
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
   """How to sample: all but the network, the random keys and the given tokens.
+
+  As a pytree its leaves are the numbers of the schedule and the truncation. A jitted function that
+  takes it as an argument is compiled once for all numbers of steps and temperatures.
 
   Attributes:
     process: the noising process.
@@ -311,6 +315,16 @@ class Sampling:
       )
     if self.sampler.sets_times and self.schedule.end != END_TIME:
       raise ValueError(f"sampler {self.sampler} sets its own times and ends at {END_TIME}")
+
+  def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return (self.schedule, self.truncation), (self.process, self.noise, self.sampler)
+
+  @classmethod
+  def tree_unflatten(cls, choices: tuple[Any, ...], numbers: tuple[Any, ...]) -> "Sampling":
+    sampling = object.__new__(cls)  # Checked before; its leaves may be tracers now.
+    names = ("process", "noise", "sampler", "schedule", "truncation")
+    sampling.__dict__.update(zip(names, (*choices, *numbers), strict=True))
+    return sampling
 
   def start(self, keys: jax.Array, given: Given) -> State:
     """Pure noise at t = 1, from PRNG keys [B]."""

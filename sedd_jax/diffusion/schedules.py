@@ -13,6 +13,8 @@ from sedd_jax.ranges import check
 
 # The last time before the denoising step, which removes the rest; the original's choice.
 END_TIME = 1e-5
+# Compiled programs hold this many times, or the next power of two: one serves all shorter lists.
+_FEWEST_TIMES = 4_097
 # More steps would be too close for float32 times, and their list would take much memory.
 MOST_STEPS = 1_000_000
 
@@ -43,9 +45,13 @@ class Schedule(Protocol):
     ...
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Times:
   """The same times for every sequence.
+
+  As a pytree its only leaf is an array of the times, so a function that is compiled for one number
+  of steps serves others. The array is padded with the last time.
 
   Attributes:
     times: start at 1 and fall; the last is above 0.
@@ -79,14 +85,26 @@ class Times:
     del batch
 
   def next(self, t, step, pace, noise):
-    times = jnp.asarray(np.asarray(self.times), t.dtype)
+    times = jnp.asarray(self.times, t.dtype)
     return jnp.broadcast_to(times[jnp.minimum(step + 1, self.num_steps)], t.shape)
 
   def update(self, pace, error):
     del error
     return pace
 
+  def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+    size = max(_FEWEST_TIMES, 1 << (len(self.times) - 1).bit_length())
+    times = np.asarray(self.times, np.float64)
+    return (np.pad(times, (0, size - len(times)), mode="edge"),), None
 
+  @classmethod
+  def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> "Times":
+    times = object.__new__(cls)  # A leaf may be a tracer, which cannot be checked.
+    times.__dict__["times"] = leaves[0]
+    return times
+
+
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Adaptive:
   """Step lengths set from the sampler's estimate of its error.

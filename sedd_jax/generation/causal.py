@@ -13,7 +13,7 @@ import numpy as np
 from sedd_jax.batch import Batch
 from sedd_jax.diffusion import Truncation
 from sedd_jax.evaluation.bounds import BoundEstimator, Exact
-from sedd_jax.generation.generator import Generation
+from sedd_jax.generation.generator import Generation, Snapshot
 from sedd_jax.generation.model import BatchRequest, LanguageModel, SequenceBound
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Autoregressive, Params, decode
@@ -101,12 +101,8 @@ class CausalModel(LanguageModel):
       ValueError: the given tokens are not a prefix, or a setting belongs to diffusion models.
     """
     tokens, given = request.tokens, request.given
+    self.check_given(given)
     lengths = given.sum(axis=1)
-    if (given != (np.arange(given.shape[1]) < lengths[:, None])).any():
-      raise ValueError(
-        "an autoregressive model continues a prefix and cannot fill in: given tokens must come "
-        "before all others"
-      )
     if request.best_of != 1:
       raise ValueError(f"best_of={request.best_of} must be 1 for an autoregressive model")
     self.check(request.settings)
@@ -122,20 +118,31 @@ class CausalModel(LanguageModel):
         samples[rows] = np.asarray(decoded)
     if request.on_progress is not None:
       request.on_progress(tokens.shape[1], 1.0)
-    batch, length = tokens.shape
-    frames = (
-      self._frames(samples, lengths) if request.record else np.zeros((0, batch, length), np.int32)
-    )
+    watched = request.record or request.on_snapshot is not None
+    frames = self._frames(samples, lengths) if watched else np.zeros((0, *samples.shape), np.int32)
+    times = np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], len(samples), axis=1)
+    if request.on_snapshot is not None:
+      for calls in range(len(frames)):
+        request.on_snapshot(Snapshot(frames[calls], times[calls], calls))
+    kept = len(frames) if request.record else 0
     return Generation(
       tokens=samples,
       given=given,
-      steps=length,
-      calls=length,
+      steps=tokens.shape[1],
+      calls=tokens.shape[1],
       seconds=time.monotonic() - start_time,
-      frames=frames,
-      times=np.repeat(np.linspace(1.0, 0.0, len(frames))[:, None], batch, axis=1),
-      calls_by_frame=np.arange(len(frames), dtype=np.int64),
+      frames=frames[:kept],
+      times=times[:kept],
+      calls_by_frame=np.arange(kept, dtype=np.int64),
     )
+
+  def check_given(self, given: np.ndarray) -> None:
+    prefix = np.arange(given.shape[1]) < given.sum(axis=1)[:, None]
+    if (given != prefix).any():
+      raise ValueError(
+        "an autoregressive model continues a prefix and cannot fill in: given tokens must come "
+        "before all others"
+      )
 
   def check(self, settings: SamplerSettings) -> None:
     default = SamplerSettings()
@@ -207,4 +214,4 @@ class CausalModel(LanguageModel):
     def draw(params: Params, keys, prefix, lengths, **options) -> jax.Array:
       return decode(self.network, params, keys, prefix, lengths, **options)[0]
 
-    return jax.jit(draw, static_argnames=("truncation", "started"))
+    return jax.jit(draw, static_argnames="started")

@@ -1,10 +1,10 @@
-"""Generation with a score network: compiled once per `Sampling`, with progress and frames."""
+"""Generation with a score network: compiled once per sampler, with progress and frames."""
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,25 @@ from sedd_jax.diffusion import NO_LIMIT, Given, Sampling, State
 from sedd_jax.models import Network, Params
 from sedd_jax.parallel import MeshConfig, OnMesh, batch_sharding, make_mesh, tree_shardings
 
+
+class Snapshot(NamedTuple):
+  """The samples between two steps.
+
+  Attributes:
+    tokens: int32[B, L].
+    times: float64[B].
+    calls: network calls so far.
+  """
+
+  tokens: np.ndarray
+  times: np.ndarray
+  calls: int
+
+
 # Called with (steps so far, share of the way from t = 1 to 0).
 OnProgress = Callable[[int, float], None]
+# Called before the first step and after each. What it raises ends the sampling.
+OnSnapshot = Callable[[Snapshot], None]
 # Number of progress reports.
 _REPORTS = 50
 
@@ -78,11 +95,12 @@ class Generator:
     *,
     record: bool = False,
     on_progress: OnProgress | None = None,
+    on_snapshot: OnSnapshot | None = None,
   ) -> Generation:
     """The samples and their cost.
 
-    The loop runs on the device. It returns to the host after every step if frames are recorded, and
-    occasionally for progress; the samples do not depend on that.
+    The loop runs on the device. It returns to the host after every step if frames are recorded or
+    watched, and occasionally for progress; the samples do not depend on that.
 
     Args:
       sampling: how to sample.
@@ -90,6 +108,7 @@ class Generator:
       given: tokens to keep.
       record: whether to keep the tokens after every step.
       on_progress: called occasionally.
+      on_snapshot: called before the first step and after each; what it raises ends the sampling.
     """
     started = time.monotonic()
     count = len(keys)
@@ -97,18 +116,27 @@ class Generator:
     index = np.minimum(np.arange(-(-count // self._devices) * self._devices), count - 1)
     keys, given = jax.device_put((keys[index], jax.tree.map(lambda x: x[index], given)), self._rows)
     state = self._start(sampling, keys, given)
-    frames = [state]
-    stride = 1 if record else self._stride(sampling) if on_progress else NO_LIMIT
-    steps = 0
+    frames, steps = [], 0
+    stride = self._stride(sampling) if on_progress else NO_LIMIT
+    stride = 1 if record or on_snapshot else stride
+
+    def reached(state: State) -> None:
+      if record:
+        frames.append(state)
+      if on_snapshot is not None:
+        tokens, times = np.asarray(state.x)[:count], np.asarray(state.t, np.float64)[:count]
+        on_snapshot(Snapshot(tokens, times, int(state.calls)))
+
+    reached(state)
     while bool(np.any(np.asarray(state.t) > sampling.schedule.end)):
       until = min(steps + stride, NO_LIMIT)
       state = self._advance(sampling, self._params, keys, state, given, jnp.int32(until))
       steps = int(state.steps)
-      frames.append(state)
+      reached(state)
       if on_progress is not None:
         on_progress(steps, 1.0 - float(np.max(np.asarray(state.t))))
     state = jax.block_until_ready(self._finish(sampling, self._params, keys, state, given))
-    frames = [*frames, state] if record else []
+    reached(state)
     if on_progress is not None:
       on_progress(steps, 1.0)
     batch, length = given.where.shape
@@ -131,11 +159,11 @@ class Generator:
 
   @functools.cached_property
   def _start(self):
-    return jax.jit(Sampling.start, static_argnums=0)
+    return jax.jit(Sampling.start)
 
   @functools.cached_property
   def _advance(self):
-    @functools.partial(jax.jit, static_argnums=0)
+    @jax.jit
     def advance(
       sampling: Sampling, params: Params, keys: jax.Array, state: State, given: Given, until
     ):
@@ -145,7 +173,7 @@ class Generator:
 
   @functools.cached_property
   def _finish(self):
-    @functools.partial(jax.jit, static_argnums=0)
+    @jax.jit
     def finish(sampling: Sampling, params: Params, keys: jax.Array, state: State, given: Given):
       return sampling.finish(self._network.scores(params), keys, state, given)
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from sedd_jax.batch import Batch
 from sedd_jax.data import Tokenizer
+from sedd_jax.data.library_tokenizer import LibraryTokenizer
 from sedd_jax.diffusion import NO_LIMIT, Given, Noise, TimeIntegral
 from sedd_jax.evaluation.bounds import BoundEstimator
-from sedd_jax.generation.generator import Generation, Generator, OnProgress
+from sedd_jax.generation.generator import Generation, Generator, OnProgress, OnSnapshot
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.models import Network, Params
 from sedd_jax.ranges import check, check_seed
@@ -52,6 +53,7 @@ class BatchRequest:
   best_of: int
   record: bool
   on_progress: OnProgress | None
+  on_snapshot: OnSnapshot | None
 
   def keys(self, candidate: int = 0) -> jax.Array:
     """PRNG keys [B]."""
@@ -126,6 +128,7 @@ class LanguageModel(abc.ABC):
     best_of: int = 1,
     record: bool = False,
     on_progress: OnProgress | None = None,
+    on_snapshot: OnSnapshot | None = None,
   ) -> Generation:
     """The samples of `infill`, with their cost.
 
@@ -139,6 +142,8 @@ class LanguageModel(abc.ABC):
         its negative log likelihood is kept, so samples no longer follow the model's law.
       record: whether to keep the tokens after every step; only with a single candidate.
       on_progress: called occasionally with (steps so far, share of the way).
+      on_snapshot: called with a `Snapshot` before the first step and after each; only with a single
+        candidate. What it raises ends the sampling.
 
     Raises:
       ValueError: the arrays don't fit the model, or an argument is out of range.
@@ -154,6 +159,7 @@ class LanguageModel(abc.ABC):
         best_of=best_of,
         record=record,
         on_progress=on_progress,
+        on_snapshot=on_snapshot,
       )
     )
 
@@ -164,6 +170,9 @@ class LanguageModel(abc.ABC):
   @abc.abstractmethod
   def check(self, settings: SamplerSettings) -> None:
     """Raises ValueError if this model cannot be sampled with these settings."""
+
+  def check_given(self, given: np.ndarray) -> None:  # noqa: B027 - Most models keep any.
+    """Raises ValueError if this model cannot keep given tokens there, bool[B, L]."""
 
   def relevant_settings(self, settings: SamplerSettings) -> dict[str, Any]:
     """The settings that apply to this model, by name."""
@@ -227,6 +236,17 @@ class LanguageModel(abc.ABC):
       ValueError: the model came without a tokenizer, or does not know a character.
     """
     return self._known_tokenizer().encode(text)
+
+  def encode_behind(self, text: str) -> np.ndarray:
+    """Tokens of a text that stands behind other text, int32[T]: without what some tokenizers put
+    before the start of a text, such as a space.
+
+    Raises:
+      ValueError: as of `encode`.
+    """
+    tokenizer = self._known_tokenizer()
+    is_library = isinstance(tokenizer, LibraryTokenizer)
+    return tokenizer.encode_behind(text) if is_library else tokenizer.encode(text)
 
   def decode(self, tokens: Sequence[Sequence[int]] | np.ndarray) -> list[str]:
     """The text of each row of tokens.
@@ -351,14 +371,19 @@ class Model(LanguageModel):
   def _generate(self, request: BatchRequest) -> Generation:
     best_of = request.best_of
     check("best_of", best_of, 1, NO_LIMIT - NUMBERS)
-    if request.record and best_of > 1:
-      raise ValueError(f"best_of={best_of} must be 1 if frames are recorded")
+    if (request.record or request.on_snapshot is not None) and best_of > 1:
+      raise ValueError(f"best_of={best_of} must be 1 if steps are recorded or watched")
     sampling = request.settings.sampling(self.network.process, self.noise)
     given = Given(jnp.asarray(request.tokens, jnp.int32), jnp.asarray(request.given))
 
     def candidate(i: int) -> Generation:
       return self._generator(
-        sampling, request.keys(i), given, record=request.record, on_progress=request.on_progress
+        sampling,
+        request.keys(i),
+        given,
+        record=request.record,
+        on_progress=request.on_progress,
+        on_snapshot=request.on_snapshot,
       )
 
     best = candidate(0)

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,27 +60,27 @@ class Prompts:
     if sum(given) > 1:
       raise ValueError("give --template, --templates, or --prefix and --suffix: only one of them")
 
-  def templates(self, encode: Encode, longest: int) -> list[Template]:
+  def templates(self, encode: Encode, longest: int, behind: Encode | None = None) -> list[Template]:
     """The templates in a model's tokens; arguments as in `parse_template`.
 
     Raises:
       ValueError: the file has no template, or a template cannot be used.
       OSError: the file cannot be read.
     """
-    sizes = {"length": self.length, "longest": longest}
+    others: Any = {"length": self.length, "longest": longest, "behind": behind}
     if self.template is not None:
       with _naming("--template"):
-        return [parse_template(self.template, encode, **sizes)]
+        return [parse_template(self.template, encode, **others)]
     if self.file is None:
       flags = [f"--{name}" for name in ("prefix", "suffix") if getattr(self, name)]
       with _naming(" and ".join(flags or ["--length"])):
-        return [between(self.prefix, self.suffix, encode, **sizes)]
+        return [between(self.prefix, self.suffix, encode, **others)]
     file = local_path(self.file, "--templates")
     templates = []
     for number, line in enumerate(read_text(file, "--templates").split("\n"), 1):
       if line.strip():
         with _naming(f"{file}, line {number}"):
-          templates.append(parse_template(line, encode, **sizes))
+          templates.append(parse_template(line, encode, **others))
     if not templates:
       raise ValueError(f"--templates={self.file} has no line with a template")
     return templates
@@ -97,13 +97,16 @@ def _naming(where: str) -> Iterator[None]:
     raise ValueError(f"{where}: {error}") from error
 
 
-def parse_template(text: str, encode: Encode, *, length: int | None, longest: int) -> Template:
+def parse_template(
+  text: str, encode: Encode, *, length: int | None, longest: int, behind: Encode | None = None
+) -> Template:
   """The parsed template. Texts between blanks are encoded separately.
 
   Args:
     text: `[[n]]` stands for n tokens to fill in, `[[*]]` (at most once) for all remaining tokens; a
       backslash before a blank makes it text.
     encode: maps text to token ids int32[T].
+    behind: the same for text that stands behind other text; `encode` by default.
     length: tokens of the sequence. Without `[[*]]` the remaining tokens are filled in at the end.
       None: the length of the template, or with `[[*]]` the longest.
     longest: the maximum length of the model.
@@ -111,14 +114,23 @@ def parse_template(text: str, encode: Encode, *, length: int | None, longest: in
   Raises:
     ValueError: the template has no blank or two `[[*]]`, or does not fit.
   """
-  return _laid_out(text, f"template {text!r}", list(_parts(text, encode)), length, longest)
+  return _laid_out(
+    text, f"template {_shown(text)}", list(_parts(text, encode, behind or encode)), length, longest
+  )
 
 
 def between(
-  prefix: str, suffix: str, encode: Encode, *, length: int | None, longest: int
+  prefix: str,
+  suffix: str,
+  encode: Encode,
+  *,
+  length: int | None,
+  longest: int,
+  behind: Encode | None = None,
 ) -> Template:
   """A template with text at the start and the end; arguments as in `parse_template`."""
-  parts = [encode(prefix) if prefix else 0, None, encode(suffix) if suffix else 0]
+  behind = behind or encode
+  parts = [encode(prefix) if prefix else 0, None, behind(suffix) if suffix else 0]
   name = f"prefix {prefix!r} with suffix {suffix!r}" if prefix or suffix else "the sample"
   return _laid_out(f"{prefix}[[*]]{suffix}", name, parts, length, longest)
 
@@ -156,7 +168,7 @@ def _laid_out(
   return Template(text, tokens, given)
 
 
-def _parts(text: str, encode: Encode) -> Iterator[Part]:
+def _parts(text: str, encode: Encode, behind: Encode) -> Iterator[Part]:
   plain, at = "", 0
   for match in _BLANK.finditer(text):
     plain += text[at : match.start()] + match[1][: len(match[1]) // 2]
@@ -167,14 +179,21 @@ def _parts(text: str, encode: Encode) -> Iterator[Part]:
       continue
     if plain:
       yield encode(plain)
-    plain = ""
+    plain, encode = "", behind
     if match[2] != "*" and not re.fullmatch("[0-9]+", match[2]):
       raise ValueError(
-        f"template {text!r}: {blank} must hold a number of tokens, such as [[40]], or be [[*]]; a "
-        "backslash before it makes it text"
+        f"template {_shown(text)}: {blank} must hold a number of tokens, such as [[40]], or be "
+        "[[*]]; a backslash before it makes it text"
       )
     if match[2] != "*" and int(match[2]) < 1:
-      raise ValueError(f"template {text!r}: {blank} is empty; a blank takes at least one token")
+      raise ValueError(
+        f"template {_shown(text)}: {blank} is empty; a blank takes at least one token"
+      )
     yield None if match[2] == "*" else int(match[2])
   if plain + text[at:]:
     yield encode(plain + text[at:])
+
+
+def _shown(text: str) -> str:
+  """The text in quotes, its end cut off where it is long."""
+  return repr(text if len(text) <= 200 else f"{text[:200]}\u2026")

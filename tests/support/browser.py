@@ -32,7 +32,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-  """One tab. Messages are the DevTools protocol's."""
+  """A browser, and one of its tabs. Messages are the DevTools protocol's."""
 
   def __init__(self, program: str, profile: Path):
     # Chromium reads commands from descriptor 3 and writes to 4; a shell puts the pipes there.
@@ -47,19 +47,29 @@ class Page:
     )
     os.close(commands)
     os.close(answers)
-    self._numbers, self._buffer, self._session = itertools.count(1), b"", None
+    self._numbers, self._buffer, self.tab = itertools.count(1), b"", None
     self.requests: list[str] = []
     self.errors: list[str] = []
+    self.new_tab()
+
+  def new_tab(self) -> str:
+    """Opens a tab, which further calls are about until `use` names another."""
+    self.tab = None
     target = self.call("Target.createTarget", url="about:blank")["targetId"]
-    self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+    self.tab = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     for domain in ("Page", "Runtime", "Network", "Log"):
       self.call(f"{domain}.enable")
+    return self.tab
+
+  def use(self, tab: str):
+    """Further calls are about this tab."""
+    self.tab = tab
 
   def call(self, method: str, **params):
     """Sends one command and waits for its answer; keeps account of requests and errors."""
     message = {"id": next(self._numbers), "method": method, "params": params}
-    if self._session:
-      message["sessionId"] = self._session
+    if self.tab:
+      message["sessionId"] = self.tab
     os.write(self._write, json.dumps(message).encode() + b"\0")
     while (answer := self._next()).get("id") != message["id"]:
       self._note(answer)
@@ -67,8 +77,12 @@ class Page:
       raise RuntimeError(f"{method}: {answer['error']}")
     return answer["result"]
 
-  def open(self, path: Path, fragment: str = "", *, dark=False, calm=False, width=1100, height=800):
-    """Loads a page afresh, with the user's wishes."""
+  def open(self, path: Path, fragment: str = "", **wishes):
+    """Loads a file afresh, with the user's wishes."""
+    self.visit(path.as_uri() + fragment, **wishes)
+
+  def visit(self, url: str, *, dark=False, calm=False, width=1100, height=800):
+    """Loads an address afresh, with the user's wishes."""
     self.requests.clear()
     self.errors.clear()
     self.call(
@@ -82,8 +96,8 @@ class Page:
     media = [{"name": name, "value": value} for name, value in features.items()]
     self.call("Emulation.setEmulatedMedia", features=media)
     self.call("Page.navigate", url="about:blank")
-    self.call("Page.navigate", url=path.as_uri() + fragment)
-    self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
+    self.call("Page.navigate", url=url)
+    self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
     self.requests[:] = [url for url in self.requests if url != "about:blank"]
 
   def run(self, expression: str):
@@ -100,9 +114,21 @@ class Page:
       assert time.monotonic() < deadline, f"{expression} did not become true"
       time.sleep(0.02)
 
+  def type(self, text: str):
+    """Text into what has the focus, as from the keyboard."""
+    self.call("Input.insertText", text=text)
+
   def press(self, key: str):
     """A key, as from the keyboard: the code of KeyboardEvent.key."""
-    codes = {" ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
+    codes = {
+      " ": 32,
+      "End": 35,
+      "Home": 36,
+      "ArrowLeft": 37,
+      "ArrowRight": 39,
+      "Tab": 9,
+      "Enter": 13,
+    }
     text = {"text": key} if len(key) == 1 else {}
     about = {"key": key, "windowsVirtualKeyCode": codes.get(key, 0)}
     self.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
@@ -112,7 +138,7 @@ class Page:
     path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
   def close(self):
-    self._session = None
+    self.tab = None
     self.call("Browser.close")
     self._process.wait(20)
     os.close(self._write)

@@ -1,17 +1,9 @@
-"""The modules of launch/sweep.py, and runs for them."""
+"""Runs for the tests of sweeps."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
-from support.paths import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "launch"))
-sweep_grid = importlib.import_module("sweep_grid")
-sweep_runs = importlib.import_module("sweep_runs")
-sweep_state = importlib.import_module("sweep_state")
-sweep_table = importlib.import_module("sweep_table")
+from sedd_jax.sweeps import runs
 
 CONFIG = {
   "seed": 0,
@@ -22,7 +14,7 @@ CONFIG = {
 
 
 def make_runs(points, common=None, config=CONFIG):
-  return sweep_runs.make_runs(
+  return runs.make_runs(
     points,
     config=config,
     config_flag="configs/x.py:a",

@@ -42,32 +42,40 @@ def cells_of(trace: Trace, tokenizer: Tokenizer | None) -> Cells:
   Raises:
     ValueError: a token is neither the mask nor known to the tokenizer.
   """
-  known = np.unique(trace.tokens)
-  known = known[~trace.masks(known)]
-  if tokenizer is not None and known[-1] >= tokenizer.vocab_size:
+  masks = trace.masks(trace.tokens)
+  last = np.max(trace.tokens, where=~masks, initial=-1)
+  if tokenizer is not None and last >= tokenizer.vocab_size:
     raise ValueError(
-      f"Trace.tokens has token {known[-1]}, which is neither the mask ({trace.mask_id}) nor one of "
+      f"Trace.tokens has token {last}, which is neither the mask ({trace.mask_id}) nor one of "
       f"the tokenizer's {tokenizer.vocab_size}"
     )
+  return cells_where(trace.tokens, masks, tokenizer)
+
+
+def cells_where(tokens: np.ndarray, masks: np.ndarray, tokenizer: Tokenizer | None) -> Cells:
+  """The text of every token, int[K, B, L], that is no mask, bool[K, B, L]."""
+  tokens = np.where(masks, -1, tokens)
+  known = np.unique(tokens[~masks])
   pieces = tokenizer.pieces if tokenizer is not None else _numbers
   entries: dict[tuple[int, str], int] = {(-1, ""): MASK}
 
   def entry(token: int, text: str) -> int:
     return entries.setdefault((token, visible(text)), len(entries))
 
-  index_of = np.full(max(int(known[-1]), trace.mask_id or 0) + 1, MASK, np.int32)
+  # Masks, which are -1 here, find the last entry.
+  index_of = np.full(np.max(known, initial=-1) + 2, MASK, np.int32)
   is_part = np.zeros(len(index_of), bool)
   for token in known.tolist():
     _, text = pieces([token, token])  # Behind a token: the first may lack its space.
     is_part[token] = "\ufffd" in text
     if not is_part[token]:
       index_of[token] = entry(token, text)
-  index = index_of[trace.tokens]
+  index = index_of[tokens]
 
   # Adjacent parts of characters are decoded together; other tokens separately, above.
   decoded: dict[tuple[int, ...], list[int]] = {}
-  for k, b in np.argwhere(is_part[trace.tokens].any(axis=-1)):
-    row = trace.tokens[k, b]
+  for k, b in np.argwhere(is_part[tokens].any(axis=-1)):
+    row = tokens[k, b]
     edges = np.flatnonzero(np.diff(is_part[row], prepend=False, append=False))
     for start, stop in edges.reshape(-1, 2):
       run = tuple(row[start:stop].tolist())

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from sweep_grid import text
+
+from sedd_jax.sweeps.grid import text
 
 DONE = "done"
 SUBMITTED = "submitted"

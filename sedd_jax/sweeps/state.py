@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep_runs import Run, differences
-from sweep_table import SUBMITTED, Row, is_done, make_row, to_csv
-
 from sedd_jax.files.whole import write_text
+from sedd_jax.sweeps.runs import Run, differences
+from sedd_jax.sweeps.table import SUBMITTED, Row, is_done, make_row, to_csv
 
 FILE = "sweep.json"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep_grid import describe, experiment, names, short_hash, text
+from sedd_jax.sweeps.grid import describe, experiment, names, short_hash, text
 
 BACKENDS = ("print", "local", "slurm", "tpu_vm", "xpk")
 

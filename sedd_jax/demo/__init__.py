@@ -1,0 +1,1 @@
+"""A page and an endpoint on which a trained model fills in text; `sedd demo` starts them."""
