@@ -74,7 +74,8 @@ def load(
     _note_unused(source, own, tokenizer, tokenizer_eos)
   model = dataclasses.replace(model, tokenizer=own)
   # The origin in an export's config goes before the name of the folder.
-  model.info.update({"origin": origin} | model.info | {"source": source})
+  shown = "sedd_jax/assets/stories" if path == STORIES else source
+  model.info.update({"origin": origin} | model.info | {"source": shown})
   return model
 
 
