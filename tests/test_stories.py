@@ -1,4 +1,4 @@
-"""The model in the box: it loads without a path, is small, and its tokenizer is that of its text."""
+"""The model in the box: it loads without a path, is small, and reads text as its source does."""
 
 import json
 
