@@ -13,7 +13,7 @@ from support.demo import running
 
 import sedd_jax
 
-TEMPLATE = "Once upon a time, there was a [[*]] They were happy."
+TEMPLATE = "Once upon a time, there was a[[*]] They were happy."
 FILE = Path(__file__).with_name("demo.gif")
 SIZE = {"width": 760, "height": 560}
 COLOURS, LAST = 24, 2500

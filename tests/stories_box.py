@@ -5,7 +5,7 @@ below the source's entropy, and the cost of a sample under the source is the tru
 
   python tests/stories_box.py rows --out=stories    # STORIES/rows and STORIES/tokenizer.json
   sedd train --config=configs/stories.py --workdir=runs/stories --config.data.files=stories/rows \\
-    --config.data.tokenizer=stories/tokenizer.json
+    --config.data.tokenizer=stories/tokenizer.json --config.data.tokenizer_eos='<s>'
   sedd export --checkpoint=runs/stories --out=sedd_jax/assets/stories --weights=float16
   python tests/stories_box.py bound --checkpoint=runs/stories
   python tests/stories_box.py frontier --checkpoint=runs/stories
@@ -98,7 +98,7 @@ def write_rows(out: Path):
     rows[-HELD_OUT:],
     LibraryTokenizer.from_file(file, eos=_SPECIAL[BOS]),
     out / "rows",
-    name="stories",
+    name="stories-rows",
     tokenizer_name=str(file),
   )
   print(f"{out / 'rows'}: {manifest['train']['tokens']:,} tokens to train on")
@@ -116,7 +116,7 @@ def print_bound(model, num: int):
     "bound": np.concatenate(bounds) / length,
     "the source's cost of the same rows": -log_likelihood / length,
   }
-  found["difference, at least KL(data, model)"] = np.subtract(*found.values())
+  found["their difference, which KL(data, model) is at most"] = np.subtract(*found.values())
   for name, each in found.items():
     error = each.std() / np.sqrt(num)
     print(

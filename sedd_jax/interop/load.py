@@ -46,7 +46,7 @@ def load(
       `sedd export` wrote, a folder with the hub files of SEDD's original code, MDLM or RADD, a run
       of the original code, a folder of Hugging Face's GPT-2, or a hub id such as
       `louaaron/sedd-small` or `openai-community/gpt2-large`, which downloads. By default a small
-      model of children's stories that comes with the package.
+      model of stories that comes with the package.
     dtype: compute dtype, `float32`, `bfloat16` or `float64` (which needs jax_enable_x64); by
       default that of the run or export, and float32 for other weights.
     tokenizer: for weights that come without one: `gpt2` (downloads), or any that the config of a
