@@ -10,6 +10,7 @@ from support.command import sedd
 
 import sedd_jax
 from sedd_jax.data.library_tokenizer import LibraryTokenizer
+from sedd_jax.demo.page import demo_page
 from sedd_jax.interop.load import STORIES
 
 
@@ -38,6 +39,12 @@ def test_commands_take_it_by_default():
   assert record["text"].startswith("Once upon a time")
   assert " They were" in record["text"]
   assert "  They" not in record["text"]
+
+
+def test_the_demo_begins_with_a_story(model):
+  page = demo_page(model)
+  assert "Once upon a time" in page
+  assert "sedd demo: stories" in page
 
 
 def test_its_tokenizer_is_that_of_its_text(model, shared_path):

@@ -10,7 +10,7 @@ from sedd_jax.generation.model import LanguageModel
 from sedd_jax.generation.settings import SamplerSettings
 from sedd_jax.generation.templates import parse_template
 from sedd_jax.generation.traces.page import page_with_player
-from sedd_jax.interop.load import STORIES
+from sedd_jax.interop.load import STORIES_SOURCE
 
 # What is in the text box at first: for the model that comes with the package, or the first of the
 # others that the model can read.
@@ -21,10 +21,10 @@ _TEMPLATES = ("The[[12]] is[[*]]", "the[[12]] of[[*]]", "[[*]]")
 def demo_page(model: LanguageModel) -> str:
   """HTML of the page for a model."""
   source = str(model.info.get("source", "a model"))
-  is_story = source == str(STORIES)
+  is_story = source == STORIES_SOURCE
   return page_with_player(
     importlib.resources.files("sedd_jax.demo"),
-    title=f"sedd demo: {STORIES.name if is_story else source}",
+    title=f"sedd demo: {'stories' if is_story else source}",
     data={
       "length": model.length,
       "masks": model.mask_id is not None,

@@ -28,8 +28,9 @@ CONFIG = "config.json"
 _HUB_FILES = [CONFIG, *WEIGHT_PATTERNS, TOKENIZER, *gpt2.TOKENIZER_FILES]
 
 
-# The model that comes with the package.
+# The model that comes with the package, and what `Model.info` calls its source.
 STORIES = Path(__file__).resolve().parent.parent / "assets" / "stories"
+STORIES_SOURCE = "sedd_jax/assets/stories"
 
 
 def load(
@@ -74,7 +75,7 @@ def load(
     _note_unused(source, own, tokenizer, tokenizer_eos)
   model = dataclasses.replace(model, tokenizer=own)
   # The origin in an export's config goes before the name of the folder.
-  shown = "sedd_jax/assets/stories" if path == STORIES else source
+  shown = STORIES_SOURCE if path == STORIES else source
   model.info.update({"origin": origin} | model.info | {"source": shown})
   return model
 
