@@ -368,6 +368,7 @@ def test_the_baseline_prints_a_line(mode):
 
 @pytest.mark.torch_ref
 def test_time_to_a_bound_is_measured_against_the_baseline(tmp_path):
+  pytest.importorskip("torch")
   found = line(
     "quality", "--config=Q", "--steps=6", "--baseline_steps=4", "--every=3", "--rows=64",
     "--num_times=2", f"--out={tmp_path / 'quality'}", "--set=optimizer.warmup=2",

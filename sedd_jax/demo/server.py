@@ -129,26 +129,21 @@ def _quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _ending(device: Device) -> Iterator[None]:
   """Ends the process at once, also while the device is busy."""
-  previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
   try:
     yield
   except KeyboardInterrupt:
-    device.close()
-    if not device.ended(1.0):
-      print("error: interrupted", file=sys.stderr)
-      _leave(130)
-    raise
+    print("error: interrupted", file=sys.stderr)
+    _leave(device, 130)
   except SystemExit:
-    device.close()
-    if not device.ended(1.0):
-      _leave(0)
-    raise
-  finally:
-    signal.signal(signal.SIGTERM, previous)
+    _leave(device, 0)
 
 
-def _leave(code: int) -> NoReturn:
-  """Ends the process in the middle of a compilation, during which Python cannot end cleanly."""
+def _leave(device: Device, code: int) -> NoReturn:
+  """Ends the process. Behind a compilation or just after one Python cannot end cleanly: threads of
+  the compiler would abort it."""
+  device.close()
+  device.ended(1.0)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
