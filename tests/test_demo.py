@@ -583,8 +583,9 @@ def started(export):
 
 @pytest.mark.parametrize(
   ("number", "code"),
-  [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow)],
+  [(signal.SIGINT, 130), (signal.SIGTERM, 0)],
 )
+@pytest.mark.slow
 def test_a_signal_ends_the_command_in_the_middle_of_a_drawing(export, number, code):
   with started(export) as (process, port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
