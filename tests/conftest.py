@@ -82,6 +82,27 @@ def quick_compilation():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module")
+def quick_module():
+  """The same for all of a module, whose threads outlive a test."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+  """A headless browser, a `support.browser.Page`."""
+  from support.browser import PROGRAMS, Page, find_chromium  # Below the line that rewrites asserts.
+
+  program = find_chromium()
+  if program is None:
+    pytest.skip(f"no browser is installed: none of {', '.join(PROGRAMS)}")
+  page = Page(program, tmp_path_factory.mktemp("profile"))
+  yield page
+  page.close()
+
+
 @pytest.fixture
 def strict_keys():
   """Fails the test where a PRNG key is used twice."""

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 from support.command import sedd
@@ -40,12 +39,7 @@ from sedd_jax.generation.templates import parse_template
 TEMPLATE = "ab[[4]]c[[*]]"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """As `quick_compilation`, for threads that outlive a test."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The page of `sedd demo` in a real browser: typing, watching, stopping, links, two tabs."""
 
-import jax
 import pytest
-from support.browser import PROGRAMS, Page, find_chromium
 from support.contrast import check_texts
 from support.demo import LENGTH, Gated, running, tiny_model, until
 
@@ -15,22 +13,7 @@ MASKS = "document.querySelectorAll('#text .mask').length"
 IDLE = "!drawing && result !== null"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """As `quick_compilation`, for threads that outlive a test."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-  program = find_chromium()
-  if program is None:
-    pytest.skip(f"no browser is installed: none of {', '.join(PROGRAMS)}")
-  page = Page(program, tmp_path_factory.mktemp("profile"))
-  yield page
-  page.close()
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 @pytest.fixture(scope="module")

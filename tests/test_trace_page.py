@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-from support.browser import PROGRAMS, Page, find_chromium
 from support.contrast import check_texts, contrast
 from support.paths import REPOSITORY
 from support.traces import PLAIN, TRACES, expected, revealed
@@ -111,16 +110,6 @@ def test_a_long_run_stays_small():
 
 
 # ---- The page in a browser ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-  program = find_chromium()
-  if program is None:
-    pytest.skip(f"no browser is installed: none of {', '.join(PROGRAMS)}")
-  page = Page(program, tmp_path_factory.mktemp("profile"))
-  yield page
-  page.close()
 
 
 @pytest.fixture(scope="module")

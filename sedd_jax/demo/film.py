@@ -1,10 +1,9 @@
 """What changes from step to step while one sample is drawn."""
 
-import numpy as np
-
 from sedd_jax.data import Tokenizer
 from sedd_jax.generation.generator import Snapshot
 from sedd_jax.generation.traces.cells import MASK, cells_where
+from sedd_jax.generation.traces.trace import masks_of
 
 # Position, token (None for a mask) and its text.
 Change = tuple[int, int | None, str]
@@ -25,8 +24,7 @@ class Film:
   def changes(self, snapshot: Snapshot) -> list[Change]:
     """The cells that differ from those of the last call, all of them in the first."""
     tokens = snapshot.tokens[None, :1]
-    masks = np.equal(tokens, -1 if self._mask_id is None else self._mask_id)
-    cells = cells_where(tokens, masks, self._tokenizer)
+    cells = cells_where(tokens, masks_of(tokens, self._mask_id), self._tokenizer)
     shown = [
       (None if i == MASK else cells.ids[i], cells.texts[i]) for i in cells.index[0, 0].tolist()
     ]

@@ -140,8 +140,7 @@ def _ending(device: Device) -> Iterator[None]:
 
 
 def _leave(device: Device, code: int) -> NoReturn:
-  """Ends the process. Behind a compilation or just after one Python cannot end cleanly: threads of
-  the compiler would abort it."""
+  """Ends the process without Python's own end, which the compiler's threads can abort."""
   device.close()
   device.ended(1.0)
   sys.stdout.flush()

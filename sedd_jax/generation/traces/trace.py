@@ -82,7 +82,7 @@ class Trace:
 
   def masks(self, tokens: np.ndarray) -> np.ndarray:
     """bool, shape of tokens, true at masks."""
-    return np.equal(tokens, -1 if self.mask_id is None else self.mask_id)
+    return masks_of(tokens, self.mask_id)
 
   def _array(self, name: str, kind: type, dtype: type, dims: str) -> np.ndarray:
     """The field in its dtype, which replaces it, checked against the shape of tokens."""
@@ -97,3 +97,8 @@ class Trace:
     array = array.astype(dtype)
     object.__setattr__(self, name, array)
     return array
+
+
+def masks_of(tokens: np.ndarray, mask_id: int | None) -> np.ndarray:
+  """bool, shape of tokens, true at masks; there are none where the process has no mask."""
+  return np.equal(tokens, -1 if mask_id is None else mask_id)
